@@ -1,0 +1,1 @@
+"""From documents to sharded TFRecords, and from TFRecords to batches."""

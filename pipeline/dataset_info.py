@@ -1,0 +1,265 @@
+"""`dataset.json`: what a dataset directory holds, written last by the job and read first by everybody else.
+
+Its presence means that the dataset is complete. It says everything that can be known without opening a shard: the
+schema, the vocabulary's identity, both label maps, and for each split the counts, the lengths and every file's size and
+checksum.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline import filesystem
+from pipeline.errors import CorruptShardError, EmptySplitError, MissingInputError, SchemaMismatchError
+from pipeline.labels import LabelMap
+from pipeline.schema import FORMAT_VERSION, HEAD_FEATURES, schema_as_json, schema_fingerprint
+
+DATASET_INFO_NAME = "dataset.json"
+VOCAB_NAME = "vocab.txt"
+LENGTHS_DTYPE = np.dtype("<u2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """One file of the dataset, by name inside its directory.
+
+    Attributes:
+        name: such as `train-00000-of-00008.tfrecord`.
+        num_examples: how many examples it describes.
+        num_bytes: its size.
+        sha256: of its content, hexadecimal.
+    """
+
+    name: str
+    num_examples: int
+    num_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, num_examples: int, data: bytes | memoryview) -> "FileInfo":
+        """Describe a file by its content."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        return cls(name=name, num_examples=num_examples, num_bytes=len(data), sha256=sha256)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """One split of the dataset.
+
+    Attributes:
+        num_examples: examples in all shards.
+        num_tokens: positions in all examples, [CLS] and [SEP] included.
+        num_unknown_tokens: how many of them are [UNK].
+        num_truncated: examples that were cut to `max_len`.
+        label_counts: head → examples per label, in id order.
+        joint_label_counts: [categories][second labels], examples per pair.
+        length_histogram: [max_len + 1], examples per length.
+        lengths_file: a NumPy file, uint16 [num_examples], each example's length in stored order.
+        shards: in reading order.
+    """
+
+    num_examples: int
+    num_tokens: int
+    num_unknown_tokens: int
+    num_truncated: int
+    label_counts: Mapping[str, list[int]]
+    joint_label_counts: list[list[int]]
+    length_histogram: list[int]
+    lengths_file: FileInfo
+    shards: tuple[FileInfo, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DocumentCounts:
+    """What became of the documents; `read == written + sum(rejected.values())`, always.
+
+    Attributes:
+        read: documents found in the input.
+        written: examples in all splits.
+        rejected: reason → documents, listed one by one in the rejected file.
+        duplicates: documents whose text was met before (written or rejected, by policy).
+        conflicting: keys of documents with equal text but different labels, a list for each such text.
+    """
+
+    read: int
+    written: int
+    rejected: Mapping[str, int]
+    duplicates: int
+    conflicting: list[list[str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """The content of `dataset.json`.
+
+    Attributes:
+        max_len: no example is longer.
+        compression: `none` or `gzip`.
+        vocab_sha256, vocab_size: of the vocabulary the ids refer to.
+        labels: head → label map.
+        splits: name → split, in the order train, dev, test, others.
+        documents: what became of the documents.
+        seed: decides split, shard and order.
+        configuration: the resolved options that shaped the content.
+        versions: of what wrote it.
+    """
+
+    max_len: int
+    compression: str
+    vocab_sha256: str
+    vocab_size: int
+    labels: Mapping[str, LabelMap]
+    splits: Mapping[str, SplitInfo]
+    documents: DocumentCounts
+    seed: int
+    configuration: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def split(self, name: str) -> SplitInfo:
+        """Return a split that has examples.
+
+        Raises:
+            EmptySplitError: there is no such split, or it is empty.
+        """
+        split = self.splits.get(name)
+        if split is None or split.num_examples == 0:
+            counts = ", ".join(f"{other} {info.num_examples:,}" for other, info in self.splits.items())
+            raise EmptySplitError(
+                f"split {name!r} has no examples (there are: {counts or 'no splits'}); "
+                "preprocess more documents, or give this split a larger weight"
+            )
+        return split
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 that identifies the examples: equal fingerprints mean equal bytes in every shard, in order."""
+        files = [[shard.name, shard.sha256] for split in self.splits.values() for shard in split.shards]
+        return hashlib.sha256(json.dumps([schema_fingerprint(), files]).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the text of `dataset.json`."""
+        fields = dataclasses.asdict(self)
+        fields["labels"] = {head: list(label_map.names) for head, label_map in self.labels.items()}
+        content = {
+            "format_version": FORMAT_VERSION,
+            "schema": {"fingerprint": schema_fingerprint(), "features": schema_as_json()},
+            "fingerprint": self.fingerprint,
+            **fields,
+        }
+        content["checksum"] = _checksum(content)
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        # A list of numbers reads better on one line than on five hundred.
+        return re.sub(r"\[[\s\d,]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> "DatasetInfo":
+        """Parse the text of `dataset.json`.
+
+        Raises:
+            SchemaMismatchError: it is not one, or was written under another format or schema.
+        """
+        try:
+            content = json.loads(text)
+            version, schema = content["format_version"], content["schema"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SchemaMismatchError(
+                f"{source}: not a dataset description ({error}); write the dataset again"
+            ) from None
+        if version != FORMAT_VERSION:
+            raise SchemaMismatchError(
+                f"{source}: expected format version {FORMAT_VERSION}, got {version}; "
+                "write the dataset again with this version of run_preprocess.py"
+            )
+        found = schema.get("fingerprint") if isinstance(schema, dict) else None
+        if found != schema_fingerprint():
+            raise SchemaMismatchError(
+                f"{source}: written under another schema: expected fingerprint {schema_fingerprint()[:12]}, "
+                f"got {str(found)[:12]}; write the dataset again"
+            )
+        if content.pop("checksum", None) != _checksum(content):
+            raise SchemaMismatchError(f"{source}: changed after it was written (its checksum differs); write it again")
+        try:
+            return cls(
+                **{field.name: content[field.name] for field in dataclasses.fields(cls)}
+                | {
+                    "labels": {head: LabelMap(tuple(content["labels"][head])) for head in HEAD_FEATURES},
+                    "splits": {name: _split_from_json(split) for name, split in content["splits"].items()},
+                    "documents": DocumentCounts(**content["documents"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SchemaMismatchError(f"{source}: field {error} is missing or malformed; write it again") from None
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _split_from_json(content: dict[str, Any]) -> SplitInfo:
+    lengths_file = FileInfo(**content["lengths_file"])
+    shards = tuple(FileInfo(**shard) for shard in content["shards"])
+    return SplitInfo(**content | {"lengths_file": lengths_file, "shards": shards})
+
+
+def read_dataset_info(data_dir: str) -> DatasetInfo:
+    """Read the description of a dataset directory, local or remote.
+
+    Raises:
+        MissingInputError: there is no such directory, or no complete dataset in it.
+        SchemaMismatchError: it was written under another format version or schema.
+    """
+    path = filesystem.join(str(data_dir), DATASET_INFO_NAME)
+    if not filesystem.is_remote(path) and not filesystem.exists(str(data_dir)):
+        raise MissingInputError(f"{data_dir}: no such dataset directory; make it with run_preprocess.py")
+    if not filesystem.exists(path):
+        raise MissingInputError(
+            f"{data_dir}: no {DATASET_INFO_NAME} in it, so this is no dataset or its job has not finished; "
+            "make it with run_preprocess.py"
+        )
+    return DatasetInfo.from_json(filesystem.read_bytes(path), path)
+
+
+def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
+    """Compare every file of a split with its description by presence and size, which costs one `stat` each.
+
+    Raises:
+        CorruptShardError: a file is missing or has another size.
+    """
+    for file in (*info.split(split).shards, info.split(split).lengths_file):
+        path = filesystem.join(str(data_dir), file.name)
+        if not filesystem.exists(path):
+            raise CorruptShardError(
+                f"{path}: listed in {DATASET_INFO_NAME} but not there; copy it back, or write the dataset again",
+                path=path,
+            )
+        num_bytes = filesystem.size(path)
+        if num_bytes != file.num_bytes:
+            raise CorruptShardError(
+                f"{path}: expected {file.num_bytes:,} bytes, got {num_bytes:,}; copy it back, or write it again",
+                path=path,
+            )
+
+
+def read_lengths(data_dir: str, info: DatasetInfo, split: str) -> np.ndarray:
+    """Return every example's length in stored order.
+
+    Returns:
+        uint16 [num_examples].
+
+    Raises:
+        CorruptShardError: the file does not hold what `dataset.json` says.
+    """
+    file = info.split(split).lengths_file
+    path = filesystem.join(str(data_dir), file.name)
+    data = filesystem.read_bytes(path)
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise CorruptShardError(
+            f"{path}: its checksum differs from {DATASET_INFO_NAME}; write the dataset again", path=path
+        )
+    lengths: np.ndarray = np.load(filesystem.buffered(data), allow_pickle=False)
+    return lengths

@@ -1,0 +1,84 @@
+"""The exceptions a user of this project can meet, under one base.
+
+A command turns any `PipelineError` into one line on stderr and its `exit_status`; everything else is a defect and keeps
+its traceback. Messages say what is wrong, where, what was expected, what was found, and what to do about it.
+"""
+
+
+class PipelineError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    exit_status = 2
+
+
+class OptionError(PipelineError, ValueError):
+    """An option, or a combination of options, that cannot be used."""
+
+
+class MissingInputError(PipelineError, FileNotFoundError):
+    """An input file or directory that is not there, or not of the kind that was expected."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class InputFormatError(PipelineError, ValueError):
+    """An input file that is there but does not hold what it should (vocabulary, taxonomy, archive, configuration)."""
+
+
+class OutputExistsError(PipelineError):
+    """An output directory that holds something which would be lost."""
+
+
+class OutputWriteError(PipelineError):
+    """The output could not be written: disk full, no permission, read-only file system."""
+
+    exit_status = 1
+
+
+class TooManyRejectedError(PipelineError):
+    """More documents were rejected than `--max_rejected_fraction` allows."""
+
+
+class EmptyDocumentError(PipelineError, ValueError):
+    """A document of which normalization or tokenization leaves nothing."""
+
+
+class EmptySplitError(PipelineError):
+    """A split without examples where examples are needed."""
+
+
+class SchemaMismatchError(PipelineError):
+    """A dataset written under another schema or format version, or with another vocabulary, than its reader expects."""
+
+
+class CorruptShardError(PipelineError):
+    """A shard that is damaged, cut short or not the one `dataset.json` describes.
+
+    Attributes:
+        path: the shard.
+        record: number of the first bad record, from 0; None where the fault is the file's.
+        offset: byte offset of that record; None where the fault is the file's.
+    """
+
+    def __init__(self, message: str, *, path: str, record: int | None = None, offset: int | None = None):
+        super().__init__(message)
+        self.path = path
+        self.record = record
+        self.offset = offset
+
+
+class NonFiniteLossError(PipelineError):
+    """Training met a loss that is not a number, or infinite.
+
+    Attributes:
+        head: the head whose loss it was.
+        step: the global step at which it happened.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, head: str, step: int):
+        super().__init__(message)
+        self.head = head
+        self.step = step

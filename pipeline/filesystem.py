@@ -1,0 +1,169 @@
+"""Files, local or remote: local paths go through `os`, `gs://`, `s3://` and the like through Beam's file systems.
+
+Everything written is written whole under a temporary name and then renamed, so a reader never sees half a file and a
+failed writer never damages what was there.
+"""
+
+import glob as local_glob
+import io
+import os
+import secrets
+import shutil
+from typing import IO, Any
+
+from pipeline.errors import MissingInputError, OptionError, OutputWriteError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a path names a remote file system (`scheme://…`)."""
+    return "://" in path
+
+
+def _file_systems(path: str) -> Any:
+    # Beam takes most of a second to import and is needed for remote paths only.
+    from apache_beam.io.filesystems import FileSystems
+
+    scheme = path.split("://", 1)[0]
+    if scheme not in ("gs", "s3", "azfs", "hdfs"):
+        raise OptionError(f"{path}: unknown file system {scheme!r}; use a local path, gs://, s3://, azfs:// or hdfs://")
+    try:
+        FileSystems.get_filesystem(path)
+    except (ValueError, AssertionError, ImportError, NameError) as error:
+        extra = {"gs": "gcp", "s3": "aws", "azfs": "azure", "hdfs": "hadoop"}[scheme]
+        raise OptionError(
+            f"{path}: this installation cannot read {scheme}://; pip install 'apache-beam[{extra}]'"
+        ) from error
+    return FileSystems
+
+
+def join(directory: str, *names: str) -> str:
+    """Join path components below a local or remote directory."""
+    return "/".join([directory.rstrip("/"), *names]) if is_remote(directory) else os.path.join(directory, *names)
+
+
+def exists(path: str) -> bool:
+    """Tell whether a file or directory exists (remote: whether an object of exactly this name does)."""
+    return bool(_file_systems(path).exists(path)) if is_remote(path) else os.path.exists(path)
+
+
+def size(path: str) -> int:
+    """Return a file's size in bytes."""
+    if is_remote(path):
+        return int(_file_systems(path).match([path])[0].metadata_list[0].size_in_bytes)
+    return os.path.getsize(path)
+
+
+def open_for_reading(path: str) -> IO[bytes]:
+    """Open a file for reading bytes, as it is stored (no decompression)."""
+    if is_remote(path):
+        from apache_beam.io.filesystem import CompressionTypes
+
+        stream: IO[bytes] = _file_systems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        return stream
+    return open(path, "rb")
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the whole content of a file.
+
+    Raises:
+        MissingInputError: there is no such file.
+    """
+    try:
+        with open_for_reading(path) as stream:
+            return stream.read()
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise MissingInputError(f"{path}: expected a file, found a directory") from error
+
+
+def match(pattern: str) -> list[str]:
+    """Return the files that a glob pattern names, sorted by name."""
+    if is_remote(pattern):
+        return sorted(metadata.path for metadata in _file_systems(pattern).match([pattern])[0].metadata_list)
+    return sorted(local_glob.glob(pattern, recursive=True))
+
+
+def list_below(directory: str) -> list[str]:
+    """Return all files below a directory, at any depth, sorted; symbolic links to directories are not followed."""
+    if is_remote(directory):
+        return match(directory.rstrip("/") + "/**")
+    found = [os.path.join(parent, name) for parent, _, names in os.walk(directory, followlinks=False) for name in names]
+    return sorted(found)
+
+
+def make_directory(path: str) -> None:
+    """Make a directory and its parents; remote file systems have none to make."""
+    if is_remote(path):
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError as error:
+        raise OptionError(f"{path}: expected a directory, found a file; give another --output") from error
+    except OSError as error:
+        raise OutputWriteError(f"{path}: cannot make this directory: {error.strerror}") from error
+
+
+def write_atomically(path: str, data: bytes | memoryview) -> None:
+    """Write a whole file so that either all of it is there under its name, or nothing is.
+
+    Raises:
+        OutputWriteError: the disk is full, read-only or not ours to write.
+    """
+    if is_remote(path):
+        # An object appears when its stream is closed. Closing after an error would publish a part, so nothing that can
+        # fail happens between opening and closing except the write itself.
+        stream = _file_systems(path).create(path)
+        stream.write(data)
+        stream.close()
+        return
+    temporary = f"{path}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise OutputWriteError(
+            f"{path}: cannot write: {error.strerror}; free some space or fix it, then run again"
+        ) from error
+
+
+def rename(source: str, destination: str) -> None:
+    """Move one file over another name, replacing what is there."""
+    if is_remote(source):
+        _file_systems(source).rename([source], [destination])
+    else:
+        os.replace(source, destination)
+
+
+def delete(paths: list[str]) -> None:
+    """Delete files; those that are gone already are no error."""
+    for path in paths:
+        if is_remote(path):
+            if exists(path):
+                _file_systems(path).delete([path])
+        else:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+
+
+def delete_directory(path: str) -> None:
+    """Delete a directory with all it holds; one that is gone already is no error."""
+    if is_remote(path):
+        delete(list_below(path))
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def buffered(data: bytes) -> io.BytesIO:
+    """Return a seekable stream over bytes that were read from somewhere that cannot seek."""
+    return io.BytesIO(data)

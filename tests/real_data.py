@@ -1,0 +1,20 @@
+"""Where tests and benchmarks find the real corpora, vocabulary and checkpoints, which are never part of the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+DEFAULT_DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def real_data(*parts: str) -> Path:
+    """Return a path inside the real data, or skip the calling test and say why.
+
+    Args:
+        *parts: path components below the data directory (environment variable `TWO_HEADED_BERT_DATA`).
+    """
+    path = Path(os.environ.get("TWO_HEADED_BERT_DATA", DEFAULT_DATA_DIR)).joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real data not found at {path}; set TWO_HEADED_BERT_DATA to run this test")
+    return path
