@@ -1,0 +1,63 @@
+"""What every command shares: one-line errors with the right exit status, logging, `--version` and `--debug`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from pipeline.errors import OptionError, PipelineError
+
+VERSION = "0.1.0"
+
+_INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and which takes no abbreviated options."""
+
+    def __init__(self, *, prog: str, description: str, epilog: str | None = None):
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error and Beam's own messages")
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message}; see {self.prog} --help")
+
+
+def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command's `main` and turn its outcome into an exit status.
+
+    Args:
+        main: takes the arguments, returns the exit status.
+        argv: the arguments; `None` takes the process's own.
+
+    Returns:
+        0 done; 2 the command line or the input is wrong; 1 anything else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        status = main(arguments)
+        sys.stdout.flush()
+        return status
+    except PipelineError as error:
+        if debug:
+            raise
+        logging.getLogger(__name__).error("error: %s", error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        logging.getLogger(__name__).error("interrupted")
+        return _INTERRUPTED_STATUS
+    except BrokenPipeError:
+        # The reader of our output went away (`… | head`), which is its right; keep the interpreter from saying so again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
