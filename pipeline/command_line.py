@@ -44,7 +44,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _configure_logging(debug)
     try:
         status = main(arguments)
         sys.stdout.flush()
@@ -58,6 +58,15 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         logging.getLogger(__name__).error("interrupted")
         return _INTERRUPTED_STATUS
     except BrokenPipeError:
-        # The reader of our output went away (`… | head`), which is its right; keep the interpreter from saying so again.
+        # The reader of our output went away (`… | head`), which is its right; it need not be said again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _configure_logging(debug: bool) -> None:
+    """Log to stderr; what Beam says about itself, and about parts of it that are not installed, only with `--debug`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    if not debug:
+        handler.addFilter(lambda record: "apache_beam" not in record.pathname or record.levelno >= logging.CRITICAL)
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])

@@ -7,6 +7,7 @@ checksum.
 
 import dataclasses
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -72,6 +73,11 @@ class SplitInfo:
     length_histogram: list[int]
     lengths_file: FileInfo
     shards: tuple[FileInfo, ...]
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """Every file of the split."""
+        return (*self.shards, self.lengths_file)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +236,7 @@ def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
     Raises:
         CorruptShardError: a file is missing or has another size.
     """
-    for file in (*info.split(split).shards, info.split(split).lengths_file):
+    for file in info.split(split).files:
         path = filesystem.join(str(data_dir), file.name)
         if not filesystem.exists(path):
             raise CorruptShardError(
@@ -243,6 +249,13 @@ def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
                 f"{path}: expected {file.num_bytes:,} bytes, got {num_bytes:,}; copy it back, or write it again",
                 path=path,
             )
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Return the content of a NumPy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def read_lengths(data_dir: str, info: DatasetInfo, split: str) -> np.ndarray:
@@ -261,5 +274,5 @@ def read_lengths(data_dir: str, info: DatasetInfo, split: str) -> np.ndarray:
         raise CorruptShardError(
             f"{path}: its checksum differs from {DATASET_INFO_NAME}; write the dataset again", path=path
         )
-    lengths: np.ndarray = np.load(filesystem.buffered(data), allow_pickle=False)
+    lengths: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     return lengths

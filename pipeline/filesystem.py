@@ -5,7 +5,6 @@ failed writer never damages what was there.
 """
 
 import glob as local_glob
-import io
 import os
 import secrets
 import shutil
@@ -162,8 +161,3 @@ def delete_directory(path: str) -> None:
         delete(list_below(path))
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def buffered(data: bytes) -> io.BytesIO:
-    """Return a seekable stream over bytes that were read from somewhere that cannot seek."""
-    return io.BytesIO(data)

@@ -7,9 +7,10 @@ that symbol's alternatives, and so on down to plain text. An alternative that is
     clause:  {who}{does}{what}        →  "前锋迎来关键比赛"
 
 All topics share one set of clause and headline forms, so that the shape of a sentence says nothing about its category;
-what differs is the words. Each topic has its own, and fields of related topics (财经, 股票 and 彩票 speak of money, 科技 and
-游戏 of devices) share more: a single word seldom settles the category, the sum of them mostly does. Every word list and
-every form was written for this file; people, places, companies and brands are put together from syllables.
+what differs is the words. Each topic has its own, and fields of related topics share more (财经, 股票 and 彩票 speak
+of money, 科技 and 游戏 of devices): a single word seldom settles the category, the sum of them mostly does. Every word
+list and every form was written for this file. People, places, companies and brands are put together from syllables; one
+that exists is a coincidence.
 """
 
 import dataclasses
@@ -60,7 +61,7 @@ TOPICS = {
         words=Words(
             who="前锋 后卫 门将 主教练 替补 队长 新秀 裁判 主队 客队 射手 中锋 老将 国手 球队 双方球员",
             does="拿下 错失 争夺 逼平 打破 备战 逆转 锁定",
-            what="关键进球 三分球 小组赛 联赛冠军 首发位置 篮板 点球 任意球 积分榜 决赛资格 世界纪录 金牌 转会合同 热身赛",
+            what="关键进球 三分球 小组赛 联赛冠军 首发位置 篮板 点球 积分榜 决赛资格 世界纪录 金牌 转会合同 热身赛",
             feels="状态火热 防守严密 体能下降 伤病不断 连胜三场 命中率很高 拼抢凶狠 大比分领先",
             scene="主场 客场 下半场 第三节 加时赛 训练馆 新赛季 赛后",
             named="{place}队 {place}男篮 {place}女排 {place}足球俱乐部 {place}体育中心",
@@ -151,7 +152,7 @@ TOPICS = {
         words=Words(
             who="省长 代表 委员 外交部 发言人 总理 国务院 市委书记 干部 大使 常委会 有关部门",
             does="审议 访问 部署 出席 会见 颁布 贯彻",
-            what="草案 会议 双边关系 条例 法律 议案 改革方案 工作报告 选举 外交政策 和平谈判 任免名单 党风建设 民生工程",
+            what="草案 会议 双边关系 条例 法律 议案 改革方案 工作报告 选举 外交政策 和平谈判 党风建设 民生工程",
             feels="取得共识 立场坚定 成效显著 友好合作 依法行政 稳步推进 意义重大 严肃纪律",
             scene="人民大会堂 全体会议 中南部 新闻发布会 边境 基层 两国之间",
             named="{place}省政府 {place}市委 {place}人大 {place}共和国 {place}代表团",
@@ -328,18 +329,19 @@ GENERAL_WORDS = Words(
     unit="个 次 人 天 种 倍 元 %",
 )
 
-# Forms that every topic uses. Weights were set by eye for variety; quotation marks come in about half of the documents.
+# Forms that every topic uses. Weights were set by eye for variety; quotation marks come in three documents of four.
 FORMS = {
     "clause": """
         {who}{does}{what} {who}{does}{what} {who}{does}{what} {who}在{scene}{does}{what} {who}在{scene}{does}{what}
         {what}{feels} {what}{feels} {what}{feels} {named}{does}{what} {named}{does}{what} {named}的{who}{feels}
         {date}{named}{does}{what} {date}{who}{does}{what} {time}{who}{does}了{what} {scene}的{what}{feels}
         {who}和{who}都{does}{what} {person}认为{what}{feels} {who}{person}{does}{what} {who}表示{what}{feels}
-        {what}达到{number}{unit} {what}为{number}{unit} {named}{does}的{what}共{number}{unit} {what}比{before}多{number}{unit}
-        {what}增加{percent} {percent}的{who}{does}{what} {scene}有{number}{unit} 从{number}{unit}到{number}{unit}
-        {link}{who}{does}{what} {link}{what}{feels} {link}{who}{feels} {link}{named}没有{does}{what} {link}{what}与{what}有关
+        {what}达到{number}{unit} {what}为{number}{unit} {named}{does}的{what}共{number}{unit}
+        {what}比{before}多{number}{unit} {what}增加{percent} {percent}的{who}{does}{what} {scene}有{number}{unit}
+        从{number}{unit}到{number}{unit} {link}{who}{does}{what} {link}{what}{feels} {link}{who}{feels}
+        {link}{named}没有{does}{what} {link}{what}与{what}有关
         {what}和{what}{feels} 既有{what}也有{what} 为了{what}{who}{does}{what} {who}把{what}当作{what}
-        {person}说：“{what}{feels}” 所谓“{what}” “{what}{feels}” {english}的{what}{feels} {named}({english})
+        {person}说：“{what}{feels}” 所谓的{what}{feels} {english}的{what}{feels} {named}({english})
     """,
     "headline_head": """
         {named}{does}{what} {named}{does}{what} {who}{does}{what} {who}{does}{what} {what}{feels} {who}{feels}
@@ -347,11 +349,12 @@ FORMS = {
     """,
     "headline_tail": """
         {what}{feels} {what}{feels} {who}{feels} {who}{does}{what} {who}称{what}{feels} {who}{does}{what} {named}{feels}
-        {what}达{number}{unit} “{what}”{feels} {what}增{percent}
+        {what}达{number}{unit} {what}增{percent} {what}{feels} {who}{feels} {who}{does}{what} {what}与{what}
+        “{what}”{feels}
     """,
     "date": """
-        {month}月{day}日 {month}月{day}日 {month}月{day}日 {year}年{month}月 {year}年 {day}日 {year}-{month}-{day} 二○{cn}{cn}年
-        昨天 今天 上周 本月初 去年 日前
+        {month}月{day}日 {month}月{day}日 {month}月{day}日 {year}年{month}月 {year}年 {day}日 {year}-{month}-{day}
+        二○{cn}{cn}年 昨天 今天 上周 本月初 去年 日前
     """,
     "time": "{hour}时{minute}分 {hour}:{minute} 上午{digit}点 晚上{digit}点 中午 凌晨 周{weekday} 星期{weekday}",
     "month": "1 2 3 4 5 6 7 8 9 10 11 12",
@@ -361,23 +364,25 @@ FORMS = {
     "minute": "00 15 20 30 45 {five}{digit}",
     "weekday": "一 二 三 四 五 六 日",
     "number": """
-        {nonzero} {nonzero}{digit} {nonzero}{digit} {nonzero}{digit}{digit} {nonzero}{digit}{digit}{digit} {nonzero}.{digit}
-        {nonzero}{digit}.{digit}{nonzero} {nonzero},{digit}{digit}{digit} {cn}百{cn}十 {cn}十{cn} 第{cn} {wide}{wide}
+        {nonzero} {nonzero}{digit} {nonzero}{digit} {nonzero}{digit}{digit} {nonzero}{digit}{digit}{digit}
+        {nonzero}.{digit} {nonzero}{digit}.{digit}{nonzero} {nonzero},{digit}{digit}{digit}
+        {cn}百{cn}十 {cn}十{cn} 第{cn}
     """,
-    "percent": "{nonzero}{digit}% {nonzero}.{digit}% {nonzero}{digit}.{digit}{digit}% 百分之{cn}十{cn} {wide}{wide}％",
+    "percent": "{nonzero}{digit}% {nonzero}.{digit}% {nonzero}{digit}.{digit}{digit}% 百分之{cn}十{cn}",
     "digit": "0 1 2 3 4 5 6 7 8 9",
     "nonzero": "1 2 3 4 5 6 7 8 9",
     "five": "0 1 2 3 4 5",
     "cn": "一 二 三 四 五 六 七 八 九",
-    "wide": "１ ２ ３ ４ ５ ６ ７ ８ ９ ０",
     "before": "去年 上月 前期 预期 昨日 往年",
     "link": "不过 因此 同时 目前 据了解 另外 虽然 其实 随后 此外 如今 可以说 但是",
+    "dateline": "据{place}晚报消息， 本站{date}讯： {place}消息： （记者{person}） {date}，",
+    "signature": "({person}) (记者：{person}) 文/{person} （整理：{person}）",
     "person": "{surname}{given} {surname}{given}{given} {surname}{given}{given}",
     "surname": "王 李 张 刘 陈 杨 赵 黄 周 吴 徐 孙 胡 朱 高 林 何 郭 马 罗",
     "given": "小 文 志 建 丽 海 明 晓 立 永 春 玉 国 红 平 佳 伟 思 雨 松 岚 秋",
     "place": "{place_head}{place_tail}",
-    "place_head": "东 西 南 北 青 白 清 长 安 宁 石 云 金 龙 新 玉 临 永 丰 古",
-    "place_tail": "川 山 江 河 湖 岭 湾 浦 原 林 城 阳 桥 溪 塘 泉",
+    "place_head": "青 白 清 宁 石 云 黛 临 永 丰 望 沐 榆 桐 松 柏 岚 芦 禾 霁",
+    "place_tail": "川 岭 湾 浦 原 塘 泉 溪 桥 坪 渡 屿 洲 峪",
     "title": "{title_head}之{title_tail} {title_head}{title_tail} {title_head}{title_tail}",
     "title_head": "风云 月光 山河 浮生 长夜 天涯 烈火 雪夜 青春 江湖 倾城 星辰",
     "title_tail": "传说 恋人 英雄 往事 世界 传奇 少年 物语 归来 迷城",
@@ -386,9 +391,8 @@ FORMS = {
     "latin_head": "Vel Kor Zan Mir Tas Lum Qua Bry Fen Dor",
     "latin_mid": "a i o e",
     "latin_tail": "dex ria lon mo tek via nix so",
-    "model": "{letter}{nonzero}00 {letter}{nonzero}{digit} {nonzero}{digit}00 {letter}{letter}-{nonzero}{digit} {wide_letter}{wide}０",
+    "model": "{letter}{nonzero}00 {letter}{nonzero}{digit} {letter}{letter}-{nonzero}{digit}",
     "letter": "A C D G K M N S T X",
-    "wide_letter": "Ａ Ｃ Ｋ Ｎ Ｘ",
     "english": "OK VIP News Sunny Green Anna Tom Lucy Peter happy Club Best Show TOP10 DIY Hello",
 }
 

@@ -1,0 +1,212 @@
+"""How long one training step takes: ours in each precision, keras-bert's stock graph, Hugging Face's PyTorch BERT.
+
+    python -m benchmarks.train_step [--layers 2] [--batch 4] [--length 512] [--rounds 9] [--dropout 0.1] [--xla]
+
+Every candidate trains the same model (BERT-base width, heads of 14 and 3 classes, Adam) on the same full batch:
+forward, loss, backward, update. Rounds alternate between the candidates, so that what else the machine does meets all of
+them, and the table gives medians. PyTorch takes part where `torch` and `transformers` are installed.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
+
+import keras_bert
+import numpy as np
+import tensorflow as tf
+
+from model.bert_config import BertConfig
+from model.checkpoint import CONFIG_FILE_NAME
+from model.classifier import build_classifier
+from model.dropout import dropout_rng
+
+HEADS = {"category": 14, "second": 3}
+REFERENCE = "keras-bert, float32"
+VOCAB_SIZE = 21128  # of BERT-base Chinese
+LEARNING_RATE = 1e-5
+
+StepFn = Callable[[], float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One full batch: no padding, so that nothing depends on a choice of lengths."""
+
+    indices: np.ndarray  # int32 [B, L]
+    segments: np.ndarray  # int32 [B, L]
+    labels: dict[str, np.ndarray]  # int32 [B] each
+
+
+def make_batch(batch_size: int, length: int) -> Batch:
+    """Draw a batch of random tokens and labels."""
+    generator = np.random.RandomState(0)
+    indices = generator.randint(1, VOCAB_SIZE, [batch_size, length]).astype(np.int32)
+    labels = {head: generator.randint(0, classes, batch_size).astype(np.int32) for head, classes in HEADS.items()}
+    return Batch(indices=indices, segments=np.zeros_like(indices), labels=labels)
+
+
+def our_classifier(config: BertConfig, *, policy: str, pooling: str) -> tf.keras.Model:
+    """Build our classifier with random weights."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, CONFIG_FILE_NAME).write_text(config.to_json(), encoding="utf-8")
+        return build_classifier(directory, HEADS, pooling=pooling, load_weights=False, policy=policy)
+
+
+def keras_bert_classifier(config: BertConfig, *, length: int, pooling: str) -> tf.keras.Model:
+    """Build what keras-bert's own examples build: its graph for a fixed length, a pooling layer, a softmax per head."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The initializer GlorotNormal is unseeded")
+        inputs, sequence = keras_bert.get_model(
+            token_num=config.vocab_size,
+            pos_num=config.max_position_embeddings,
+            seq_len=length,
+            embed_dim=config.hidden_size,
+            transformer_num=config.num_hidden_layers,
+            head_num=config.num_attention_heads,
+            feed_forward_dim=config.intermediate_size,
+            dropout_rate=config.hidden_dropout_prob,
+            training=False,
+            trainable=True,
+        )
+    pool = {"cls": keras_bert.layers.Extract(index=0), "max": keras_bert.layers.MaskedGlobalMaxPool1D()}[pooling]
+    pooled = pool(sequence)
+    outputs = {head: tf.keras.layers.Dense(n, activation="softmax", name=head)(pooled) for head, n in HEADS.items()}
+    return tf.keras.Model(inputs, outputs)
+
+
+def keras_step(classifier: tf.keras.Model, batch: Batch, *, xla: bool) -> StepFn:
+    """Return a function that trains a Keras classifier for one step and returns the loss."""
+    optimizer = tf.keras.optimizers.Adam(LEARNING_RATE, jit_compile=False)
+    optimizer.build(classifier.trainable_variables)
+    loss_fn = tf.keras.losses.SparseCategoricalCrossentropy()
+
+    @tf.function(jit_compile=xla)
+    def train(indices: tf.Tensor, segments: tf.Tensor, labels: dict[str, tf.Tensor]) -> tf.Tensor:
+        with tf.GradientTape() as tape, dropout_rng(0, optimizer.iterations):
+            outputs = classifier([indices, segments], training=True)
+            loss = tf.add_n([loss_fn(labels[head], outputs[head]) for head in HEADS])
+        gradients = tape.gradient(loss, classifier.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, classifier.trainable_variables, strict=True))
+        return loss
+
+    arguments = (tf.constant(batch.indices), tf.constant(batch.segments),
+                 {head: tf.constant(label) for head, label in batch.labels.items()})  # fmt: skip
+    return lambda: float(train(*arguments))
+
+
+def torch_step(config: BertConfig, batch: Batch, *, bfloat16: bool) -> StepFn:
+    """Return a function that trains Hugging Face's BERT with the same heads for one step and returns the loss."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    fields = dataclasses.asdict(config) | {"hidden_act": "gelu_new"}  # the tanh approximation
+    encoder = transformers.BertModel(transformers.BertConfig(**fields), add_pooling_layer=False)
+    heads = torch.nn.ModuleDict({head: torch.nn.Linear(config.hidden_size, n) for head, n in HEADS.items()})
+    optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=LEARNING_RATE)
+    indices, segments = (torch.tensor(array, dtype=torch.long) for array in (batch.indices, batch.segments))
+    labels = {head: torch.tensor(label, dtype=torch.long) for head, label in batch.labels.items()}
+    mask = torch.ones_like(indices)
+    encoder.train()
+
+    def train() -> float:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            cls = encoder(input_ids=indices, token_type_ids=segments, attention_mask=mask).last_hidden_state[:, 0]
+            logits = {head: layer(cls) for head, layer in heads.items()}
+        loss = sum(torch.nn.functional.cross_entropy(logits[head].float(), labels[head]) for head in HEADS)
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return train
+
+
+def measure(steps: dict[str, StepFn], rounds: int) -> dict[str, list[float]]:
+    """Time every step once per round, in turn.
+
+    Returns:
+        Name -> seconds of each round.
+    """
+    for name, step in steps.items():
+        started = time.perf_counter()
+        for _ in range(2):  # the first call compiles, the second still fills caches
+            loss = step()
+        if not np.isfinite(loss):
+            raise RuntimeError(f"{name}: the loss is {loss}")
+        print(f"  warmed up {name} in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def print_table(title: str, seconds: dict[str, list[float]], *, num_examples: int) -> None:
+    """Print medians, fastest rounds and ratios against the reference."""
+    reference = statistics.median(seconds[REFERENCE])
+    print(f"\n{title}\n")
+    print("| candidate | median, ms | fastest, ms | examples/s | times faster than keras-bert |")
+    print("|---|---:|---:|---:|---:|")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"| {name} | {median * 1e3:.0f} | {min(values) * 1e3:.0f} | {num_examples / median:.1f} | "
+              f"{reference / median:.2f} |")  # fmt: skip
+
+
+def compare_full_batches(config: BertConfig, options: argparse.Namespace, *, pooling: str) -> None:
+    """Measure all candidates on one full batch and print the table."""
+    batch = make_batch(options.batch, options.length)
+    steps = {
+        REFERENCE: keras_step(keras_bert_classifier(config, length=options.length, pooling=pooling), batch, xla=False)
+    }
+    for policy, label in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
+        for xla in (False, True) if options.xla else (False,):
+            name = f"ours, {label}{', XLA' if xla else ''}"
+            steps[name] = keras_step(our_classifier(config, policy=policy, pooling=pooling), batch, xla=xla)
+    has_torch = all(importlib.util.find_spec(package) for package in ("torch", "transformers"))
+    if has_torch and pooling == "cls":
+        for bfloat16 in (False, True):
+            name = f"Hugging Face PyTorch, {'bfloat16 autocast' if bfloat16 else 'float32'}"
+            steps[name] = torch_step(config, batch, bfloat16=bfloat16)
+    title = (f"One training step, {config.num_hidden_layers} layers of width {config.hidden_size}, "
+             f"batch {options.batch} x {options.length}, pooling {pooling}, dropout {options.dropout}, "
+             f"median of {options.rounds} rounds")  # fmt: skip
+    print_table(title, measure(steps, options.rounds), num_examples=options.batch)
+    if not has_torch:
+        print("\nHugging Face PyTorch: not installed (pip install torch transformers), not measured.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Time one training step of each encoder.")
+    parser.add_argument("--layers", type=int, default=2, help="number of layers (default 2)")
+    parser.add_argument("--batch", type=int, default=4, help="examples per step (default 4)")
+    parser.add_argument("--length", type=int, default=512, help="tokens per example (default 512)")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps per candidate (default 9)")
+    parser.add_argument("--dropout", type=float, default=0.1, help="dropout rate (default 0.1)")
+    parser.add_argument("--poolings", default="cls,max", help="which poolings to compare (default cls,max)")
+    parser.add_argument("--xla", action="store_true", help="measure ours compiled by XLA as well")
+    options = parser.parse_args(argv)
+
+    config = BertConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=options.layers).with_dropout(options.dropout)
+    for pooling in options.poolings.split(","):
+        compare_full_batches(config, options, pooling=pooling)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

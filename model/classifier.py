@@ -1,0 +1,131 @@
+"""The classifier: one shared encoder, one softmax head per label.
+
+indices, segments ─▶ encoder ─▶ Pooling [B, H] ─▶ category_logits ─▶ category     float32 [B, 14]
+                                              └─▶ second_logits   ─▶ second       float32 [B, 3]
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow as tf
+
+from model.bert_config import BertConfig
+from model.checkpoint import (
+    CONFIG_FILE_NAME,
+    initialize_encoder_weights,
+    load_encoder_weights,
+    random_variable,
+    read_bert_dir,
+)
+from model.encoder import ENCODERS
+from pipeline.errors import MissingInputError, OptionError
+
+INPUT_NAMES = ("indices", "segments")
+
+
+def build_classifier(
+    bert_dir: str | Path,
+    heads: Mapping[str, int],
+    pooling: str = "cls",
+    encoder: str = "fused",
+    load_weights: bool = True,
+    *,
+    seed: int = 0,
+    dropout: float | None = None,
+    policy: str | None = None,
+) -> tf.keras.Model:
+    """Build the shared BERT with its heads.
+
+    All weights are trainable. The heads' kernels, and with `load_weights=False` the encoder's weights too, are drawn
+    from a normal distribution cut at two standard deviations (the config's `initializer_range`), a function of `seed`
+    and the weight's name alone; biases are 0.
+
+    Args:
+        bert_dir: Google-format BERT directory; without `load_weights` its `bert_config.json` is enough.
+        heads: name -> number of classes, at least 2.
+        pooling: what the heads see: "cls", the vector at [CLS], or "max", the maximum over all tokens.
+        encoder: "fused", ours, or "keras_bert", keras-bert's graph.
+        load_weights: fill the encoder from the directory's checkpoint.
+        seed: of the initial weights, 0 <= seed < 2**63.
+        dropout: used in place of both rates in `bert_config.json`; None keeps them.
+        policy: Keras precision policy, "float32", "mixed_bfloat16" or "mixed_float16"; None for Keras's global one.
+
+    Returns:
+        A Keras model.
+          Inputs:  indices: int32 [B, L], L <= max_position_embeddings, 0 is padding; segments: int32 [B, L];
+                   as a list in this order or as a dict.
+          Outputs: dict: head -> probabilities, float32 [B, number of classes].
+
+    Raises:
+        OptionError: an option is out of range.
+        MissingInputError: the directory, or a file in it, is missing.
+        InputFormatError: a file does not hold what it should.
+    """
+    _check_heads(heads)
+    if encoder not in ENCODERS:
+        raise OptionError(f"--encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"--seed must be at least 0 and below 2**63, got {seed}")
+    bert_dir = Path(bert_dir)
+    if load_weights:
+        config = read_bert_dir(bert_dir).config
+    elif bert_dir.is_dir():
+        config = BertConfig.from_file(bert_dir / CONFIG_FILE_NAME)
+    else:
+        raise MissingInputError(f"{bert_dir}: no such directory; expected one with {CONFIG_FILE_NAME}")
+    if dropout is not None:
+        config = config.with_dropout(dropout)
+    if policy is None:
+        policy = tf.keras.mixed_precision.global_policy().name
+
+    indices, segments = (tf.keras.Input(shape=[None], dtype="int32", name=name) for name in INPUT_NAMES)
+    pooled = ENCODERS[encoder](indices, segments, config, pooling=pooling, policy=policy)
+    outputs = {}
+    for head, num_classes in heads.items():
+        logits = tf.keras.layers.Dense(
+            num_classes, kernel_initializer="zeros", dtype="float32", name=_logits_name(head)
+        )(pooled)
+        outputs[head] = tf.keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
+    model = tf.keras.Model([indices, segments], outputs, name="classifier")
+
+    for head, num_classes in heads.items():
+        shape = (config.hidden_size, num_classes)
+        kernel = random_variable(f"{_logits_name(head)}/kernel", shape, stddev=config.initializer_range, seed=seed)
+        model.get_layer(_logits_name(head)).kernel.assign(kernel)
+    if load_weights:
+        load_encoder_weights(model, bert_dir)
+    else:
+        initialize_encoder_weights(model, config, seed=seed)
+    return model
+
+
+def logits_model(model: tf.keras.Model) -> tf.keras.Model:
+    """Return a view of a classifier whose outputs are the heads' logits.
+
+    It shares every layer, so that training one trains the other. A loss computed from logits stays finite where a
+    probability would round to zero.
+
+    Returns:
+        A Keras model with the same inputs; outputs: dict: head -> logits, float32 [B, number of classes].
+    """
+    outputs = {head: model.get_layer(_logits_name(head)).output for head in model.output}
+    return tf.keras.Model(model.inputs, outputs, name=f"{model.name}_logits")
+
+
+def _logits_name(head: str) -> str:
+    return f"{head}_logits"
+
+
+def _check_heads(heads: Mapping[str, int]) -> None:
+    """Refuse heads of which no model can be built; names become names of Keras layers."""
+    if not heads:
+        raise OptionError("a classifier needs at least one head, got none")
+    names = {name for head in heads for name in (head, _logits_name(head))}
+    if len(names) < 2 * len(heads) or names & set(INPUT_NAMES):
+        raise OptionError(f"head names clash with each other or with {', '.join(INPUT_NAMES)}: {', '.join(heads)}")
+    for head, num_classes in heads.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", head):
+            raise OptionError(f"head name {head!r} must consist of letters, digits and underscores")
+        if num_classes < 2:
+            raise OptionError(f"head {head!r} needs at least 2 classes, got {num_classes}")

@@ -1,0 +1,266 @@
+"""Which devices train, in which arithmetic: one device, all devices of a machine, or several machines.
+
+Every replica of every worker sees the same global batch and takes its own rows of it, so the stream of batches does not know
+how many replicas there are:
+
+    global batch [B, L] ─▶ rows [r·B/R, (r+1)·B/R) for replica r of R ─▶ sums over rows ─▶ summed over replicas
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from model.config import TrainConfig
+from pipeline.errors import OptionError
+
+FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere; before it, bfloat16 is emulated
+FIRST_FLOAT16_CAPABILITY = (7, 0)  # Volta, the first with tensor cores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What `TF_CONFIG` says about the workers, see https://www.tensorflow.org/guide/distributed_training.
+
+    Attributes:
+        addresses: `host:port` of every worker, the chief first.
+        index: this process's place among them.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+
+    @classmethod
+    def from_environment(cls) -> "Cluster | None":
+        """Read `TF_CONFIG`; `None` where it is not set.
+
+        Raises:
+            OptionError: it is set, but not to what TensorFlow expects.
+        """
+        text = os.environ.get("TF_CONFIG", "").strip()
+        if not text:
+            return None
+        try:
+            content = json.loads(text)
+            cluster, task = content["cluster"], content["task"]
+            kinds = [kind for kind in ("chief", "worker") if kind in cluster]
+            addresses = tuple(address for kind in kinds for address in cluster[kind])
+            before = sum(len(cluster[kind]) for kind in kinds[: kinds.index(task["type"])])
+            index = before + int(task["index"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise OptionError(
+                f"TF_CONFIG: cannot read it ({type(error).__name__}: {error}); expected "
+                '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}'
+            ) from None
+        if not 0 <= index < len(addresses):
+            raise OptionError(f"TF_CONFIG: there are {len(addresses)} workers, and this is said to be number {index}")
+        return cls(addresses=addresses, index=index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Devices:
+    """The devices of a run, and how values get to them and back.
+
+    Attributes:
+        strategy: places variables and runs replicas.
+        kind: `one_device`, `mirrored` or `multi_worker`.
+        names: this process's devices.
+        num_replicas: over all workers.
+        num_workers, worker_index: 1 and 0 unless there are several machines.
+        on_gpu: whether replicas run on GPUs.
+    """
+
+    strategy: tf.distribute.Strategy
+    kind: Literal["one_device", "mirrored", "multi_worker"]
+    names: tuple[str, ...]
+    num_replicas: int
+    num_workers: int
+    worker_index: int
+    on_gpu: bool
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run directory."""
+        return self.worker_index == 0
+
+    def split(self, batch: Any) -> Any:
+        """Give every replica its rows of a global batch.
+
+        Args:
+            batch: nested tensors [B, …], the same on every worker, B a multiple of `num_replicas`.
+
+        Returns:
+            The same structure with [B / num_replicas, …] for each replica, in order.
+        """
+        if self.num_replicas == 1:
+            return batch
+
+        def rows_of(context: tf.distribute.distribute_lib.ValueContext) -> Any:
+            replica = context.replica_id_in_sync_group
+
+            def rows(tensor: tf.Tensor) -> tf.Tensor:
+                size = tensor.shape[0] // self.num_replicas
+                return tensor[replica * size : (replica + 1) * size]
+
+            return tf.nest.map_structure(rows, batch)
+
+        return self.strategy.experimental_distribute_values_from_function(rows_of)
+
+    def barrier(self) -> None:
+        """Wait until all workers have come here."""
+        if self.num_workers > 1:
+            self.agree(0)
+
+    def agree(self, number: int) -> None:
+        """Check that all workers have the same number, such as the step they continue from.
+
+        Raises:
+            OptionError: they have not, so they do not read the same files.
+        """
+        if self.num_workers == 1:
+            return
+
+        @tf.function
+        def sum_over_replicas(values: tf.Tensor) -> tf.Tensor:
+            return self.strategy.reduce("SUM", self.strategy.run(tf.identity, args=(values,)), axis=None)
+
+        total, squares = (int(x) for x in sum_over_replicas(tf.constant([number, number**2], tf.int64)))
+        if squares * self.num_replicas != total**2:
+            raise OptionError(
+                f"worker {self.worker_index} is at step {number}, and others are at {total / self.num_replicas:g} on "
+                "average; all workers must see the same --output directory"
+            )
+
+
+def known_num_replicas(config: TrainConfig) -> int | None:
+    """Return the number of replicas where it can be told without asking for GPUs, else `None`."""
+    return config.cpu_replicas
+
+
+def check_batch_sizes(config: TrainConfig, num_replicas: int) -> None:
+    """Check that the replicas divide the batch.
+
+    Raises:
+        OptionError: they do not.
+    """
+    parts = num_replicas * config.accumulate_steps
+    if config.batch_size % parts:
+        below = config.batch_size // parts * parts
+        nearest = f"{below} or {below + parts}" if below else f"{parts}"
+        steps = f" × {config.accumulate_steps} accumulated steps" if config.accumulate_steps > 1 else ""
+        raise OptionError(
+            f"--batch_size {config.batch_size} is the global batch and must be a multiple of the {num_replicas} "
+            f"replicas{steps}; use {nearest}"
+        )
+
+
+def open_devices(config: TrainConfig) -> Devices:
+    """Start TensorFlow on the devices that the configuration asks for.
+
+    Raises:
+        OptionError: they are not there, or this process has started TensorFlow with others already.
+    """
+    cluster = Cluster.from_environment()
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = _resolve_kind(config, cluster, num_gpus=len(gpus))
+    use_gpus = bool(gpus) and config.cpu_replicas is None
+    if use_gpus:
+        _grow_memory_on_demand(gpus)
+    if kind == "multi_worker":
+        # Its collective runtime must exist before any operation runs, hence before anything else here.
+        strategy: tf.distribute.Strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    elif kind == "mirrored":
+        strategy = tf.distribute.MirroredStrategy(
+            [f"GPU:{index}" for index in range(len(gpus))] if use_gpus else _logical_cpus(config.cpu_replicas or 1)
+        )
+    else:
+        strategy = tf.distribute.OneDeviceStrategy("GPU:0" if use_gpus else "CPU:0")
+    return Devices(
+        strategy=strategy,
+        kind=kind,
+        names=tuple(strategy.extended.worker_devices),
+        num_replicas=strategy.num_replicas_in_sync,
+        num_workers=len(cluster.addresses) if cluster and kind == "multi_worker" else 1,
+        worker_index=cluster.index if cluster and kind == "multi_worker" else 0,
+        on_gpu=use_gpus,
+    )
+
+
+def _resolve_kind(
+    config: TrainConfig, cluster: Cluster | None, *, num_gpus: int
+) -> Literal["one_device", "mirrored", "multi_worker"]:
+    if config.strategy == "multi_worker" and cluster is None:
+        raise OptionError("--strategy multi_worker: TF_CONFIG is not set; it names the workers and which one this is")
+    if config.strategy == "mirrored" and not num_gpus and config.cpu_replicas is None:
+        raise OptionError(
+            "--strategy mirrored: TensorFlow sees no GPU; use --strategy one_device, or --cpu_replicas N to run N replicas "
+            "on this machine's CPU"
+        )
+    if config.strategy != "auto":
+        return config.strategy
+    if cluster is not None and len(cluster.addresses) > 1:
+        return "multi_worker"
+    return "mirrored" if num_gpus > 1 or config.cpu_replicas is not None else "one_device"
+
+
+def _grow_memory_on_demand(gpus: list[Any]) -> None:
+    for gpu in gpus:
+        # Too late once TensorFlow has started, where the memory is taken already.
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _logical_cpus(count: int) -> list[str]:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    # A process that trains twice, such as a notebook, may have them already.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    found = len(tf.config.list_logical_devices("CPU"))
+    if found < count:
+        raise OptionError(
+            f"--cpu_replicas {count}: TensorFlow has started with {found} logical CPU devices in this process, which "
+            "cannot be changed any more; start a new process"
+        )
+    return [f"CPU:{index}" for index in range(count)]
+
+
+def resolve_policy(config: TrainConfig, devices: Devices) -> str:
+    """Return the Keras mixed-precision policy.
+
+    `auto` is float32 on a CPU, which is exact and needs no choice; on GPUs it is bfloat16 where they compute in it, else
+    float16 with loss scaling where they have tensor cores.
+
+    Raises:
+        OptionError: float16 on a CPU.
+    """
+    if config.precision == "float16" and not devices.on_gpu:
+        raise OptionError(
+            "--precision float16: this CPU would emulate it, slower than float32; use bfloat16 or float32 on a CPU"
+        )
+    if config.precision == "auto":
+        if not devices.on_gpu or config.encoder == "keras_bert":
+            return "float32"
+        capability = _least_compute_capability()
+        if capability >= FIRST_BFLOAT16_CAPABILITY:
+            return "mixed_bfloat16"
+        return "mixed_float16" if capability >= FIRST_FLOAT16_CAPABILITY else "float32"
+    return "float32" if config.precision == "float32" else f"mixed_{config.precision}"
+
+
+def _least_compute_capability() -> tuple[int, int]:
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+    return min(details, default=(0, 0))
+
+
+def resolve_xla(config: TrainConfig, devices: Devices) -> bool:
+    """Tell whether XLA compiles the replica's step; `auto` only on GPUs: on a CPU it compiles long and runs slower."""
+    return config.xla == "on" or (config.xla == "auto" and devices.on_gpu)
+
+
+def resolve_deterministic(config: TrainConfig, devices: Devices) -> bool:
+    """Tell whether TensorFlow is held to deterministic kernels; `auto` only on CPUs, where that costs next to nothing."""
+    return config.deterministic == "on" or (config.deterministic == "auto" and not devices.on_gpu)

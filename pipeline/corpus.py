@@ -1,0 +1,108 @@
+"""Documents: what one is, where its text lies, and the rule that normalizes it.
+
+The corpus is read twice. The first pass reads every document, hashes its normalized text and keeps a `Reference` of
+some hundred bytes; the second reads the text again at the place the reference names, in the order in which it is
+written. That is what keeps memory flat: text is never shuffled, only references are.
+"""
+
+import re
+from typing import NamedTuple
+
+_REPEATED_STOPS = re.compile("。。+")
+_NEWLINES = re.compile("\r\n?")
+_TO_FULL_STOPS = str.maketrans({"\n": "。", "\t": None, "\u3000": None})
+
+
+def normalize_text(text: str) -> str:
+    """Apply the write-up's normalization: strip, newlines to `。`, no tabs, no U+3000, runs of `。` to one.
+
+    All three kinds of line end count as newlines, and a byte-order mark at the start is dropped.
+    """
+    if "\r" in text:
+        text = _NEWLINES.sub("\n", text)
+    text = text.removeprefix("\ufeff").strip().translate(_TO_FULL_STOPS)
+    return _REPEATED_STOPS.sub("。", text) if "。。" in text else text
+
+
+class Locator(NamedTuple):
+    """Where a document's text lies.
+
+    Attributes:
+        kind: `file` (all of it), `range` (bytes of a file), `member` (of a zip archive: its local header and data) or
+            `inline` (the text travels with the reference, because its source cannot be read at random).
+        path: the file, as the operating system spells it; empty for `inline`.
+        offset: first byte.
+        length: number of stored bytes.
+        content: the text's bytes for `inline`.
+        encoding: of those bytes.
+    """
+
+    kind: str
+    path: bytes
+    offset: int = 0
+    length: int = 0
+    content: bytes = b""
+    encoding: str = "utf-8"
+
+
+class RawDocument(NamedTuple):
+    """A document as its source gives it.
+
+    Attributes:
+        key: unique in the corpus and the same wherever the corpus lies: `体育/123.txt`, `train.txt:45`.
+        category: as written in the source.
+        second: as written in the source; empty where it has none.
+        content: the text's bytes.
+        locator: where to read them again.
+    """
+
+    key: str
+    category: str
+    second: str
+    content: bytes
+    locator: Locator
+
+
+class Rejection(NamedTuple):
+    """A document that is not used, and why.
+
+    Attributes:
+        key: as in `RawDocument`.
+        reason: one word, under which rejections are counted.
+        detail: for people.
+    """
+
+    key: str
+    reason: str
+    detail: str
+
+
+class DocumentRejectedError(Exception):
+    """Raised where a document turns out to be unusable; carried on as a `Rejection`."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def decode_text(content: bytes, encoding: str) -> str:
+    """Decode and normalize one document's bytes.
+
+    Raises:
+        DocumentRejectedError: `not_utf-8` (or the encoding's name) or `empty`.
+    """
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at position {error.start}"
+        raise DocumentRejectedError(f"not_{encoding}", f"{found}: {error.reason}") from None
+    text = normalize_text(text)
+    if not text:
+        raise DocumentRejectedError("empty", f"nothing is left of {len(content):,} bytes after normalization")
+    return text
+
+
+def key_from_path(path: bytes) -> str:
+    """Return a path as it stands in a key: UTF-8, with bytes that are not UTF-8 written as `\\xNN`."""
+    return path.decode("utf-8", "backslashreplace")

@@ -1,0 +1,2 @@
+def describe_dry_run(c):
+    return ""

@@ -1,0 +1,137 @@
+"""What the `--input`s are: found out, checked and turned into sources before any work starts."""
+
+import os
+
+from pipeline import filesystem
+from pipeline.config import PreprocessConfig, require
+from pipeline.errors import InputFormatError, MissingInputError
+from pipeline.sources import BYTES_PER_CHUNK, Source, TreeSource, TsvSource, ZipSource, open_tsv
+
+_ZIP_MAGIC = b"PK"
+
+
+def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
+    """Find out what every input is, and refuse what cannot be read.
+
+    Raises:
+        MissingInputError: an input is not there, is empty, or is not of the kind that was asked for.
+        InputFormatError: no line of a TSV has the expected columns.
+        OptionError: the second label is to come from a column, but an input has none.
+    """
+    found = [(spec, path, _kind(path, config.input_format)) for spec in config.inputs for path in _expand(spec.path)]
+    seen: set[str] = set()
+    for _, path, kind in found:
+        require(path not in seen, f"--input: {path} is given twice")
+        seen.add(path)
+        require(
+            config.second_label != "column" or kind == "tsv",
+            f"--second_label column: {path} is a {kind}, which has no columns; use taxonomy or random",
+        )
+    prefixes = _key_prefixes([(path, kind) for _, path, kind in found])
+    sources: list[Source] = []
+    for (spec, path, kind), prefix in zip(found, prefixes, strict=True):
+        if kind == "tsv":
+            source = TsvSource(
+                path=path,
+                split=spec.split,
+                key_prefix=prefix,
+                encoding=config.tsv_encoding,
+                columns=config.tsv_columns,
+                header=config.tsv_header,
+            )
+            _check_columns(source)
+            sources.append(source)
+        else:
+            kind_of_source = TreeSource if kind == "tree" else ZipSource
+            sources.append(kind_of_source(path=path, split=spec.split, key_prefix=prefix))
+    return tuple(sources)
+
+
+def _expand(path: str) -> list[str]:
+    """Return the files a pattern names, or the path itself where it is none."""
+    if not any(character in path for character in "*?[") or (not filesystem.is_remote(path) and os.path.exists(path)):
+        return [path]
+    matches = filesystem.match(path)
+    if not matches:
+        raise MissingInputError(f"--input {path}: no file matches this pattern")
+    return matches
+
+
+def _kind(path: str, wanted: str) -> str:
+    """Tell whether an input is a `tree`, a `zip` or a `tsv`, and check that it is what was wanted."""
+    if filesystem.is_remote(path):
+        if filesystem.exists(path):
+            is_tree = False
+        elif filesystem.list_below(path):
+            is_tree = True
+        else:
+            raise MissingInputError(f"--input {path}: no such file, and nothing below it")
+    elif not os.path.exists(path):
+        raise MissingInputError(f"--input {path}: no such file or directory")
+    else:
+        is_tree = os.path.isdir(path)
+    if is_tree:
+        if wanted not in ("auto", "tree"):
+            raise MissingInputError(
+                f"--input {path}: expected a {wanted} file, found a directory; use --input_format tree"
+            )
+        if not filesystem.is_remote(path):
+            _check_tree(path)
+        return "tree"
+    if wanted == "tree":
+        raise MissingInputError(f"--input {path}: expected a directory of categories, found a file")
+    with filesystem.open_for_reading(path) as stream:
+        start = stream.read(len(_ZIP_MAGIC))
+    if not start:
+        raise MissingInputError(f"--input {path}: the file is empty")
+    if wanted == "auto":
+        return "zip" if start == _ZIP_MAGIC else "tsv"
+    return wanted
+
+
+def _check_tree(path: str) -> None:
+    try:
+        with os.scandir(path) as listing:
+            entries = [entry for entry in listing if not entry.name.startswith(".")]
+    except OSError as error:
+        raise MissingInputError(f"--input {path}: cannot list this directory: {error.strerror}") from None
+    if not entries:
+        raise MissingInputError(
+            f"--input {path}: the directory is empty; expected one directory for each category in it"
+        )
+    if not any(entry.is_dir() for entry in entries):
+        raise MissingInputError(
+            f"--input {path}: expected one directory for each category, found {len(entries):,} files and no directory; "
+            "give the directory above, or each TSV file by its name"
+        )
+
+
+def _check_columns(source: TsvSource) -> None:
+    """Refuse a TSV of whose first lines none has the expected number of columns."""
+    with filesystem.open_for_reading(source.path) as raw:
+        lines = open_tsv(raw).read(BYTES_PER_CHUNK).split(b"\n")[:20]
+    counts = {line.count(b"\t") + 1 for line in lines if line}
+    if counts and len(source.columns) not in counts:
+        raise InputFormatError(
+            f"{source.path}: expected {len(source.columns)} tab-separated columns ({','.join(source.columns)}), "
+            f"got {', '.join(map(str, sorted(counts)))}; say what the columns are with --tsv_columns ('-' skips one)"
+        )
+
+
+def _key_prefixes(inputs: list[tuple[str, str]]) -> list[str]:
+    """Return what goes before each input's keys: as little as keeps them apart.
+
+    A tree's keys need none, a TSV's start with its file name; inputs that would collide use more of their path.
+    """
+    short = ["" if kind != "tsv" else os.path.basename(path) for path, kind in inputs]
+    named = [os.path.basename(path.rstrip("/")) for path, _ in inputs]
+    prefixes = []
+    for index, (path, kind) in enumerate(inputs):
+        for candidates in (short, named):
+            if candidates.count(candidates[index]) == 1:
+                prefix = candidates[index]
+                break
+        else:
+            prefix = path.rstrip("/")
+        prefixes.append(f"{prefix}/" if kind != "tsv" and prefix else prefix)
+    return prefixes

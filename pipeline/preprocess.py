@@ -1,0 +1,164 @@
+"""The preprocessing job: prepare it, build its graph, run it on an engine, and say what came out."""
+
+import dataclasses
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
+
+from pipeline import errors, filesystem
+from pipeline.config import PreprocessConfig, require
+from pipeline.dataset_info import DatasetInfo, read_dataset_info
+from pipeline.errors import OptionError, OutputWriteError, PipelineError
+from pipeline.inputs import open_sources
+from pipeline.labels import read_category_names, read_taxonomy
+from pipeline.local_runner import LOCAL_RUNNERS, MODES, make_local_runner
+from pipeline.progress import WORKER_LOG_NAME, progress_bars
+from pipeline.publish import staging_directory
+from pipeline.references import Job
+from pipeline.transforms import PreprocessCorpus
+from pipeline.vocabulary import parse_vocab
+
+logger = logging.getLogger(__name__)
+
+# What a worker process reports of one of our exceptions: its class, its message, and the step it happened in.
+_OUR_ERROR = re.compile(r"pipeline\.errors\.(?P<name>\w+): (?P<message>.*?)(?: \[while running|\n|$)")
+_WHILE_RUNNING = re.compile(r" \[while running .*", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where the job runs.
+
+    Attributes:
+        runner: `DirectRunner` for this machine, or a runner's name as Beam knows it.
+        num_workers: on this machine; 0 takes all cores.
+        running_mode: on this machine; see `make_local_runner`.
+        beam_args: Beam's own options, as on the command line.
+    """
+
+    runner: str = "DirectRunner"
+    num_workers: int = 0
+    running_mode: str | None = None
+    beam_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.num_workers >= 0, f"--direct_num_workers: expected 0 (all cores) or more, got {self.num_workers}")
+        require(
+            self.running_mode is None or self.running_mode in MODES,
+            f"--direct_running_mode: expected one of {', '.join(MODES)}, got {self.running_mode!r}",
+        )
+        _check_beam_args(self.beam_args)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the job runs on this machine's own engine."""
+        return self.runner in LOCAL_RUNNERS
+
+
+def _check_beam_args(args: Sequence[str]) -> None:
+    """Refuse options that Beam would ignore."""
+    parser = _BeamArgumentParser(allow_abbrev=False, add_help=False)
+    for options in dict.fromkeys(PipelineOptions.__subclasses__()):
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(args))
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise OptionError(f"unknown option {unknown[0]}{hint}; see run_preprocess.py --help, and Beam's own options")
+
+
+def prepare(config: PreprocessConfig, *, staging_dir: str, progress_dir: str | None = None) -> Job:
+    """Read everything the job needs to know, and refuse what cannot work, before any document is read.
+
+    Raises:
+        MissingInputError, InputFormatError, OptionError: about an input, the vocabulary, the taxonomy or the names.
+    """
+    vocab_content = filesystem.read_bytes(config.vocab_path)
+    vocab = parse_vocab(vocab_content, config.vocab_path)
+    return Job(
+        config=config,
+        sources=open_sources(config),
+        taxonomy=read_taxonomy(config.taxonomy_path) if config.second_label == "taxonomy" else None,
+        category_names=read_category_names(config.category_names_path) if config.category_names_path else None,
+        vocab_content=vocab_content,
+        vocab_size=len(vocab),
+        staging_dir=staging_dir,
+        progress_dir=progress_dir,
+    )
+
+
+def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection[str]:
+    """Add the job to a pipeline; the one output element is the text of `dataset.json`."""
+    return pipeline | "PreprocessCorpus" >> PreprocessCorpus(job)
+
+
+def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> DatasetInfo:
+    """Preprocess a corpus into a dataset directory.
+
+    Args:
+        config: what to make of what.
+        engine: where; this machine by default.
+
+    Returns:
+        What the published dataset holds.
+
+    Raises:
+        PipelineError: the input, the options or the output are at fault; nothing that was complete is damaged.
+    """
+    engine = engine or EngineOptions()
+    options = PipelineOptions(list(engine.beam_args), runner=None)
+    # Checked once before the output is touched, so that wrong input leaves no trace.
+    prepare(config, staging_dir="")
+    with (
+        progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
+        staging_directory(config) as staging_dir,
+        _beam_errors_as_ours(),
+    ):
+        job = prepare(config, staging_dir=staging_dir, progress_dir=progress_dir if engine.is_local else None)
+        if engine.is_local:
+            log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
+            runner = make_local_runner(
+                options,
+                num_workers=engine.num_workers or len(os.sched_getaffinity(0)),
+                mode=engine.running_mode,
+                log_path=log_path,
+            )
+            pipeline = beam.Pipeline(runner=runner, options=options)
+        else:
+            options.view_as(StandardOptions).runner = engine.runner
+            pipeline = beam.Pipeline(options=options)
+        build(pipeline, job)
+        pipeline.run().wait_until_finish()
+        return read_dataset_info(config.output_dir)
+
+
+@contextmanager
+def _beam_errors_as_ours() -> Iterator[None]:
+    """Turn what Beam makes of an error in a worker back into the error that it was."""
+    try:
+        yield
+    except PipelineError as error:
+        # Raised in this process; Beam appended the step's name.
+        error.args = (_WHILE_RUNNING.sub("", str(error)), *error.args[1:])
+        raise
+    except (RuntimeError, OSError) as error:
+        text = str(error)
+        if found := _OUR_ERROR.search(text):
+            kind = getattr(errors, found["name"], PipelineError)
+            raise kind(found["message"]) from error
+        if "KeyboardInterrupt" in text:
+            raise KeyboardInterrupt from error
+        if "Channel closed prematurely" in text or "Worker subprocess exited" in text:
+            raise OutputWriteError(
+                "a worker process died, killed from outside or for lack of memory; nothing was published: "
+                "run the same command again, with a smaller --direct_num_workers if memory is short"
+            ) from error
+        raise

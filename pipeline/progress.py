@@ -1,0 +1,103 @@
+"""Progress of a local run: workers leave counts in small files, a thread adds them up and draws the bar.
+
+Beam's own metrics of the local runner appear only when everything is over, and workers are other processes.
+"""
+
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+WORKER_LOG_NAME = "workers.log"
+_SECONDS_BETWEEN_WRITES = 0.5
+_SECONDS_BETWEEN_DRAWINGS = 0.5
+
+
+class ProgressWriter:
+    """One worker's count of one kind of work.
+
+    Args:
+        directory: where to leave it; `None` counts nothing.
+        stage: what is counted.
+    """
+
+    def __init__(self, directory: str | None, stage: str):
+        self._path = directory and os.path.join(directory, f"{stage}-{os.getpid()}-{secrets.token_hex(4)}")
+        self._count = 0
+        self._written = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Add to the count, and show it now and then."""
+        self._count += count
+        if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Show the count."""
+        if not self._path:
+            return
+        self._written = time.monotonic()
+        try:
+            with open(self._path + ".tmp", "w", encoding="ascii") as stream:
+                stream.write(str(self._count))
+            os.replace(self._path + ".tmp", self._path)
+        except OSError:
+            # A progress bar is not worth failing for: a full disk is reported by whoever writes something that matters.
+            self._path = None
+
+
+def read_counts(directory: str) -> dict[str, int]:
+    """Add up all workers' counts by stage."""
+    counts: dict[str, int] = {}
+    for name in os.listdir(directory):
+        stage = name.split("-")[0]
+        if name.endswith(".tmp") or name == WORKER_LOG_NAME:
+            continue
+        with open(os.path.join(directory, name), encoding="ascii") as stream:
+            counts[stage] = counts.get(stage, 0) + int(stream.read() or 0)
+    return counts
+
+
+@contextmanager
+def progress_bars(*, enabled: bool) -> Iterator[str]:
+    """Draw two bars on stderr while the job runs: documents read, then documents written.
+
+    Args:
+        enabled: whether to draw; counting goes on in any case.
+
+    Yields:
+        The directory in which workers leave their counts.
+    """
+    with tempfile.TemporaryDirectory(prefix="progress-") as directory:
+        done = threading.Event()
+        thread = threading.Thread(target=_draw, args=(directory, done), daemon=True)
+        if enabled:
+            thread.start()
+        try:
+            yield directory
+        finally:
+            done.set()
+            if enabled:
+                thread.join()
+
+
+def _draw(directory: str, done: threading.Event) -> None:
+    for stage, before, phrase in (
+        ("read", "listed", "1/2 read and hash"),
+        ("written", "read", "2/2 tokenize and write"),
+    ):
+        with tqdm(desc=phrase, unit=" docs", unit_scale=False, file=sys.stderr, dynamic_ncols=True) as bar:
+            while True:
+                finished = done.wait(_SECONDS_BETWEEN_DRAWINGS)
+                counts = read_counts(directory)
+                # A TSV's lines are not counted before they are read.
+                bar.total = counts.get(before) or None
+                bar.update(counts.get(stage, 0) - bar.n)
+                if finished or (stage == "read" and counts.get("written")):
+                    break

@@ -1,0 +1,224 @@
+"""The end of a job: describe the dataset, then move it into place, `dataset.json` last.
+
+Everything is written into a staging directory inside the output directory first. Publishing is a series of renames
+that can be interrupted anywhere and taken up again: as long as the staging directory holds a `dataset.json`, the
+dataset is complete there, and whoever comes next finishes moving it.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from pipeline import filesystem
+from pipeline.command_line import VERSION
+from pipeline.config import PreprocessConfig
+from pipeline.dataset_info import (
+    DATASET_INFO_NAME,
+    LENGTHS_DTYPE,
+    VOCAB_NAME,
+    DatasetInfo,
+    DocumentCounts,
+    FileInfo,
+    SplitInfo,
+    npy_bytes,
+)
+from pipeline.errors import OptionError, OutputExistsError
+from pipeline.references import DatasetPlan, Job, check_rejected
+from pipeline.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
+from pipeline.shard_writer import ShardReport, write_empty_shard
+from pipeline.shards import SHARD_NAME
+
+STAGING_PREFIX = ".partial-"
+REJECTED_NAME = "rejected-00000-of-00001.jsonl"
+_OTHER_FILES = re.compile(
+    rf"^({re.escape(DATASET_INFO_NAME)}|{VOCAB_NAME}|[A-Za-z0-9_]+-lengths\.npy|rejected-.*\.jsonl)$"
+)
+
+
+def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> str:
+    """Write what stands beside the shards, and move everything into place.
+
+    Args:
+        reports: of every shard that has documents, and of the first pass's rejections, in any order.
+
+    Returns:
+        The text of `dataset.json`.
+
+    Raises:
+        TooManyRejectedError: more documents were rejected than the options allow.
+        OutputWriteError: the disk is full or read-only.
+    """
+    reports = sorted(reports, key=lambda report: (report.split, report.index))
+    rejections = sorted(rejection for report in reports for rejection in report.rejections)
+    splits = {split: _describe_split(split, reports, plan, job) for split in plan.num_shards}
+    written = sum(info.num_examples for info in splits.values())
+    config = job.config
+    unwanted = [rejection for rejection in rejections if rejection.reason != "duplicate"]
+    check_rejected(len(unwanted), written + len(rejections), unwanted, config)
+    info = DatasetInfo(
+        max_len=config.max_len,
+        compression=config.compression,
+        vocab_sha256=FileInfo.of(VOCAB_NAME, 0, job.vocab_content).sha256,
+        vocab_size=job.vocab_size,
+        labels=plan.labels,
+        splits=splits,
+        documents=DocumentCounts(
+            read=written + len(rejections),
+            written=written,
+            rejected=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
+            duplicates=sum(report.num_duplicates for report in reports),
+            conflicting=sorted(keys for report in reports for keys in report.conflicting),
+        ),
+        seed=config.seed,
+        configuration=config.describe_content(),
+        versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
+    )
+    lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
+    _stage(job, REJECTED_NAME, "".join(lines).encode("utf-8", "backslashreplace"))
+    _stage(job, VOCAB_NAME, job.vocab_content)
+    _stage(job, DATASET_INFO_NAME, info.to_json().encode())
+    move_into_place(config.output_dir, job.staging_dir)
+    return info.to_json()
+
+
+def _stage(job: Job, name: str, content: bytes) -> None:
+    filesystem.write_atomically(filesystem.join(job.staging_dir, name), content)
+
+
+def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> SplitInfo:
+    """Add up one split's shards, write its lengths file, and an empty file for every shard no document fell into."""
+    by_index = {report.index: report for report in reports if report.split == split}
+    own = [by_index.get(index) or write_empty_shard(split, index, plan, job) for index in range(plan.num_shards[split])]
+    lengths = np.frombuffer(b"".join(report.lengths for report in own), dtype=LENGTHS_DTYPE)
+    name, content = f"{split}-lengths.npy", npy_bytes(lengths)
+    _stage(job, name, content)
+    joint = np.zeros([len(plan.labels[CATEGORY_HEAD]), len(plan.labels[SECOND_HEAD])], dtype=np.int64)
+    for report in own:
+        for pair, count in report.joint_labels.items():
+            joint[pair] += count
+    return SplitInfo(
+        num_examples=len(lengths),
+        num_tokens=sum(report.num_tokens for report in own),
+        num_unknown_tokens=sum(report.num_unknown_tokens for report in own),
+        num_truncated=sum(report.num_truncated for report in own),
+        label_counts={CATEGORY_HEAD: joint.sum(axis=1).tolist(), SECOND_HEAD: joint.sum(axis=0).tolist()},
+        joint_label_counts=joint.tolist(),
+        length_histogram=np.bincount(lengths, minlength=job.config.max_len + 1).tolist(),
+        lengths_file=FileInfo.of(name, len(lengths), content),
+        shards=tuple(report.file for report in own if report.file),
+    )
+
+
+def move_into_place(output_dir: str, staging_dir: str) -> None:
+    """Publish a complete staging directory; safe to call again after an interruption at any point."""
+    complete = filesystem.join(staging_dir, DATASET_INFO_NAME)
+    published = filesystem.join(output_dir, DATASET_INFO_NAME)
+    if not filesystem.exists(complete):
+        return
+    # From here until the last rename there is no dataset.json in the output, but a complete dataset in the staging.
+    filesystem.delete([published])
+    staged = [path for path in filesystem.list_below(staging_dir) if path != complete and _is_ours(_name(path))]
+    for path in staged:
+        filesystem.rename(path, filesystem.join(output_dir, _name(path)))
+    described = DatasetInfo.from_json(filesystem.read_bytes(complete), complete)
+    keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
+    former = [path for path in _files_in(output_dir) if _is_ours(_name(path)) and _name(path) not in keep]
+    filesystem.delete(former)
+    filesystem.rename(complete, published)
+    filesystem.delete_directory(staging_dir)
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _is_ours(name: str) -> bool:
+    return bool(SHARD_NAME.match(name) or _OTHER_FILES.match(name))
+
+
+def _files_in(directory: str) -> list[str]:
+    return filesystem.match(filesystem.join(directory, "*"))
+
+
+@contextmanager
+def staging_directory(config: PreprocessConfig) -> Iterator[str]:
+    """Claim the output directory for one job, and clean up after jobs that died there.
+
+    Yields:
+        The path of a new, empty staging directory. When the job is over it is gone, whatever happened.
+
+    Raises:
+        OutputExistsError: the output holds a dataset (without `--overwrite`), or something else.
+        OptionError: it is no directory, or another job is writing there.
+        OutputWriteError: it cannot be written.
+    """
+    output_dir = config.output_dir
+    existed = filesystem.is_remote(output_dir) or os.path.exists(output_dir)
+    if not filesystem.is_remote(output_dir) and existed and not os.path.isdir(output_dir):
+        raise OptionError(f"--output {output_dir}: expected a directory, found a file")
+    if existed:
+        _finish_or_remove_leftovers(output_dir)
+        _check_output(config)
+    staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
+    filesystem.make_directory(staging_dir)
+    lock = None if filesystem.is_remote(staging_dir) else _lock(staging_dir)
+    try:
+        yield staging_dir
+    finally:
+        filesystem.delete_directory(staging_dir)
+        if lock is not None:
+            os.close(lock)
+        if not existed and not filesystem.is_remote(output_dir) and not os.listdir(output_dir):
+            os.rmdir(output_dir)
+
+
+def _check_output(config: PreprocessConfig) -> None:
+    output_dir = config.output_dir
+    if filesystem.exists(filesystem.join(output_dir, DATASET_INFO_NAME)):
+        if not config.overwrite:
+            raise OutputExistsError(
+                f"--output {output_dir}: holds a dataset already; give another directory, or add --overwrite"
+            )
+        return
+    strange = [_name(path) for path in _files_in(output_dir) if not _is_ours(_name(path))]
+    if strange:
+        raise OutputExistsError(
+            f"--output {output_dir}: holds {len(strange)} other files ({', '.join(strange[:3])}); give a new directory"
+        )
+
+
+def _lock(directory: str) -> int | None:
+    """Take the lock that its job holds on a staging directory while it lives; `None` if the job does live."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _finish_or_remove_leftovers(output_dir: str) -> None:
+    """Publish what a job had completed when it died, and remove what it had not."""
+    if filesystem.is_remote(output_dir):
+        return
+    for name in sorted(os.listdir(output_dir)):
+        if not name.startswith(STAGING_PREFIX):
+            continue
+        path = os.path.join(output_dir, name)
+        lock = _lock(path)
+        if lock is None:
+            raise OptionError(
+                f"--output {output_dir}: another job is writing there; wait for it, or give another directory"
+            )
+        move_into_place(output_dir, path)
+        filesystem.delete_directory(path)
+        os.close(lock)

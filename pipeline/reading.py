@@ -1,0 +1,100 @@
+"""Bytes of documents, read where a `Locator` says; many at once where the storage is far away."""
+
+import concurrent.futures
+import contextlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from pipeline import filesystem
+from pipeline.corpus import DocumentRejectedError, Locator
+
+# A member that claims or turns out to be larger is a bomb or no document.
+MAX_MEMBER_BYTES = 256 << 20
+_LOCAL_HEADER_BYTES = 30
+
+# Remote storage answers after tens of milliseconds, so one worker keeps this many requests on their way.
+REMOTE_READERS = 16
+
+
+def _read_file(path: bytes) -> bytes | OSError:
+    try:
+        if filesystem.is_remote(os.fsdecode(path)):
+            with filesystem.open_for_reading(os.fsdecode(path)) as stream:
+                return stream.read()
+        # O_NONBLOCK keeps a named pipe from blocking the job for ever; it changes nothing for a file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            parts = []
+            while part := os.read(descriptor, 1 << 20):
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error
+
+
+def read_files(paths: Sequence[bytes]) -> Iterator[bytes | OSError]:
+    """Yield the content of every file, in order, or the error that reading it gave."""
+    if paths and filesystem.is_remote(os.fsdecode(paths[0])):
+        with concurrent.futures.ThreadPoolExecutor(REMOTE_READERS) as pool:
+            yield from pool.map(_read_file, paths)
+    else:
+        yield from map(_read_file, paths)
+
+
+def read_member(stream: IO[bytes], offset: int, length: int) -> bytes:
+    """Read and decompress one member at its local header.
+
+    Raises:
+        DocumentRejectedError: `corrupt_member` or `too_large`.
+    """
+    stream.seek(offset)
+    header = stream.read(_LOCAL_HEADER_BYTES)
+    if len(header) < _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
+        raise DocumentRejectedError("corrupt_member", f"no member starts at byte {offset}")
+    method = int.from_bytes(header[8:10], "little")
+    skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    stream.seek(skip, os.SEEK_CUR)
+    if length > MAX_MEMBER_BYTES:
+        raise DocumentRejectedError("too_large", f"{length:,} bytes, more than {MAX_MEMBER_BYTES:,}")
+    data = stream.read(length)
+    if method == zipfile.ZIP_STORED:
+        return data
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        content = decompressor.decompress(data, MAX_MEMBER_BYTES)
+    except zlib.error as error:
+        raise DocumentRejectedError("corrupt_member", str(error)) from None
+    if decompressor.unconsumed_tail:
+        raise DocumentRejectedError("too_large", f"more than {MAX_MEMBER_BYTES:,} bytes when decompressed")
+    if not decompressor.eof:
+        raise DocumentRejectedError("corrupt_member", "its compressed data ends early")
+    return content
+
+
+def fetch(locators: Sequence[Locator]) -> Iterator[bytes | Exception]:
+    """Yield the text's bytes at every locator, in order, or the error that reading them gave."""
+    files = read_files([locator.path for locator in locators if locator.kind == "file"])
+    with contextlib.ExitStack() as stack:
+        streams: dict[bytes, IO[bytes]] = {}
+        for kind, path, offset, length, content, _ in locators:
+            if kind == "inline":
+                yield content
+            elif kind == "file":
+                yield next(files)
+            else:
+                try:
+                    if path not in streams:
+                        streams[path] = stack.enter_context(open(path, "rb"))
+                    stream = streams[path]
+                    if kind == "range":
+                        stream.seek(offset)
+                        yield stream.read(length)
+                    else:
+                        yield read_member(stream, offset, length)
+                except (OSError, DocumentRejectedError) as error:
+                    yield error
