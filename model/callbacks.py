@@ -94,7 +94,9 @@ def write_metrics_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     if rows:
         writer.writerow(rows[0])
-        writer.writerows([f"{value:.9g}" if isinstance(value, float) else value for value in row.values()] for row in rows)
+        writer.writerows(
+            [f"{value:.9g}" if isinstance(value, float) else value for value in row.values()] for row in rows
+        )
     write_text(path, text.getvalue())
 
 

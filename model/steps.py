@@ -77,18 +77,20 @@ def head_losses(config: TrainConfig, label_counts: Mapping[str, Sequence[int]]) 
     return losses
 
 
-def _batch_sums(
-    losses: Mapping[str, tf.Tensor],
-    logits: Mapping[str, tf.Tensor],
-    labels: Mapping[str, tf.Tensor],
-    weights: tf.Tensor,
-) -> tf.Tensor:
+def num_sums(num_heads: int) -> int:
+    """Return how many sums a step returns."""
+    return NUM_COMMON_SUMS + 2 * num_heads
+
+
+def _batch_sums(losses: Mapping[str, tf.Tensor], logits: Mapping[str, tf.Tensor], batch: Batch) -> tf.Tensor:
     """Return the sums named in the module's docstring."""
+    inputs, labels, weights = batch
+    tokens = tf.math.count_nonzero(inputs["indices"], dtype=tf.float32)
     per_head, all_right = [], weights
-    for head, head_losses_ in losses.items():
+    for head, per_example in losses.items():
         right = tf.cast(tf.equal(tf.argmax(logits[head], axis=-1, output_type=tf.int32), labels[head]), tf.float32)
         all_right *= right
-        per_head += [tf.reduce_sum(head_losses_ * weights), tf.reduce_sum(right * weights)]
+        per_head += [tf.reduce_sum(per_example * weights), tf.reduce_sum(right * weights)]
     return tf.stack([tf.reduce_sum(weights), tokens, tf.reduce_sum(all_right), *per_head])
 
 

@@ -98,7 +98,7 @@ class Devices:
         if self.num_replicas == 1:
             return batch
 
-        def rows_of(context: tf.distribute.distribute_lib.ValueContext) -> Any:
+        def rows_of(context: Any) -> Any:
             replica = context.replica_id_in_sync_group
 
             def rows(tensor: tf.Tensor) -> tf.Tensor:

@@ -75,8 +75,11 @@ def _check_beam_args(args: Sequence[str]) -> None:
         raise OptionError(f"unknown option {unknown[0]}{hint}; see run_preprocess.py --help, and Beam's own options")
 
 
-def prepare(config: PreprocessConfig, *, staging_dir: str, progress_dir: str | None = None) -> Job:
+def prepare(config: PreprocessConfig) -> Job:
     """Read everything the job needs to know, and refuse what cannot work, before any document is read.
+
+    Returns:
+        The job, without a staging directory: it has not touched the output yet.
 
     Raises:
         MissingInputError, InputFormatError, OptionError: about an input, the vocabulary, the taxonomy or the names.
@@ -90,8 +93,7 @@ def prepare(config: PreprocessConfig, *, staging_dir: str, progress_dir: str | N
         category_names=read_category_names(config.category_names_path) if config.category_names_path else None,
         vocab_content=vocab_content,
         vocab_size=len(vocab),
-        staging_dir=staging_dir,
-        progress_dir=progress_dir,
+        staging_dir="",
     )
 
 
@@ -115,14 +117,14 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     """
     engine = engine or EngineOptions()
     options = PipelineOptions(list(engine.beam_args), runner=None)
-    # Checked once before the output is touched, so that wrong input leaves no trace.
-    prepare(config, staging_dir="")
+    # Before the output is touched, so that wrong input leaves no trace.
+    job = prepare(config)
     with (
         progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
         staging_directory(config) as staging_dir,
         _beam_errors_as_ours(),
     ):
-        job = prepare(config, staging_dir=staging_dir, progress_dir=progress_dir if engine.is_local else None)
+        job = dataclasses.replace(job, staging_dir=staging_dir, progress_dir=progress_dir if engine.is_local else None)
         if engine.is_local:
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
             runner = make_local_runner(

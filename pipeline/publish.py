@@ -56,6 +56,10 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
         TooManyRejectedError: more documents were rejected than the options allow.
         OutputWriteError: the disk is full or read-only.
     """
+    if _is_published(reports, job):
+        # An engine may run a step twice; the second time there is nothing left to do but what the first left undone.
+        move_into_place(job.config.output_dir, job.staging_dir)
+        return filesystem.read_bytes(filesystem.join(job.config.output_dir, DATASET_INFO_NAME)).decode()
     reports = sorted(reports, key=lambda report: (report.split, report.index))
     rejections = sorted(rejection for report in reports for rejection in report.rejections)
     splits = {split: _describe_split(split, reports, plan, job) for split in plan.num_shards}
@@ -87,6 +91,13 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     _stage(job, DATASET_INFO_NAME, info.to_json().encode())
     move_into_place(config.output_dir, job.staging_dir)
     return info.to_json()
+
+
+def _is_published(reports: Sequence[ShardReport], job: Job) -> bool:
+    if filesystem.exists(filesystem.join(job.staging_dir, DATASET_INFO_NAME)):
+        return True
+    names = [report.file.name for report in reports if report.file]
+    return not any(filesystem.exists(filesystem.join(job.staging_dir, name)) for name in names[:1])
 
 
 def _stage(job: Job, name: str, content: bytes) -> None:
