@@ -142,14 +142,11 @@ def main(argv: Sequence[str]) -> int:
     config = parse_config(args)
     # Beam takes a second to import: a wrong option need not wait for it.
     from pipeline.dry_run import describe_dry_run
-    from pipeline.preprocess import EngineOptions, run
+    from pipeline.preprocess import EngineOptions, prepare, run
     from pipeline.summary import describe_dataset
 
-    if args.dry_run and args.runner != "DataflowRunner":
-        EngineOptions(runner=args.runner, beam_args=tuple(beam_args))
-        print(describe_dry_run(config))
-        return 0
-    if args.dry_run:
+    on_dataflow = args.runner == "DataflowRunner"
+    if args.dry_run and on_dataflow:
         beam_args.append("--dry_run=True")  # Dataflow's own: translate the job, submit nothing
     engine = EngineOptions(
         runner=args.runner,
@@ -157,6 +154,9 @@ def main(argv: Sequence[str]) -> int:
         running_mode=args.direct_running_mode,
         beam_args=tuple(beam_args),
     )
+    if args.dry_run and not on_dataflow:
+        print(describe_dry_run(prepare(config)))
+        return 0
     print(describe_dataset(run(config, engine), config.output_dir))
     return 0
 

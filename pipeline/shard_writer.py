@@ -81,14 +81,7 @@ def write_shard(
     # Equal texts have equal digests, so they end up side by side; the key settles their order.
     ordered = sorted(references, key=lambda reference: (reference.digest[24:], reference.digest, reference.key))
     ordered = list(_settle_duplicates(ordered, report, drop=config.duplicates == "drop"))
-    ids = {head: label_map.ids() for head, label_map in plan.labels.items()}
-    records: list[bytes] = []
-    lengths = [np.empty(0, LENGTHS_DTYPE)]
-    for start in range(0, len(ordered), DOCUMENTS_PER_BATCH):
-        batch = ordered[start : start + DOCUMENTS_PER_BATCH]
-        records += _serialize_batch(batch, ids, job, tokenizer, report, lengths)
-        on_progress(len(batch))
-    report.lengths = np.concatenate(lengths).tobytes()
+    records = serialize_documents(ordered, report, plan=plan, job=job, tokenizer=tokenizer, on_progress=on_progress)
     report.file = _write_records(records, split, index, plan, job)
     return report
 
@@ -122,15 +115,32 @@ def _settle_duplicates(ordered: Sequence[Reference], report: ShardReport, *, dro
             yield from others
 
 
+def serialize_documents(
+    references: Sequence[Reference],
+    report: ShardReport,
+    *,
+    plan: DatasetPlan,
+    job: Job,
+    tokenizer: Tokenizer,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> list[bytes]:
+    """Read, tokenize and serialize documents in the order given, and add what they are to the report."""
+    ids = {head: label_map.ids() for head, label_map in plan.labels.items()}
+    records: list[bytes] = []
+    for start in range(0, len(references), DOCUMENTS_PER_BATCH):
+        batch = references[start : start + DOCUMENTS_PER_BATCH]
+        records += _serialize_batch(batch, report, ids, job, tokenizer)
+        on_progress(len(batch))
+    return records
+
+
 def _serialize_batch(
     references: Sequence[Reference],
+    report: ShardReport,
     ids: Mapping[str, dict[str, int]],
     job: Job,
     tokenizer: Tokenizer,
-    report: ShardReport,
-    lengths: list[np.ndarray],
 ) -> list[bytes]:
-    """Read, tokenize and serialize some documents; add what they are to the report and their lengths to `lengths`."""
     texts, used = [], []
     for reference, content in zip(references, fetch([r.locator for r in references]), strict=True):
         try:
@@ -151,7 +161,7 @@ def _serialize_batch(
     report.num_unknown_tokens += int(np.count_nonzero(tokens.ids == tokenizer.unk_id))
     report.num_truncated += int(np.count_nonzero(tokens.truncated))
     report.joint_labels.update(labels)
-    lengths.append(tokens.lengths.astype(LENGTHS_DTYPE))
+    report.lengths += tokens.lengths.astype(LENGTHS_DTYPE).tobytes()
     categories, seconds = np.array(labels, dtype=np.int64).reshape(-1, 2).T
     return serialize_examples(
         {

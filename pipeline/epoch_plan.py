@@ -1,0 +1,290 @@
+"""Which example makes which row of an epoch, decided before the first step.
+
+An epoch's order is made in three steps, together a pure function of (dataset, batches, seed, epoch):
+
+1. *Stream.* The shards, in random order, are dealt to a few lanes; each lane reads its shards one after the other, and
+   the lanes take turns with blocks of records.
+2. *Windows.* The stream is cut into windows. Inside a window the records are permuted and queue up by length bucket; a
+   queue that holds a whole batch emits it, and the window's batches are permuted. What is left waits for the next one.
+3. *Tail.* What the last window leaves is sorted by length and cut into the last batches; only the very last one of an
+   epoch may be smaller than the others.
+
+With all shards in one window this is a full permutation. TODO
+
+Random numbers are raw 64-bit words of PCG64, which NumPy promises never to change (what it makes of them may change).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.batch_plan import BatchPlan, automatic_edges
+from pipeline.errors import OptionError
+
+# 16,384 articles are 25 MB and 512 batches of 32.
+WINDOW_RECORDS = 16_384
+# One element of a lane: long enough that handing it over costs nothing per record.
+BLOCK_RECORDS = 256
+MAX_LANES = 16
+# A lane of one shard would read the same part of the corpus at the same time in every epoch.
+MIN_SHARDS_PER_LANE = 4
+
+# What a random number is for; part of its key.
+_SHARDS, _RECORDS, _BATCHES = range(3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EpochPlan:
+    """Every row of every batch of one epoch.
+
+    The *stream* is the sequence of records as the lanes deliver them; `order` says which of them makes which row.
+
+    Attributes:
+        max_len: longer examples are cut to this.
+        lanes: the shards (by number) of each lane, in reading order.
+        block_records: how many records a lane delivers at its turn.
+        window_records: records in a window of the stream; the last one may be shorter.
+        stream: int32 [num_examples], the stored index of each record of the stream.
+        order: int64 [num_examples], the place in the stream of each row, batch after batch.
+        row_splits: int64 [steps + 1], where each batch starts in `order`.
+        batch_lengths: int32 [steps], what each batch is padded to.
+        full_rows: int32 [steps], the rows of a full batch of that length.
+        window_splits: int64 [windows + 1], the first step that each window emits.
+    """
+
+    max_len: int
+    lanes: tuple[tuple[int, ...], ...]
+    block_records: int
+    window_records: int
+    stream: np.ndarray
+    order: np.ndarray
+    row_splits: np.ndarray
+    batch_lengths: np.ndarray
+    full_rows: np.ndarray
+    window_splits: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        """Batches in the epoch."""
+        return len(self.batch_lengths)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions in the epoch, padding included."""
+        return int((np.diff(self.row_splits) * self.batch_lengths).sum())
+
+    @functools.cached_property
+    def examples(self) -> np.ndarray:
+        """int32 [num_examples], the stored index of each row, batch after batch."""
+        examples: np.ndarray = self.stream[self.order]
+        return examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Route:
+    """How one worker gets its rows from some step on: which records of each window's pool to take, which to keep.
+
+    The *pool* of a window is what the windows before left for later steps, then the window's own records.
+
+    Attributes:
+        places: int32 [rows], the place in its window's pool of each row, batch after batch.
+        examples: int32 [rows], the stored index of each row.
+        row_splits: int32 [steps + 1], where each batch starts in `places`.
+        batch_lengths: int32 [steps], what each batch is padded to.
+        window_splits: int32 [windows + 1], the first batch that each window emits.
+        kept: int32 [records], the places in the pool that go on to the next window, window after window.
+        kept_splits: int32 [windows + 1], where each window starts in `kept`.
+    """
+
+    places: np.ndarray
+    examples: np.ndarray
+    row_splits: np.ndarray
+    batch_lengths: np.ndarray
+    window_splits: np.ndarray
+    kept: np.ndarray
+    kept_splits: np.ndarray
+
+
+def _random_permutation(size: int, *key: int) -> np.ndarray:
+    words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
+    return np.argsort(words, kind="stable")
+
+
+def _stream(lanes: tuple[tuple[int, ...], ...], shard_sizes: Sequence[int], block_records: int) -> np.ndarray:
+    """Return the stored index of each record in the order in which the lanes, taking turns, deliver them."""
+    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
+    records, blocks = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    for lane in lanes:
+        inside = [np.arange(starts[shard], starts[shard + 1], dtype=np.int32) for shard in lane]
+        records += inside
+        blocks.append(np.arange(sum(map(len, inside))) // block_records)
+    # Stable: of the blocks with the same number, the first lane's comes first.
+    turns = np.argsort(np.concatenate(blocks), kind="stable")
+    return np.concatenate(records)[turns]
+
+
+def plan_training_epoch(
+    batches: BatchPlan,
+    lengths: np.ndarray,
+    shard_sizes: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    window_records: int = WINDOW_RECORDS,
+    block_records: int = BLOCK_RECORDS,
+) -> EpochPlan:
+    """Plan one epoch of training: random order, batches of similar lengths.
+
+    Args:
+        batches: from the same split's histogram.
+        lengths: uint16 [num_examples], in stored order.
+        shard_sizes: examples per shard.
+        seed, epoch: any numbers >= 0; another epoch has another order.
+        window_records, block_records: part of the order, so changed in tests only.
+
+    Raises:
+        OptionError: a number is negative.
+    """
+    if seed < 0 or epoch < 0:
+        raise OptionError(f"seed and epoch must be at least 0, got seed {seed} and epoch {epoch}")
+    num_lanes = min(MAX_LANES, max(1, len(shard_sizes) // MIN_SHARDS_PER_LANE))
+    shards = _random_permutation(len(shard_sizes), seed, epoch, _SHARDS).tolist()
+    lanes = tuple(tuple(shards[lane::num_lanes]) for lane in range(num_lanes))
+    stream = _stream(lanes, shard_sizes, block_records)
+    cut_lengths = np.minimum(lengths, batches.max_len)[stream]
+    bucket_of = np.searchsorted(batches.edges, cut_lengths)
+    rows = np.asarray(batches.rows)
+
+    order: list[np.ndarray] = []
+    buckets: list[int] = []
+    window_splits = [0]
+    waiting = np.empty(0, np.int64)
+    for window, start in enumerate(range(0, len(stream), window_records)):
+        size = min(window_records, len(stream) - start)
+        queues = np.concatenate([waiting, start + _random_permutation(size, seed, epoch, _RECORDS, window)])
+        # Stable: inside a bucket the order of arrival stays, first those who waited.
+        queues = queues[np.argsort(bucket_of[queues], kind="stable")]
+        ends = np.cumsum(np.bincount(bucket_of[queues], minlength=len(rows)))
+        starts = np.concatenate([[0], ends[:-1]])
+        emitted_ends = starts + (ends - starts) // rows * rows
+        full = [
+            (bucket, queues[first : first + rows[bucket]])
+            for bucket in range(len(rows))
+            for first in range(starts[bucket], emitted_ends[bucket], rows[bucket])
+        ]
+        for index in _random_permutation(len(full), seed, epoch, _BATCHES, window).tolist():
+            buckets.append(full[index][0])
+            order.append(full[index][1])
+        waiting = np.concatenate([queues[first:last] for first, last in zip(emitted_ends, ends, strict=True)])
+        window_splits.append(len(order))
+
+    waiting = waiting[np.argsort(-cut_lengths[waiting].astype(np.int64), kind="stable")]
+    for bucket, size in batches.tail:
+        buckets.append(bucket)
+        order.append(waiting[:size])
+        waiting = waiting[size:]
+    window_splits[-1] = len(order)
+    return EpochPlan(
+        max_len=batches.max_len,
+        lanes=lanes,
+        block_records=block_records,
+        window_records=window_records,
+        stream=stream,
+        order=np.concatenate(order),
+        row_splits=np.concatenate([[0], np.cumsum([len(batch) for batch in order])]),
+        batch_lengths=np.asarray(batches.edges, np.int32)[buckets],
+        full_rows=rows.astype(np.int32)[buckets],
+        window_splits=np.asarray(window_splits),
+    )
+
+
+def plan_evaluation(
+    lengths: np.ndarray,
+    shard_sizes: Sequence[int],
+    *,
+    max_len: int,
+    global_batch_size: int,
+    window_records: int = WINDOW_RECORDS,
+    block_records: int = BLOCK_RECORDS,
+) -> EpochPlan:
+    """Plan one pass in stored order; a batch is padded to the smallest of a few lengths that covers its longest row.
+
+    The lengths are chosen like a training split's buckets, over the batches' longest examples.
+    """
+    num_examples = len(lengths)
+    firsts = np.arange(0, num_examples, global_batch_size)
+    row_splits = np.append(firsts, num_examples)
+    longest = np.maximum.reduceat(np.minimum(lengths, max_len).astype(np.int64), firsts)
+    edges = np.asarray(automatic_edges(np.bincount(longest, weights=np.diff(row_splits), minlength=max_len + 1)))
+    num_windows = -(-num_examples // window_records)
+    # A batch is complete with the window in which its last row arrives.
+    last_window = (row_splits[1:] - 1) // window_records
+    return EpochPlan(
+        max_len=max_len,
+        lanes=(tuple(range(len(shard_sizes))),),
+        block_records=block_records,
+        window_records=window_records,
+        stream=np.arange(num_examples, dtype=np.int32),
+        order=np.arange(num_examples),
+        row_splits=row_splits,
+        batch_lengths=edges[np.searchsorted(edges, longest)].astype(np.int32),
+        full_rows=np.full(len(firsts), global_batch_size, np.int32),
+        window_splits=np.searchsorted(last_window, np.arange(num_windows + 1)),
+    )
+
+
+def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, worker_index: int = 0) -> Route:
+    """Plan what one worker takes out of the stream; each takes a contiguous part of the same global batches.
+
+    Args:
+        plan: of the whole epoch.
+        start_step: the first global step wanted.
+        num_workers, worker_index: which part of every batch; a partial batch may leave the last workers none.
+
+    Raises:
+        OptionError: the step or the worker does not exist, or a batch cannot be divided among the workers.
+    """
+    if not 0 <= start_step <= plan.num_steps:
+        raise OptionError(f"start_step must be between 0 and the epoch's {plan.num_steps} steps, got {start_step}")
+    if not 0 <= worker_index < num_workers:
+        raise OptionError(f"worker_index must be in [0, num_workers {num_workers}), got {worker_index}")
+    indivisible = plan.full_rows[plan.full_rows % num_workers > 0]
+    if indivisible.size:
+        raise OptionError(
+            f"a global batch of {indivisible[0]} cannot be divided among {num_workers} workers; "
+            f"use a multiple of {num_workers}"
+        )
+    sizes = np.diff(plan.row_splits)
+    step_of_row = np.repeat(np.arange(plan.num_steps), sizes)
+    row_in_batch = np.arange(len(plan.order)) - plan.row_splits[step_of_row]
+    ours = row_in_batch // (plan.full_rows[step_of_row] // num_workers) == worker_index
+    ours &= step_of_row >= start_step
+    order = plan.order[ours]
+    ours_per_step = np.bincount(step_of_row[ours], minlength=plan.num_steps)[start_step:]
+    row_splits = np.concatenate([[0], np.cumsum(ours_per_step)])
+    window_splits = np.maximum(plan.window_splits - start_step, 0)
+
+    num_windows = len(plan.window_splits) - 1
+    emitted_in = np.full(len(plan.order), -1)
+    emitted_in[order] = np.repeat(np.arange(num_windows), np.diff(row_splits[window_splits]))
+    places, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    waiting = np.empty(0, np.int64)
+    for window in range(num_windows):
+        start = window * plan.window_records
+        # Both parts are sorted and the first is older, so the pool is sorted too.
+        pool = np.concatenate([waiting, np.arange(start, min(start + plan.window_records, len(plan.order)))])
+        first, last = row_splits[window_splits[window]], row_splits[window_splits[window + 1]]
+        places.append(np.searchsorted(pool, order[first:last]))
+        kept.append(np.flatnonzero(emitted_in[pool] > window))
+        waiting = pool[kept[-1]]
+    return Route(
+        places=np.concatenate(places).astype(np.int32),
+        examples=plan.stream[order],
+        row_splits=row_splits.astype(np.int32),
+        batch_lengths=plan.batch_lengths[start_step:],
+        window_splits=window_splits.astype(np.int32),
+        kept=np.concatenate(kept).astype(np.int32),
+        kept_splits=np.concatenate([[0], np.cumsum([len(part) for part in kept[1:]])]).astype(np.int32),
+    )

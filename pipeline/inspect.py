@@ -1,0 +1,105 @@
+"""`python -m pipeline.inspect DIR`: what is in a dataset, and what became of one document."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline import filesystem
+from pipeline.command_line import CommandParser, run_command
+from pipeline.config import require
+from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, read_dataset_info
+from pipeline.errors import CorruptShardError, MissingInputError
+from pipeline.publish import REJECTED_NAME
+from pipeline.schema import HEAD_FEATURES, INDICES, KEY
+from pipeline.summary import describe_dataset
+from pipeline.tfexample import parse_example, read_records
+from pipeline.vocabulary import load_vocab
+
+_TOKENS_SHOWN = 64
+
+
+def iterate_examples(data_dir: str, info: DatasetInfo, split: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+    """Yield (shard name, record number, byte offset, features) of every example of a split, in stored order.
+
+    Raises:
+        CorruptShardError: at the first record that is damaged.
+    """
+    for shard in info.split(split).shards:
+        path = filesystem.join(data_dir, shard.name)
+        if not filesystem.exists(path):
+            raise CorruptShardError(f"{path}: listed in {DATASET_INFO_NAME} but not there", path=path)
+        with filesystem.open_for_reading(path) as stream:
+            for number, (offset, record) in enumerate(read_records(stream, path)):
+                try:
+                    yield shard.name, number, offset, parse_example(record)
+                except ValueError as error:
+                    message = f"{path}: record {number} at byte {offset}: not an example ({error})"
+                    raise CorruptShardError(message, path=path, record=number, offset=offset) from None
+
+
+def describe_example(features: dict[str, Any], info: DatasetInfo, tokens: Sequence[str]) -> str:
+    """Return one example's key, labels and first tokens in words."""
+    ids = features[INDICES]
+    labels = ", ".join(
+        f"{head} {features[name][0]} {info.labels[head].names[features[name][0]]}"
+        for head, name in HEAD_FEATURES.items()
+    )
+    more = f" … {len(ids) - _TOKENS_SHOWN} more" if len(ids) > _TOKENS_SHOWN else ""
+    shown = " ".join(tokens[index] for index in ids[:_TOKENS_SHOWN])
+    return f"{features[KEY][0].decode()}  ({labels}; {len(ids)} tokens)\n    {shown}{more}"
+
+
+def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> str:
+    """Return where a document went: its split, shard and record, or why it was rejected.
+
+    Raises:
+        MissingInputError: it was not in the corpus.
+    """
+    rejected = filesystem.read_bytes(filesystem.join(data_dir, REJECTED_NAME)).decode()
+    for line in filter(None, rejected.split("\n")):
+        rejection = json.loads(line)
+        if rejection["key"] == key:
+            return f"{key}: rejected: {rejection['reason']}: {rejection['detail']}"
+    for split, split_info in info.splits.items():
+        if not split_info.num_examples:
+            continue
+        for shard, number, offset, features in iterate_examples(data_dir, info, split):
+            if features[KEY] == [key.encode()]:
+                return f"{split}, {shard}, record {number}, byte {offset}\n{describe_example(features, info, tokens)}"
+    raise MissingInputError(
+        f"{data_dir}: no document {key!r} among {info.documents.read:,}; keys look like 体育/123.txt"
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print what a dataset holds."""
+    parser = CommandParser(prog="python -m pipeline.inspect", description="Show what a dataset holds.")
+    parser.add_argument("data_dir", metavar="DIR", help="a dataset directory")
+    parser.add_argument("--split", default="train", help="where to take the examples from")
+    parser.add_argument("--examples", type=int, default=3, help="how many decoded examples to show")
+    parser.add_argument("--key", help="show instead where this document went, such as 体育/123.txt")
+    parser.add_argument("--json", action="store_true", help=f"print {DATASET_INFO_NAME} itself")
+    args = parser.parse_args(argv)
+    require(args.examples >= 0, f"--examples: expected 0 or more, got {args.examples}")
+    info = read_dataset_info(args.data_dir)
+    if args.json:
+        print(info.to_json(), end="")
+        return 0
+    vocab = load_vocab(filesystem.join(args.data_dir, VOCAB_NAME))
+    # Printed as written: a token that is a line separator would break the line.
+    tokens = [token if token.isprintable() else repr(token) for token in vocab]
+    if args.key is not None:
+        print(trace(args.data_dir, info, args.key, tokens))
+        return 0
+    print(describe_dataset(info, args.data_dir))
+    if args.examples:
+        print(f"\nfirst examples of {args.split}:")
+        for *_, features in itertools.islice(iterate_examples(args.data_dir, info, args.split), args.examples):
+            print("  " + describe_example(features, info, tokens))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
