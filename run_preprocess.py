@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 from pipeline.command_line import CommandParser, run_command
@@ -157,7 +158,11 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run and not on_dataflow:
         print(describe_dry_run(prepare(config)))
         return 0
-    print(describe_dataset(run(config, engine), config.output_dir))
+    started = time.monotonic()
+    info = run(config, engine)
+    seconds = time.monotonic() - started
+    print(describe_dataset(info, config.output_dir))
+    print(f"\n{info.documents.read:,} documents in {seconds:.1f} s, {info.documents.read / seconds:,.0f} documents/s")
     return 0
 
 

@@ -9,6 +9,7 @@ order of their keys, numbers packed); the framing is TFRecord's:
 Source: tensorflow/core/example/{example,feature}.proto; tensorflow/core/lib/io/record_writer.h.
 """
 
+import functools
 import gzip
 import io
 import itertools
@@ -79,21 +80,32 @@ def _field(number: int, payload: bytes) -> bytes:
     return bytes([number << 3 | 2]) + _varint(len(payload)) + payload
 
 
-def _column_payloads(feature: Feature, column: Column) -> list[bytes]:
-    """Return, for each document, the bytes of one feature's value list."""
+@functools.lru_cache(maxsize=1 << 14)
+def _entry_header(feature: Feature, payload_bytes: int) -> bytes:
+    """Return what stands before the values of one feature: four nested headers, all fixed by the values' size.
+
+    Features.feature is a map, an entry of which has the key as field 1 and the Feature as field 2; bytes_list is
+    field 1 of a Feature and int64_list field 3; their values are field 1, numbers packed.
+    """
+    key = _field(1, feature.name.encode())
+    payload = bytes(payload_bytes)
+    entry = _field(1, key + _field(2, _field(1 if feature.dtype == "bytes" else 3, _field(1, payload))))
+    return entry[: len(entry) - payload_bytes]
+
+
+def _entries(feature: Feature, column: Column) -> list[bytes]:
+    """Return, for each document, the map entry of one feature."""
     if feature.dtype == "bytes":
-        # BytesList.value is field 1; Feature.bytes_list is field 1.
-        return [_field(1, _field(1, value)) for value in column]
-    if feature.shape == "scalar":
-        values, row_splits = np.asarray(column), np.arange(len(column) + 1)
+        payloads = column
     else:
-        values, row_splits = column
-    payload, ends = encode_varints(values)
-    # Splits in values become splits in bytes.
-    edges = np.concatenate([[0], ends])[row_splits].tolist()
-    packed = payload.tobytes()
-    # Int64List.value is field 1, packed; Feature.int64_list is field 3.
-    return [_field(3, _field(1, packed[start:stop])) for start, stop in itertools.pairwise(edges)]
+        scalar = feature.shape == "scalar"
+        values, row_splits = (np.asarray(column), np.arange(len(column) + 1)) if scalar else column
+        packed, ends = encode_varints(values)
+        # Splits in values become splits in bytes.
+        edges = np.concatenate([[0], ends])[row_splits].tolist()
+        content = packed.tobytes()
+        payloads = [content[start:stop] for start, stop in itertools.pairwise(edges)]
+    return [_entry_header(feature, len(payload)) + payload for payload in payloads]
 
 
 def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:
@@ -106,13 +118,7 @@ def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:
     Returns:
         B serialized `tf.train.Example`s.
     """
-    entries = []
-    for feature in EXAMPLE_FEATURES:
-        # Features.feature is a map: field 1 of an entry is the key, field 2 the value.
-        head = _field(1, feature.name.encode())
-        entries.append(
-            [_field(1, head + _field(2, value)) for value in _column_payloads(feature, columns[feature.name])]
-        )
+    entries = [_entries(feature, columns[feature.name]) for feature in EXAMPLE_FEATURES]
     return [_field(1, b"".join(parts)) for parts in zip(*entries, strict=True)]
 
 
@@ -122,12 +128,17 @@ def masked_crc32c(data: bytes | memoryview) -> int:
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _record_header(num_bytes: int) -> bytes:
+    length = struct.pack("<Q", num_bytes)
+    return length + _CRC.pack(masked_crc32c(length))
+
+
 def frame_records(records: Iterable[bytes]) -> bytes:
     """Return the content of a TFRecord file that holds these records."""
     parts: list[bytes] = []
     for record in records:
-        length = struct.pack("<Q", len(record))
-        parts += (length, _CRC.pack(masked_crc32c(length)), record, _CRC.pack(masked_crc32c(record)))
+        parts += (_record_header(len(record)), record, _CRC.pack(masked_crc32c(record)))
     return b"".join(parts)
 
 

@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python 3.11 and make, nothing else; each sets up .venv by itself.
+
+PYTHON ?= python3.11
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
+
+# Quiet TensorFlow's start-up chatter; errors still show.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help demo test test-slow lint bench lock clean
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+demo: .venv/train.stamp  ## corpus → dataset → training → test report, in a few minutes, into demo/
+	$(PY) -m benchmarks.demo --output demo
+
+test: .venv/dev.stamp lint  ## lint and the fast tests
+	$(PY) -m pytest
+
+test-slow: .venv/dev.stamp  ## the tests that take minutes: kills, several processes, whole-corpus equality
+	$(PY) -m pytest -m slow
+
+lint: .venv/dev.stamp  ## format, lint, types, dead code
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/vulture
+
+bench: .venv/bench.stamp  ## every benchmark, ours against its peers; keep the machine quiet meanwhile
+	$(PY) -m benchmarks.tokenizer
+	$(PY) -m benchmarks.preprocess
+	$(PY) -m benchmarks.reader
+	$(PY) -m benchmarks.train_step
+
+lock:  ## resolve the pinned requirements again
+	.venv/bin/pip install --quiet uv
+	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench"; do \
+	  name=$$(echo "$$extra" | sed 's/.*--extra /-/; s/^$$//'); \
+	  .venv/bin/uv pip compile --quiet --generate-hashes --no-header --no-emit-index-url --no-annotate \
+	    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
+	    $$([ -z "$$extra" ] || echo -c requirements.txt) $$extra setup.py -o requirements$$name.txt || exit 1; \
+	done
+
+clean:  ## remove what the other targets made, the virtual environment included
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/%.stamp: requirements-%.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PIP) -r $<
+	touch $@

@@ -1,0 +1,1 @@
+"""Benchmarks: ours and its peers side by side, in one run; `make bench`."""

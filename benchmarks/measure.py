@@ -1,0 +1,78 @@
+"""What the benchmarks share: one job in a process of its own, its time and its memory; tables of medians."""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import psutil
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of one way.
+
+    Attributes:
+        seconds: from the process's start to its end, imports included.
+        work_seconds: what the process itself timed, imports excluded.
+        peak_bytes: largest sum of resident memory over the process and all its children.
+    """
+
+    seconds: float
+    work_seconds: float
+    peak_bytes: int
+
+
+def run_measured(arguments: list[str]) -> Run:
+    """Run `python -m …` and watch it; the last line it prints is its own time in seconds, as JSON.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    peak = 0
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        peak = max(peak, _resident_bytes(root))
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    seconds = time.perf_counter() - started
+    output = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed with status {process.returncode}")
+    return Run(seconds, float(json.loads(output.strip().splitlines()[-1])), peak)
+
+
+def _resident_bytes(root: psutil.Process) -> int:
+    total = 0
+    try:
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def median(values: list[float]) -> float:
+    """Return the median."""
+    return statistics.median(values)
+
+
+def describe_machine() -> str:
+    """Return one line about the machine: absolute figures mean nothing without it."""
+    with open("/proc/cpuinfo", encoding="utf-8") as stream:
+        names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
+    memory = psutil.virtual_memory().total / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {names[0] if names else 'an unknown processor'}, {memory:.0f} GiB, Python {sys.version.split()[0]}"
