@@ -78,7 +78,12 @@ def make_parser() -> CommandParser:
     group = parser.add_argument_group("engine")
     add = group.add_argument
     add("--runner", default="DirectRunner", help="DirectRunner (this machine), DataflowRunner, FlinkRunner, …")
-    add("--direct_num_workers", type=int, default=0, help="workers on this machine; 0: all cores")
+    add(
+        "--direct_num_workers",
+        type=int,
+        default=0,
+        help="workers on this machine; 0: all cores, or one if there is little to do",
+    )
     add(
         "--direct_running_mode", help="in_memory, multi_threading or multi_processing (default: what suits the workers)"
     )

@@ -75,4 +75,5 @@ def describe_machine() -> str:
         names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
     memory = psutil.virtual_memory().total / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {names[0] if names else 'an unknown processor'}, {memory:.0f} GiB, Python {sys.version.split()[0]}"
+    model = names[0] if names else "an unknown processor"
+    return f"{cores} cores of {model}, {memory:.0f} GiB, Python {sys.version.split()[0]}"

@@ -311,15 +311,13 @@ def _set_encoder_weights(
 def _readable_checkpoint_errors(prefix: Path) -> Iterator[None]:
     """Turn what TensorFlow raises about a damaged checkpoint into our errors.
 
-    Its reader raises a C++ status as `ValueError`, `RuntimeError` or one of `tf.errors`, which depends on the status.
+    Its reader raises a C++ status as a built-in exception or one of `tf.errors`, which depends on the status.
     """
     try:
         yield
     except (tf.errors.NotFoundError, FileNotFoundError) as error:
         raise MissingInputError(f"{prefix}: a file of the checkpoint is missing: {error}") from error
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputFormatError):
-            raise
+    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
         raise InputFormatError(f"{prefix}: the checkpoint is damaged: {error}") from error
 
 

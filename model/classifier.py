@@ -18,7 +18,7 @@ from model.checkpoint import (
     random_variable,
     read_bert_dir,
 )
-from model.encoder import ENCODERS
+from model.encoder import ENCODERS, POOLING_LAYER
 from pipeline.errors import MissingInputError, OptionError
 
 INPUT_NAMES = ("indices", "segments")
@@ -122,8 +122,9 @@ def _check_heads(heads: Mapping[str, int]) -> None:
     if not heads:
         raise OptionError("a classifier needs at least one head, got none")
     names = {name for head in heads for name in (head, _logits_name(head))}
-    if len(names) < 2 * len(heads) or names & set(INPUT_NAMES):
-        raise OptionError(f"head names clash with each other or with {', '.join(INPUT_NAMES)}: {', '.join(heads)}")
+    taken = {*INPUT_NAMES, POOLING_LAYER}
+    if len(names) < 2 * len(heads) or names & taken:
+        raise OptionError(f"head names clash with each other or with {', '.join(sorted(taken))}: {', '.join(heads)}")
     for head, num_classes in heads.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", head):
             raise OptionError(f"head name {head!r} must consist of letters, digits and underscores")

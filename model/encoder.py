@@ -42,6 +42,7 @@ from model.layers import (
 from pipeline.errors import OptionError
 
 POOLINGS = ("cls", "max")
+POOLING_LAYER = "Pooling"  # the layer whose output the heads see
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -106,9 +107,9 @@ def encode_fused(
         transformed = FeedForward(config.intermediate_size, activation=config.hidden_act, dtype=policy, name=name)(x)
         x = Norm(dtype, name=f"{name}-Norm")([x, drop(transformed, name)])
     if pooling == "cls":
-        return ClsPooling(name="Pooling")(x)
+        return ClsPooling(name=POOLING_LAYER)(x)
     if pooling == "max":
-        return MaxPooling(name="Pooling")([x, indices])
+        return MaxPooling(name=POOLING_LAYER)([x, indices])
     return x
 
 
@@ -172,9 +173,9 @@ def encode_keras_bert(
         )
     x = copied.output
     if pooling == "cls":
-        return Extract(index=0, name="Pooling")(x)
+        return Extract(index=0, name=POOLING_LAYER)(x)
     if pooling == "max":
-        return MaskedGlobalMaxPool1D(name="Pooling")(x)
+        return MaskedGlobalMaxPool1D(name=POOLING_LAYER)(x)
     return x
 
 

@@ -64,7 +64,7 @@ class SampleBertConfig:
         smallest = len(_fixed_entries()) + 1
         if self.vocab_size is not None and self.vocab_size < smallest:
             raise OptionError(
-                f"--vocab_size must be at least {smallest} (special tokens, ASCII, one character), got {self.vocab_size}"
+                f"--vocab_size must be at least {smallest} (special tokens, ASCII, a character), got {self.vocab_size}"
             )
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"--seed must be at least 0 and below 2**63, got {self.seed}")

@@ -1,7 +1,7 @@
 """What happens to one global batch: the step that trains and the step that evaluates, on any number of replicas.
 
-Both return sums over real examples and leave dividing to their caller, so that padded rows and replicas which got fewer examples
-change nothing:
+Both return sums over real examples and leave dividing to their caller, so that padded rows and replicas which got fewer
+examples change nothing:
 
     sums float32 [3 + 2·H]: examples, tokens, all heads right, then for each head: loss, right
 """
@@ -17,6 +17,7 @@ from model.config import TrainConfig
 from model.dropout import dropout_rng
 from model.optimizer import AdamW, LossScale, clip_by_norm
 from model.strategy import Devices
+from pipeline.schema import INDICES, SEGMENTS
 
 NUM_COMMON_SUMS = 3
 
@@ -77,6 +78,16 @@ def head_losses(config: TrainConfig, label_counts: Mapping[str, Sequence[int]]) 
     return losses
 
 
+STEP_SIGNATURE = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.float32))
+
+
+def batch_signature(heads: Sequence[str]) -> Batch:
+    """Return the dtypes of a batch, whatever its shape."""
+    inputs = {name: tf.TensorSpec([None, None], tf.int32, name) for name in (INDICES, SEGMENTS)}
+    labels = {head: tf.TensorSpec([None], tf.int32, head) for head in heads}
+    return inputs, labels, tf.TensorSpec([None], tf.float32, "weights")
+
+
 def num_sums(num_heads: int) -> int:
     """Return how many sums a step returns."""
     return NUM_COMMON_SUMS + 2 * num_heads
@@ -85,7 +96,7 @@ def num_sums(num_heads: int) -> int:
 def _batch_sums(losses: Mapping[str, tf.Tensor], logits: Mapping[str, tf.Tensor], batch: Batch) -> tf.Tensor:
     """Return the sums named in the module's docstring."""
     inputs, labels, weights = batch
-    tokens = tf.math.count_nonzero(inputs["indices"], dtype=tf.float32)
+    tokens = tf.reduce_sum(tf.math.count_nonzero(inputs[INDICES], axis=1, dtype=tf.float32) * weights)
     per_head, all_right = [], weights
     for head, per_example in losses.items():
         right = tf.cast(tf.equal(tf.argmax(logits[head], axis=-1, output_type=tf.int32), labels[head]), tf.float32)
@@ -94,19 +105,20 @@ def _batch_sums(losses: Mapping[str, tf.Tensor], logits: Mapping[str, tf.Tensor]
     return tf.stack([tf.reduce_sum(weights), tokens, tf.reduce_sum(all_right), *per_head])
 
 
-def metrics_from_sums(sums: Sequence[float], heads: Sequence[str], config: TrainConfig) -> dict[str, float]:
+def metrics_from_sums(sums: Sequence[float] | np.ndarray, config: TrainConfig) -> dict[str, float]:
     """Divide sums by their count, once.
 
     Returns:
-        `loss` (weighted over heads), for each head `<head>_loss` and `<head>_accuracy`, then `accuracy_mean` and `exact_match`.
+        `loss` (weighted over heads), for each head `<head>_loss` and `<head>_accuracy`, then `accuracy_mean` and
+        `exact_match`.
     """
     count = max(float(sums[0]), 1.0)
     metrics = {"loss": 0.0}
-    for index, head in enumerate(heads):
+    for index, head in enumerate(config.heads):
         metrics[f"{head}_loss"] = float(sums[NUM_COMMON_SUMS + 2 * index]) / count
         metrics[f"{head}_accuracy"] = float(sums[NUM_COMMON_SUMS + 1 + 2 * index]) / count
         metrics["loss"] += config.loss_weight(head) * metrics[f"{head}_loss"]
-    metrics["accuracy_mean"] = sum(metrics[f"{head}_accuracy"] for head in heads) / len(heads)
+    metrics["accuracy_mean"] = sum(metrics[f"{head}_accuracy"] for head in config.heads) / len(config.heads)
     metrics["exact_match"] = float(sums[2]) / count
     return metrics
 
@@ -134,9 +146,9 @@ def make_train_step(
 
     Returns:
         step_fn(batch, step, learning_rate, stop), with
-          batch: what `Devices.split` returned; step: int64 scalar; learning_rate: float32 scalar;
+          batch: (inputs, labels, weights), this worker's part; step: int64 scalar; learning_rate: float32 scalar;
           stop: float32 scalar, 1 on a worker that was asked to stop;
-        returning float32 [3 + 2·H + 2]: the sums, the gradient's norm before clipping, and how many workers want to stop.
+        returning float32 [3 + 2·H + 2]: the sums, the gradient's norm before clipping, how many replicas shall stop.
         Weights stay as they are where the gradient is not finite.
     """
     num_parts = config.accumulate_steps
@@ -146,7 +158,7 @@ def make_train_step(
         inputs, labels, weights = part
         scale = 1.0 if loss_scale is None else loss_scale.scale
         with tf.GradientTape() as tape, dropout_rng(config.seed, noise_step):
-            logits = model([inputs["indices"], inputs["segments"]], training=True)
+            logits = model([inputs[INDICES], inputs[SEGMENTS]], training=True)
             per_example = {head: loss(labels[head], logits[head]) for head, loss in losses.items()}
             total = tf.add_n([losses[head].weight * tf.reduce_sum(per_example[head] * weights) for head in losses])
             total *= scale
@@ -160,7 +172,7 @@ def make_train_step(
 
         def add_part(index: tf.Tensor, gradients: list[tf.Tensor], sums: tf.Tensor) -> tuple[Any, ...]:
             def rows(tensor: tf.Tensor) -> tf.Tensor:
-                size = tensor.shape[0] // num_parts
+                size = tf.shape(tensor)[0] // num_parts
                 return tensor[index * size : (index + 1) * size]
 
             noise_step = step * num_parts + tf.cast(index, tf.int64)
@@ -175,8 +187,8 @@ def make_train_step(
 
     compiled = tf.function(gradients_of_batch, jit_compile=True) if xla else gradients_of_batch
 
-    def replica_step(inputs: Any, labels: Any, weights: Any, step: tf.Tensor, stop: tf.Tensor) -> tuple[Any, ...]:
-        gradients, sums = compiled((inputs, labels, weights), step)
+    def replica_step(batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> tuple[Any, ...]:
+        gradients, sums = compiled(tf.nest.map_structure(devices.rows, batch), step)
         sums = tf.concat([sums, [stop]], axis=0)
         replica = tf.distribute.get_replica_context()
         if devices.num_replicas > 1:
@@ -190,9 +202,11 @@ def make_train_step(
     def first(value: Any) -> tf.Tensor:
         return devices.strategy.experimental_local_results(value)[0]
 
-    @tf.function
+    # One trace for batches of all shapes: tracing BERT-base takes many seconds, and buckets make many shapes. A trace
+    # that became general only at the second shape would also compute the first otherwise after a restart than before.
+    @tf.function(input_signature=[batch_signature(config.heads), *STEP_SIGNATURE])
     def train_step(batch: Batch, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-        gradients, outcome, finite = devices.strategy.run(replica_step, args=(*batch, step, stop))
+        gradients, outcome, finite = devices.strategy.run(replica_step, args=(batch, step, stop))
         is_finite = first(finite)
         if loss_scale is not None:
             loss_scale.adjust(is_finite)
@@ -203,29 +217,30 @@ def make_train_step(
     return step_fn
 
 
-def make_eval_step(model: tf.keras.Model, heads: Sequence[str], devices: Devices) -> Callable[[Batch], tf.Tensor]:
+def make_eval_step(model: tf.keras.Model, config: TrainConfig, devices: Devices) -> Callable[[Batch], tf.Tensor]:
     """Return the function that measures one global batch, without smoothing or class weights.
 
     Args:
         model: inputs to {head: logits float32 [B, classes]}, made in the strategy's scope.
-        heads: in the order of the sums.
+        config: which heads, in the order of the sums.
         devices: where it runs.
 
     Returns:
-        step_fn(batch), with what `Devices.split` returned; returning the sums, float32 [3 + 2·H].
+        step_fn(batch), with this worker's (inputs, labels, weights); returning the sums, float32 [3 + 2·H].
     """
 
-    def replica_step(inputs: Any, labels: Any, weights: tf.Tensor) -> tf.Tensor:
-        logits = model([inputs["indices"], inputs["segments"]], training=False)
+    def replica_step(batch: Batch) -> tf.Tensor:
+        inputs, labels, weights = tf.nest.map_structure(devices.rows, batch)
+        logits = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
         losses = {
             head: tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels[head], logits=logits[head])
-            for head in heads
+            for head in config.heads
         }
         return _batch_sums(losses, logits, (inputs, labels, weights))
 
-    @tf.function
+    @tf.function(input_signature=[batch_signature(config.heads)])
     def eval_step(batch: Batch) -> tf.Tensor:
-        sums = devices.strategy.run(replica_step, args=batch)
+        sums = devices.strategy.run(replica_step, args=(batch,))
         return devices.strategy.reduce("SUM", sums, axis=None)
 
     step_fn: Callable[[Batch], tf.Tensor] = eval_step

@@ -1,7 +1,7 @@
 """Which devices train, in which arithmetic: one device, all devices of a machine, or several machines.
 
-Every replica of every worker sees the same global batch and takes its own rows of it, so the stream of batches does not know
-how many replicas there are:
+The stream of global batches does not know how many replicas there are. The reader gives every worker its part of each
+batch, and every replica takes its own rows of that:
 
     global batch [B, L] ─▶ rows [r·B/R, (r+1)·B/R) for replica r of R ─▶ sums over rows ─▶ summed over replicas
 """
@@ -86,28 +86,25 @@ class Devices:
         """Whether this process writes the run directory."""
         return self.worker_index == 0
 
-    def split(self, batch: Any) -> Any:
-        """Give every replica its rows of a global batch.
+    @property
+    def num_local_replicas(self) -> int:
+        """Replicas of this worker."""
+        return self.num_replicas // self.num_workers
+
+    def rows(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return this replica's rows of its worker's batch; to be called in a replica's context.
 
         Args:
-            batch: nested tensors [B, …], the same on every worker, B a multiple of `num_replicas`.
+            tensor: [B, …], this worker's part of a global batch, B a multiple of `num_local_replicas`.
 
         Returns:
-            The same structure with [B / num_replicas, …] for each replica, in order.
+            [B / num_local_replicas, …].
         """
-        if self.num_replicas == 1:
-            return batch
-
-        def rows_of(context: Any) -> Any:
-            replica = context.replica_id_in_sync_group
-
-            def rows(tensor: tf.Tensor) -> tf.Tensor:
-                size = tensor.shape[0] // self.num_replicas
-                return tensor[replica * size : (replica + 1) * size]
-
-            return tf.nest.map_structure(rows, batch)
-
-        return self.strategy.experimental_distribute_values_from_function(rows_of)
+        if self.num_local_replicas == 1:
+            return tensor
+        size = tf.shape(tensor)[0] // self.num_local_replicas
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group % self.num_local_replicas
+        return tensor[index * size : (index + 1) * size]
 
     def barrier(self) -> None:
         """Wait until all workers have come here."""
@@ -196,8 +193,8 @@ def _resolve_kind(
         raise OptionError("--strategy multi_worker: TF_CONFIG is not set; it names the workers and which one this is")
     if config.strategy == "mirrored" and not num_gpus and config.cpu_replicas is None:
         raise OptionError(
-            "--strategy mirrored: TensorFlow sees no GPU; use --strategy one_device, or --cpu_replicas N to run N replicas "
-            "on this machine's CPU"
+            "--strategy mirrored: TensorFlow sees no GPU; use --strategy one_device, or --cpu_replicas N to use "
+            "this machine's CPU as N devices"
         )
     if config.strategy != "auto":
         return config.strategy
@@ -230,8 +227,8 @@ def _logical_cpus(count: int) -> list[str]:
 def resolve_policy(config: TrainConfig, devices: Devices) -> str:
     """Return the Keras mixed-precision policy.
 
-    `auto` is float32 on a CPU, which is exact and needs no choice; on GPUs it is bfloat16 where they compute in it, else
-    float16 with loss scaling where they have tensor cores.
+    `auto` is float32 on a CPU; on GPUs it is bfloat16 where they compute in it, else float16 with loss scaling where
+    they have tensor cores.
 
     Raises:
         OptionError: float16 on a CPU.
@@ -262,5 +259,5 @@ def resolve_xla(config: TrainConfig, devices: Devices) -> bool:
 
 
 def resolve_deterministic(config: TrainConfig, devices: Devices) -> bool:
-    """Tell whether TensorFlow is held to deterministic kernels; `auto` only on CPUs, where that costs next to nothing."""
+    """Tell whether TensorFlow is held to deterministic kernels; `auto` only on CPUs, where that costs nothing."""
     return config.deterministic == "on" or (config.deterministic == "auto" and not devices.on_gpu)

@@ -1,4 +1,4 @@
-"""The resumable state of a run: everything that the next step depends on, saved so that no crash can lose the one before.
+"""The resumable state of a run: all that the next step depends on, saved so that no crash can lose the one before.
 
     state/
       step-00000500/             inside an epoch
@@ -6,8 +6,8 @@
         state.json               where the run is: step, epoch, sums, counters, metric rows; with a checksum
       step-00000640-epoch-001/   after an epoch and its validation
 
-A state is written under a temporary name, put on disk, then renamed; the oldest are removed after that. Restoring takes the newest
-that reads back whole. Nothing read is ever executed: arrays and text alone.
+A state is written under a temporary name, put on disk, then renamed; the oldest are removed after that. Restoring takes
+the newest that reads back whole. Nothing read is ever executed: arrays and text alone.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ class Progress:
         epoch_sums: sums over this epoch's examples so far, as `model.steps` orders them; empty at its beginning.
         rows: one for each finished epoch, the rows of `metrics.csv`.
         monitor: counters of the monitored metric, see `model.callbacks.Monitor`.
-        train_seconds: time spent in training steps.
-        num_examples: examples seen.
+        train_seconds, num_examples: time spent in training steps, and the examples they saw; without the first step
+            of each process.
     """
 
     step: int = 0

@@ -26,7 +26,7 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write arrays to a file, one at a time, under a temporary name until all are on disk.
 
     Args:
-        path: ends in `.npz`.
+        path: ends in `.npz`; its directory is made if it is not there.
         arrays: (name, array) pairs; names are unique.
 
     Raises:
@@ -34,6 +34,7 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as stream:
                 with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
@@ -59,7 +60,8 @@ def read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it opened itself and found damaged.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             for name in archive.files:
                 yield name, archive[name]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -99,7 +101,7 @@ def _write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputWriteError(
-            f"{path}: cannot write: {error.strerror or error}; free some space or fix it, then run the same command again"
+            f"{path}: cannot write: {error.strerror or error}; free some space or fix it, then run again"
         ) from error
 
 
@@ -141,7 +143,7 @@ def assign_arrays(path: Path, variables: Mapping[str, Any]) -> None:
             raise InputFormatError(f"{path}: holds {name!r}, which this model has not; it belongs to another model")
         if tuple(variable.shape) != array.shape:
             raise InputFormatError(
-                f"{path}: {name!r} has shape {array.shape}, this model's has {tuple(variable.shape)}; it belongs to another"
+                f"{path}: {name!r} has shape {array.shape}, this model's has {tuple(variable.shape)}"
             )
         variable.assign(array)
     if missing:

@@ -1,6 +1,7 @@
 """What every command shares: one-line errors with the right exit status, logging, `--version` and `--debug`."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -45,6 +46,9 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     _configure_logging(debug)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A label that the terminal's encoding lacks must not turn finished work into a failure.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main(arguments)
         sys.stdout.flush()

@@ -94,6 +94,9 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.inputs), "--input: expected at least one, got none")
+        require(bool(self.output_dir), "--output: expected a directory, got an empty name")
+        pinned = [spec.split for spec in self.inputs]
+        require("rejected" not in pinned, "--input: 'rejected' cannot name a split; use another name")
         require_choice("input_format", self.input_format, INPUT_FORMATS)
         require_choice("second_label", self.second_label, SECOND_LABELS)
         require_choice("compression", self.compression, COMPRESSIONS)

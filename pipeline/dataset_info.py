@@ -159,8 +159,8 @@ class DatasetInfo:
         }
         content["checksum"] = _checksum(content)
         text = json.dumps(content, ensure_ascii=False, indent=2)
-        # A list of numbers reads better on one line than on five hundred.
-        return re.sub(r"\[[\s\d,]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
+        # A list of numbers reads better on one line than on five hundred. No string has a line break of its own here.
+        return re.sub(r"\[\n[\s\d,]+\]", lambda match: json.dumps(json.loads(match[0])), text) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "DatasetInfo":

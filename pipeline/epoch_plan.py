@@ -2,10 +2,10 @@
 
 An epoch's order is made in three steps, together a pure function of (dataset, batches, seed, epoch):
 
-1. *Stream.* The shards, in random order, are dealt to a few lanes; each lane reads its shards one after the other, and
-   the lanes take turns with blocks of records.
-2. *Windows.* The stream is cut into windows. Inside a window the records are permuted and queue up by length bucket; a
-   queue that holds a whole batch emits it, and the window's batches are permuted. What is left waits for the next one.
+1. *Stream.* The shards, in random order, are dealt to a few lanes; each lane reads its shards one after the other, in
+   blocks of records. A window of the stream is one block of every lane.
+2. *Windows.* The records of a window are permuted and queue up by length bucket; a queue that holds a whole batch emits
+   it, and the window's batches are permuted. What is left waits for the next window.
 3. *Tail.* What the last window leaves is sorted by length and cut into the last batches; only the very last one of an
    epoch may be smaller than the others.
 
@@ -16,6 +16,7 @@ Random numbers are raw 64-bit words of PCG64, which NumPy promises never to chan
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,8 +26,8 @@ from pipeline.errors import OptionError
 
 # 16,384 articles are 25 MB and 512 batches of 32.
 WINDOW_RECORDS = 16_384
-# One element of a lane: long enough that handing it over costs nothing per record.
-BLOCK_RECORDS = 256
+# One call of the parser costs a third of a millisecond whatever it parses, so it gets the rows of several batches.
+CHUNK_ROWS = 512
 MAX_LANES = 16
 # A lane of one shard would read the same part of the corpus at the same time in every epoch.
 MIN_SHARDS_PER_LANE = 4
@@ -39,14 +40,15 @@ _SHARDS, _RECORDS, _BATCHES = range(3)
 class EpochPlan:
     """Every row of every batch of one epoch.
 
-    The *stream* is the sequence of records as the lanes deliver them; `order` says which of them makes which row.
+    The *stream* is the sequence of records as they are read: window after window, and in a window lane after lane. `order`
+    says which of them makes which row.
 
     Attributes:
         max_len: longer examples are cut to this.
         lanes: the shards (by number) of each lane, in reading order.
-        block_records: how many records a lane delivers at its turn.
-        window_records: records in a window of the stream; the last one may be shorter.
+        block_records: records in a block of a lane; the last one may be shorter.
         stream: int32 [num_examples], the stored index of each record of the stream.
+        stream_splits: int64 [windows + 1], where each window starts in the stream.
         order: int64 [num_examples], the place in the stream of each row, batch after batch.
         row_splits: int64 [steps + 1], where each batch starts in `order`.
         batch_lengths: int32 [steps], what each batch is padded to.
@@ -57,8 +59,8 @@ class EpochPlan:
     max_len: int
     lanes: tuple[tuple[int, ...], ...]
     block_records: int
-    window_records: int
     stream: np.ndarray
+    stream_splits: np.ndarray
     order: np.ndarray
     row_splits: np.ndarray
     batch_lengths: np.ndarray
@@ -93,7 +95,8 @@ class Route:
         examples: int32 [rows], the stored index of each row.
         row_splits: int32 [steps + 1], where each batch starts in `places`.
         batch_lengths: int32 [steps], what each batch is padded to.
-        window_splits: int32 [windows + 1], the first batch that each window emits.
+        chunk_splits: int32 [chunks + 1], the first batch of each chunk; the batches of a chunk are parsed together.
+        window_chunks: int32 [windows], how many chunks each window's pool makes.
         kept: int32 [records], the places in the pool that go on to the next window, window after window.
         kept_splits: int32 [windows + 1], where each window starts in `kept`.
     """
@@ -102,7 +105,8 @@ class Route:
     examples: np.ndarray
     row_splits: np.ndarray
     batch_lengths: np.ndarray
-    window_splits: np.ndarray
+    chunk_splits: np.ndarray
+    window_chunks: np.ndarray
     kept: np.ndarray
     kept_splits: np.ndarray
 
@@ -112,17 +116,20 @@ def _random_permutation(size: int, *key: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def _stream(lanes: tuple[tuple[int, ...], ...], shard_sizes: Sequence[int], block_records: int) -> np.ndarray:
-    """Return the stored index of each record in the order in which the lanes, taking turns, deliver them."""
+def _stream(
+    lanes: tuple[tuple[int, ...], ...], shard_sizes: Sequence[int], block_records: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `EpochPlan.stream` and `EpochPlan.stream_splits`."""
     starts = np.concatenate([[0], np.cumsum(shard_sizes)])
-    records, blocks = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    records, windows = [], []
     for lane in lanes:
         inside = [np.arange(starts[shard], starts[shard + 1], dtype=np.int32) for shard in lane]
         records += inside
-        blocks.append(np.arange(sum(map(len, inside))) // block_records)
-    # Stable: of the blocks with the same number, the first lane's comes first.
-    turns = np.argsort(np.concatenate(blocks), kind="stable")
-    return np.concatenate(records)[turns]
+        windows.append(np.arange(sum(map(len, inside))) // block_records)
+    window_of = np.concatenate(windows)
+    # Stable: in a window, the first lane's block comes first.
+    stream = np.concatenate(records)[np.argsort(window_of, kind="stable")]
+    return stream, np.concatenate([[0], np.cumsum(np.bincount(window_of))])
 
 
 def plan_training_epoch(
@@ -133,7 +140,6 @@ def plan_training_epoch(
     seed: int,
     epoch: int,
     window_records: int = WINDOW_RECORDS,
-    block_records: int = BLOCK_RECORDS,
 ) -> EpochPlan:
     """Plan one epoch of training: random order, batches of similar lengths.
 
@@ -142,7 +148,7 @@ def plan_training_epoch(
         lengths: uint16 [num_examples], in stored order.
         shard_sizes: examples per shard.
         seed, epoch: any numbers >= 0; another epoch has another order.
-        window_records, block_records: part of the order, so changed in tests only.
+        window_records: records in a window, about; part of the order, so changed in tests only.
 
     Raises:
         OptionError: a number is negative.
@@ -152,7 +158,8 @@ def plan_training_epoch(
     num_lanes = min(MAX_LANES, max(1, len(shard_sizes) // MIN_SHARDS_PER_LANE))
     shards = _random_permutation(len(shard_sizes), seed, epoch, _SHARDS).tolist()
     lanes = tuple(tuple(shards[lane::num_lanes]) for lane in range(num_lanes))
-    stream = _stream(lanes, shard_sizes, block_records)
+    block_records = max(1, window_records // num_lanes)
+    stream, stream_splits = _stream(lanes, shard_sizes, block_records)
     cut_lengths = np.minimum(lengths, batches.max_len)[stream]
     bucket_of = np.searchsorted(batches.edges, cut_lengths)
     rows = np.asarray(batches.rows)
@@ -161,9 +168,8 @@ def plan_training_epoch(
     buckets: list[int] = []
     window_splits = [0]
     waiting = np.empty(0, np.int64)
-    for window, start in enumerate(range(0, len(stream), window_records)):
-        size = min(window_records, len(stream) - start)
-        queues = np.concatenate([waiting, start + _random_permutation(size, seed, epoch, _RECORDS, window)])
+    for window, (start, stop) in enumerate(itertools.pairwise(stream_splits.tolist())):
+        queues = np.concatenate([waiting, start + _random_permutation(stop - start, seed, epoch, _RECORDS, window)])
         # Stable: inside a bucket the order of arrival stays, first those who waited.
         queues = queues[np.argsort(bucket_of[queues], kind="stable")]
         ends = np.cumsum(np.bincount(bucket_of[queues], minlength=len(rows)))
@@ -190,8 +196,8 @@ def plan_training_epoch(
         max_len=batches.max_len,
         lanes=lanes,
         block_records=block_records,
-        window_records=window_records,
         stream=stream,
+        stream_splits=stream_splits,
         order=np.concatenate(order),
         row_splits=np.concatenate([[0], np.cumsum([len(batch) for batch in order])]),
         batch_lengths=np.asarray(batches.edges, np.int32)[buckets],
@@ -207,7 +213,6 @@ def plan_evaluation(
     max_len: int,
     global_batch_size: int,
     window_records: int = WINDOW_RECORDS,
-    block_records: int = BLOCK_RECORDS,
 ) -> EpochPlan:
     """Plan one pass in stored order; a batch is padded to the smallest of a few lengths that covers its longest row.
 
@@ -218,20 +223,20 @@ def plan_evaluation(
     row_splits = np.append(firsts, num_examples)
     longest = np.maximum.reduceat(np.minimum(lengths, max_len).astype(np.int64), firsts)
     edges = np.asarray(automatic_edges(np.bincount(longest, weights=np.diff(row_splits), minlength=max_len + 1)))
-    num_windows = -(-num_examples // window_records)
-    # A batch is complete with the window in which its last row arrives.
-    last_window = (row_splits[1:] - 1) // window_records
+    lanes = (tuple(range(len(shard_sizes))),)
+    stream, stream_splits = _stream(lanes, shard_sizes, window_records)
     return EpochPlan(
         max_len=max_len,
-        lanes=(tuple(range(len(shard_sizes))),),
-        block_records=block_records,
-        window_records=window_records,
-        stream=np.arange(num_examples, dtype=np.int32),
+        lanes=lanes,
+        block_records=window_records,
+        stream=stream,
+        stream_splits=stream_splits,
         order=np.arange(num_examples),
         row_splits=row_splits,
         batch_lengths=edges[np.searchsorted(edges, longest)].astype(np.int32),
         full_rows=np.full(len(firsts), global_batch_size, np.int32),
-        window_splits=np.searchsorted(last_window, np.arange(num_windows + 1)),
+        # A batch is complete with the window in which its last row arrives.
+        window_splits=np.searchsorted(row_splits[1:], stream_splits, side="right"),
     )
 
 
@@ -272,19 +277,22 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
     places, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     waiting = np.empty(0, np.int64)
     for window in range(num_windows):
-        start = window * plan.window_records
         # Both parts are sorted and the first is older, so the pool is sorted too.
-        pool = np.concatenate([waiting, np.arange(start, min(start + plan.window_records, len(plan.order)))])
+        pool = np.concatenate([waiting, np.arange(*plan.stream_splits[window : window + 2])])
         first, last = row_splits[window_splits[window]], row_splits[window_splits[window + 1]]
         places.append(np.searchsorted(pool, order[first:last]))
         kept.append(np.flatnonzero(emitted_in[pool] > window))
         waiting = pool[kept[-1]]
+    window_of_batch = np.repeat(np.arange(num_windows), np.diff(window_splits))
+    chunk_in_window = (row_splits[:-1] - row_splits[window_splits[window_of_batch]]) // CHUNK_ROWS
+    is_first = np.diff(window_of_batch, prepend=-1) + np.diff(chunk_in_window, prepend=0) != 0
     return Route(
         places=np.concatenate(places).astype(np.int32),
         examples=plan.stream[order],
         row_splits=row_splits.astype(np.int32),
         batch_lengths=plan.batch_lengths[start_step:],
-        window_splits=window_splits.astype(np.int32),
+        chunk_splits=np.append(np.flatnonzero(is_first), len(is_first)).astype(np.int32),
+        window_chunks=np.bincount(window_of_batch[is_first], minlength=num_windows).astype(np.int32),
         kept=np.concatenate(kept).astype(np.int32),
         kept_splits=np.concatenate([[0], np.cumsum([len(part) for part in kept[1:]])]).astype(np.int32),
     )

@@ -4,11 +4,20 @@ A command turns any `PipelineError` into one line on stderr and its `exit_status
 its traceback. Messages say what is wrong, where, what was expected, what was found, and what to do about it.
 """
 
+import re
+
+# What would break a line or steer a terminal, and may stand in a file name or a label.
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class PipelineError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of every error this project raises on purpose; as a string it is one line, whatever names it quotes."""
 
     exit_status = 2
+
+    def __str__(self) -> str:
+        message = str(self.args[0]) if self.args else ""
+        return _CONTROL_CHARACTERS.sub(lambda match: ascii(match[0])[1:-1], message)
 
 
 class OptionError(PipelineError, ValueError):
@@ -17,9 +26,6 @@ class OptionError(PipelineError, ValueError):
 
 class MissingInputError(PipelineError, FileNotFoundError):
     """An input file or directory that is not there, or not of the kind that was expected."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
 
 
 class InputFormatError(PipelineError, ValueError):

@@ -55,28 +55,34 @@ def size(path: str) -> int:
 
 
 def open_for_reading(path: str) -> IO[bytes]:
-    """Open a file for reading bytes, as it is stored (no decompression)."""
+    """Open a file for reading bytes, as it is stored (no decompression).
+
+    Raises:
+        MissingInputError: there is no such file, or it cannot be opened.
+    """
     if is_remote(path):
         from apache_beam.io.filesystem import CompressionTypes
 
         stream: IO[bytes] = _file_systems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         return stream
-    return open(path, "rb")
+    try:
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise MissingInputError(f"{path}: expected a file, found a directory") from error
+    except OSError as error:
+        raise MissingInputError(f"{path}: cannot open this file: {error.strerror}") from error
 
 
 def read_bytes(path: str) -> bytes:
     """Return the whole content of a file.
 
     Raises:
-        MissingInputError: there is no such file.
+        MissingInputError: there is no such file, or it cannot be read.
     """
-    try:
-        with open_for_reading(path) as stream:
-            return stream.read()
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise MissingInputError(f"{path}: expected a file, found a directory") from error
+    with open_for_reading(path) as stream:
+        return stream.read()
 
 
 def match(pattern: str) -> list[str]:
@@ -100,7 +106,7 @@ def make_directory(path: str) -> None:
         return
     try:
         os.makedirs(path, exist_ok=True)
-    except FileExistsError as error:
+    except (FileExistsError, NotADirectoryError) as error:
         raise OptionError(f"{path}: expected a directory, found a file; give another --output") from error
     except OSError as error:
         raise OutputWriteError(f"{path}: cannot make this directory: {error.strerror}") from error
@@ -135,15 +141,26 @@ def write_atomically(path: str, data: bytes | memoryview) -> None:
 
 
 def rename(source: str, destination: str) -> None:
-    """Move one file over another name, replacing what is there."""
+    """Move one file over another name, replacing what is there.
+
+    Raises:
+        OutputWriteError: the file system refused.
+    """
     if is_remote(source):
         _file_systems(source).rename([source], [destination])
-    else:
+        return
+    try:
         os.replace(source, destination)
+    except OSError as error:
+        raise OutputWriteError(f"{destination}: cannot replace: {error.strerror}; fix it, then run again") from error
 
 
 def delete(paths: list[str]) -> None:
-    """Delete files; those that are gone already are no error."""
+    """Delete files; those that are gone already are no error.
+
+    Raises:
+        OutputWriteError: the file system refused.
+    """
     for path in paths:
         if is_remote(path):
             if exists(path):
@@ -153,6 +170,8 @@ def delete(paths: list[str]) -> None:
                 os.unlink(path)
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                raise OutputWriteError(f"{path}: cannot delete: {error.strerror}; fix it, then run again") from error
 
 
 def delete_directory(path: str) -> None:

@@ -4,10 +4,11 @@ import os
 
 from pipeline import filesystem
 from pipeline.config import PreprocessConfig, require
+from pipeline.corpus import key_from_path
 from pipeline.errors import InputFormatError, MissingInputError
-from pipeline.sources import BYTES_PER_CHUNK, Source, TreeSource, TsvSource, ZipSource, open_tsv
+from pipeline.sources import Source, TreeSource, TsvSource, ZipSource
 
-_ZIP_MAGIC = b"PK"
+_ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # the first member, or the directory of an empty archive
 
 
 def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
@@ -21,8 +22,13 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
     found = [(spec, path, _kind(path, config.input_format)) for spec in config.inputs for path in _expand(spec.path)]
     seen: set[str] = set()
     for _, path, kind in found:
-        require(path not in seen, f"--input: {path} is given twice")
-        seen.add(path)
+        place = _place(path)
+        require(place not in seen, f"--input: {path} is given twice")
+        seen.add(place)
+        require(
+            kind != "tree" or not _place(config.output_dir).startswith(place),
+            f"--output {config.output_dir}: lies inside the input {path}; give a directory elsewhere",
+        )
         require(
             config.second_label != "column" or kind == "tsv",
             f"--second_label column: {path} is a {kind}, which has no columns; use taxonomy or random",
@@ -45,6 +51,11 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
             kind_of_source = TreeSource if kind == "tree" else ZipSource
             sources.append(kind_of_source(path=path, split=spec.split, key_prefix=prefix))
     return tuple(sources)
+
+
+def _place(path: str) -> str:
+    """Return a path in the one spelling that can be compared, with a slash at the end."""
+    return (path if filesystem.is_remote(path) else os.path.realpath(path)).rstrip("/") + "/"
 
 
 def _expand(path: str) -> list[str]:
@@ -81,11 +92,11 @@ def _kind(path: str, wanted: str) -> str:
     if wanted == "tree":
         raise MissingInputError(f"--input {path}: expected a directory of categories, found a file")
     with filesystem.open_for_reading(path) as stream:
-        start = stream.read(len(_ZIP_MAGIC))
+        start = stream.read(len(_ZIP_MAGICS[0]))
     if not start:
         raise MissingInputError(f"--input {path}: the file is empty")
     if wanted == "auto":
-        return "zip" if start == _ZIP_MAGIC else "tsv"
+        return "zip" if start in _ZIP_MAGICS else "tsv"
     return wanted
 
 
@@ -109,7 +120,7 @@ def _check_tree(path: str) -> None:
 def _check_columns(source: TsvSource) -> None:
     """Refuse a TSV of whose first lines none has the expected number of columns."""
     with filesystem.open_for_reading(source.path) as raw:
-        lines = open_tsv(raw).read(BYTES_PER_CHUNK).split(b"\n")[:20]
+        lines = next(source.blocks(raw), b"").split(b"\n")[:20]
     counts = {line.count(b"\t") + 1 for line in lines if line}
     if counts and len(source.columns) not in counts:
         raise InputFormatError(
@@ -125,7 +136,7 @@ def _key_prefixes(inputs: list[tuple[str, str]]) -> list[str]:
     """
     short = ["" if kind != "tsv" else os.path.basename(path) for path, kind in inputs]
     named = [os.path.basename(path.rstrip("/")) for path, _ in inputs]
-    prefixes = []
+    prefixes: list[str] = []
     for index, (path, kind) in enumerate(inputs):
         for candidates in (short, named):
             if candidates.count(candidates[index]) == 1:
@@ -134,4 +145,4 @@ def _key_prefixes(inputs: list[tuple[str, str]]) -> list[str]:
         else:
             prefix = path.rstrip("/")
         prefixes.append(f"{prefix}/" if kind != "tsv" and prefix else prefix)
-    return prefixes
+    return [key_from_path(os.fsencode(prefix)) for prefix in prefixes]

@@ -1,5 +1,6 @@
 """The preprocessing job: prepare it, build its graph, run it on an engine, and say what came out."""
 
+import argparse
 import dataclasses
 import difflib
 import logging
@@ -22,8 +23,13 @@ from pipeline.local_runner import LOCAL_RUNNERS, MODES, make_local_runner
 from pipeline.progress import WORKER_LOG_NAME, progress_bars
 from pipeline.publish import staging_directory
 from pipeline.references import Job
+from pipeline.sources import TreeSource
 from pipeline.transforms import PreprocessCorpus
 from pipeline.vocabulary import parse_vocab
+
+# Starting worker processes takes as long as tokenizing about this much text in one process.
+_BYTES_WORTH_WORKERS = 100 << 20
+_BYTES_PER_FILE = 2_700  # of THUCNews; asking each file would take longer than being wrong
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +70,13 @@ class EngineOptions:
 
 def _check_beam_args(args: Sequence[str]) -> None:
     """Refuse options that Beam would ignore."""
-    parser = _BeamArgumentParser(allow_abbrev=False, add_help=False)
+    parser = _BeamArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     for options in dict.fromkeys(PipelineOptions.__subclasses__()):
         options._add_argparse_args(parser)
-    _, unknown = parser.parse_known_args(list(args))
+    try:
+        _, unknown = parser.parse_known_args(list(args))
+    except argparse.ArgumentError as error:
+        raise OptionError(f"{error}; see run_preprocess.py --help, and Beam's own options") from None
     if unknown:
         known = [name for action in parser._actions for name in action.option_strings]
         close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
@@ -129,7 +138,7 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
             runner = make_local_runner(
                 options,
-                num_workers=engine.num_workers or len(os.sched_getaffinity(0)),
+                num_workers=_choose_num_workers(engine, job),
                 mode=engine.running_mode,
                 log_path=log_path,
             )
@@ -140,6 +149,31 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
         build(pipeline, job)
         pipeline.run().wait_until_finish()
         return read_dataset_info(config.output_dir)
+
+
+def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
+    """Return the number that was asked for, else all cores where there is enough to do for them, else one."""
+    if engine.num_workers:
+        return engine.num_workers
+    if engine.running_mode is None and _num_bytes_up_to(_BYTES_WORTH_WORKERS, job) < _BYTES_WORTH_WORKERS:
+        return 1
+    return 1 if engine.running_mode == "in_memory" else len(os.sched_getaffinity(0))
+
+
+def _num_bytes_up_to(limit: int, job: Job) -> int:
+    """Return roughly how much text there is, without listing more of it than `limit` asks for."""
+    num_bytes = 0
+    for index, source in enumerate(job.sources):
+        if filesystem.is_remote(source.path):
+            return limit
+        if isinstance(source, TreeSource):
+            for chunk in source.chunks(index):
+                num_bytes += len(chunk.items) * _BYTES_PER_FILE
+                if num_bytes >= limit:
+                    return limit
+        else:
+            num_bytes += os.path.getsize(source.path)
+    return num_bytes
 
 
 @contextmanager

@@ -132,19 +132,51 @@ def move_into_place(output_dir: str, staging_dir: str) -> None:
     """Publish a complete staging directory; safe to call again after an interruption at any point."""
     complete = filesystem.join(staging_dir, DATASET_INFO_NAME)
     published = filesystem.join(output_dir, DATASET_INFO_NAME)
-    if not filesystem.exists(complete):
+    with _one_mover(output_dir):
+        if not filesystem.exists(complete):
+            return
+        described = DatasetInfo.from_json(filesystem.read_bytes(complete), complete)
+        # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
+        filesystem.delete([published])
+        staged = [path for path in filesystem.list_below(staging_dir) if path != complete and _is_ours(_name(path))]
+        for path in staged:
+            filesystem.rename(path, filesystem.join(output_dir, _name(path)))
+        keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
+        former = [path for path in _files_in(output_dir) if _is_ours(_name(path)) and _name(path) not in keep]
+        filesystem.delete(former)
+        filesystem.rename(complete, published)
+        filesystem.delete_directory(staging_dir)
+
+
+@contextmanager
+def _one_mover(output_dir: str) -> Iterator[None]:
+    """Keep others from publishing here meanwhile: a worker outlives its killed job by seconds, and may be at it."""
+    if filesystem.is_remote(output_dir):
+        yield
         return
-    # From here until the last rename there is no dataset.json in the output, but a complete dataset in the staging.
-    filesystem.delete([published])
-    staged = [path for path in filesystem.list_below(staging_dir) if path != complete and _is_ours(_name(path))]
-    for path in staged:
-        filesystem.rename(path, filesystem.join(output_dir, _name(path)))
-    described = DatasetInfo.from_json(filesystem.read_bytes(complete), complete)
-    keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
-    former = [path for path in _files_in(output_dir) if _is_ours(_name(path)) and _name(path) not in keep]
-    filesystem.delete(former)
-    filesystem.rename(complete, published)
-    filesystem.delete_directory(staging_dir)
+    descriptor = os.open(output_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _discard_incomplete(staging_dir: str) -> None:
+    """Remove a staging directory, unless a complete dataset waits in it for whoever comes next to publish it."""
+    if filesystem.is_remote(staging_dir):
+        if not filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
+            filesystem.delete_directory(staging_dir)
+        return
+    if not os.path.isdir(staging_dir):
+        return
+    # Under another name nothing can be added by a worker that is still alive, so that what is seen now is final.
+    doomed = f"{staging_dir}-{secrets.token_hex(4)}"
+    os.rename(staging_dir, doomed)
+    if os.path.exists(os.path.join(doomed, DATASET_INFO_NAME)):
+        os.rename(doomed, staging_dir)
+    else:
+        filesystem.delete_directory(doomed)
 
 
 def _name(path: str) -> str:
@@ -164,7 +196,8 @@ def staging_directory(config: PreprocessConfig) -> Iterator[str]:
     """Claim the output directory for one job, and clean up after jobs that died there.
 
     Yields:
-        The path of a new, empty staging directory. When the job is over it is gone, whatever happened.
+        The path of a new, empty staging directory. When the job is over it is gone, whatever happened; only if moving
+        a complete dataset into place was interrupted, it stays, and the next job finishes that.
 
     Raises:
         OutputExistsError: the output holds a dataset (without `--overwrite`), or something else.
@@ -184,7 +217,7 @@ def staging_directory(config: PreprocessConfig) -> Iterator[str]:
     try:
         yield staging_dir
     finally:
-        filesystem.delete_directory(staging_dir)
+        _discard_incomplete(staging_dir)
         if lock is not None:
             os.close(lock)
         if not existed and not filesystem.is_remote(output_dir) and not os.listdir(output_dir):
@@ -231,5 +264,5 @@ def _finish_or_remove_leftovers(output_dir: str) -> None:
                 f"--output {output_dir}: another job is writing there; wait for it, or give another directory"
             )
         move_into_place(output_dir, path)
-        filesystem.delete_directory(path)
+        _discard_incomplete(path)
         os.close(lock)

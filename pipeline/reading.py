@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,9 @@ def _read_file(path: bytes) -> bytes | OSError:
         # O_NONBLOCK keeps a named pipe from blocking the job for ever; it changes nothing for a file.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
+            kind = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(kind):
+                raise OSError(errno.EINVAL, "a directory" if stat.S_ISDIR(kind) else "not a regular file")
             parts = []
             while part := os.read(descriptor, 1 << 20):
                 parts.append(part)
@@ -52,7 +57,10 @@ def read_member(stream: IO[bytes], offset: int, length: int) -> bytes:
     Raises:
         DocumentRejectedError: `corrupt_member` or `too_large`.
     """
-    stream.seek(offset)
+    try:
+        stream.seek(offset)
+    except (OSError, ValueError):  # an archive may claim any offset
+        raise DocumentRejectedError("corrupt_member", f"no member starts at byte {offset}") from None
     header = stream.read(_LOCAL_HEADER_BYTES)
     if len(header) < _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
         raise DocumentRejectedError("corrupt_member", f"no member starts at byte {offset}")
@@ -66,10 +74,10 @@ def read_member(stream: IO[bytes], offset: int, length: int) -> bytes:
         return data
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        content = decompressor.decompress(data, MAX_MEMBER_BYTES)
+        content = decompressor.decompress(data, MAX_MEMBER_BYTES + 1)
     except zlib.error as error:
         raise DocumentRejectedError("corrupt_member", str(error)) from None
-    if decompressor.unconsumed_tail:
+    if len(content) > MAX_MEMBER_BYTES:
         raise DocumentRejectedError("too_large", f"more than {MAX_MEMBER_BYTES:,} bytes when decompressed")
     if not decompressor.eof:
         raise DocumentRejectedError("corrupt_member", "its compressed data ends early")

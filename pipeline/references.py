@@ -139,7 +139,8 @@ class ReferenceReader:
 def _look_up(name: str, category_names: LabelMap) -> str:
     if name in category_names.names:
         return name
-    if name.isascii() and name.isdigit() and int(name) < len(category_names):
+    # No class index has more digits, and Python refuses to read thousands of them.
+    if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(category_names):
         return category_names.names[int(name)]
     raise DocumentRejectedError(
         "unknown_category",

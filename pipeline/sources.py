@@ -4,18 +4,20 @@ Each source can do two things: cut itself into chunks, which is cheap and done o
 by many workers at once.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from pipeline import filesystem
 from pipeline.corpus import DocumentRejectedError, Locator, RawDocument, Rejection, key_from_path
-from pipeline.errors import InputFormatError
+from pipeline.errors import InputFormatError, MissingInputError
 from pipeline.reading import read_files, read_member
 
 DOCUMENTS_PER_CHUNK = 500
@@ -78,8 +80,14 @@ class TreeSource:
         return _chunked(self._walk(b""), index)
 
     def _walk(self, inside: bytes) -> Iterator[bytes]:
-        with os.scandir(os.path.join(os.fsencode(self.path), inside)) as listing:
-            entries = sorted((entry for entry in listing if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+        directory = os.path.join(os.fsencode(self.path), inside)
+        try:
+            with os.scandir(directory) as listing:
+                visible = (entry for entry in listing if not _is_hidden(entry.name))
+                entries = sorted(visible, key=lambda entry: entry.name)
+        except OSError as error:
+            # Of its documents not even the number is known, so that none of them could be counted as rejected.
+            raise MissingInputError(f"{os.fsdecode(directory)}: cannot list this directory: {error.strerror}") from None
         for entry in entries:
             name = os.path.join(inside, entry.name)
             # A category may be a symbolic link, a directory below it may not: links can run in circles.
@@ -122,7 +130,7 @@ class ZipSource:
             stream = stack.enter_context(filesystem.open_for_reading(self.path))
             try:
                 archive = stack.enter_context(zipfile.ZipFile(stream))
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
                 raise InputFormatError(f"{self.path}: not a complete zip archive ({error}); fetch it again") from None
             members = [
                 (name, member)
@@ -130,30 +138,46 @@ class ZipSource:
                 if not member.is_dir() and _is_document(name := _member_name(member))
             ]
             depth = _common_depth([name for name, _ in members])
-            names_of = sorted((name.split(b"/", depth)[-1], member) for name, member in members)
+            names_of = [(name.split(b"/", depth)[-1], member) for name, member in members]
+            names_of.sort(key=lambda pair: pair[0])
+            self._check_names([name for name, _ in names_of])
             if not filesystem.is_remote(self.path):
                 items = [(name, *_member_place(member)) for name, member in names_of]
                 del members, names_of
                 yield from _chunked(items, index)
                 return
             yield from _chunked(
-                ((name, *_member_place(member), archive.read(member)) for name, member in names_of), index
+                ((name, *(place := _member_place(member)), _read_early(stream, place)) for name, member in names_of),
+                index,
             )
+
+    def _check_names(self, names: Sequence[bytes]) -> None:
+        for name, following in itertools.pairwise(names):
+            if name == following:
+                raise InputFormatError(
+                    f"{self.path}: holds {key_from_path(name)} twice; unpack it, and give the directory"
+                )
 
     def read(self, chunk: Chunk) -> Iterator[RawDocument | Rejection]:
         """Read every member of a chunk."""
         path = os.fsencode(self.path)
         with contextlib.ExitStack() as stack:
-            stream = None if filesystem.is_remote(self.path) else stack.enter_context(open(path, "rb"))
+            remote = filesystem.is_remote(self.path)
+            stream = None if remote else stack.enter_context(filesystem.open_for_reading(self.path))
             for name, offset, length, crc, *inline in chunk.items:
                 key = self.key_prefix + key_from_path(name)
                 category, slash, _ = name.partition(b"/")
                 if not slash:
                     yield Rejection(key, "no_category", "expected <category>/<file>, found a file outside any category")
                     continue
+                if b".." in name.split(b"/"):
+                    yield Rejection(key, "bad_name", "its name leads out of the archive")
+                    continue
                 try:
                     if stream is None:
                         content = inline[0]
+                        if isinstance(content, DocumentRejectedError):
+                            raise content
                         locator = Locator("inline", b"", content=content)
                     else:
                         content = read_member(stream, offset, length)
@@ -167,7 +191,12 @@ class ZipSource:
 
 
 def _member_name(member: zipfile.ZipInfo) -> bytes:
-    """Return a member's name as UTF-8: unflagged names are UTF-8 or GBK, whatever the format's standard says."""
+    """Return a member's name as UTF-8, without empty parts and dots that mean nothing (`./体育//1.txt`)."""
+    return b"/".join(part for part in _decode_name(member).split(b"/") if part not in (b"", b"."))
+
+
+def _decode_name(member: zipfile.ZipInfo) -> bytes:
+    # Names without the flag are UTF-8 or GBK in practice, whatever the format's standard says.
     if member.flag_bits & _FLAG_UTF8:
         return member.filename.encode("utf-8", "surrogateescape")
     raw = member.filename.encode("cp437")
@@ -187,9 +216,16 @@ def _member_place(member: zipfile.ZipInfo) -> tuple[int, int, int]:
     return member.header_offset, member.compress_size, member.CRC
 
 
+def _read_early(stream: IO[bytes], place: tuple[int, int, int]) -> bytes | DocumentRejectedError:
+    try:
+        return read_member(stream, *place[:2])
+    except DocumentRejectedError as error:
+        return error
+
+
 def _is_document(name: bytes) -> bool:
     parts = name.split(b"/")
-    return parts[0] != b"__MACOSX" and not any(_is_hidden(part) for part in parts)
+    return parts[0] != b"__MACOSX" and not any(_is_hidden(part) for part in parts if part != b"..")
 
 
 def _common_depth(names: list[bytes]) -> int:
@@ -219,16 +255,33 @@ class TsvSource:
     def chunks(self, index: int) -> Iterator[Chunk]:
         """Cut the file at line ends; a remote or compressed one cannot be read at random, so its lines travel along."""
         with filesystem.open_for_reading(self.path) as raw:
-            stream = open_tsv(raw)
-            inline = stream is not raw or filesystem.is_remote(self.path)
+            inline = _is_gzip(raw) or filesystem.is_remote(self.path)
             line, start = 1, 0
-            try:
-                for block in _line_blocks(stream):
-                    yield Chunk(index, line, block if inline else (start, start + len(block)))
-                    line += block.count(b"\n")
-                    start += len(block)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise InputFormatError(f"{self.path}: damaged gzip stream ({error}); fetch it again") from None
+            for block in self.blocks(raw):
+                yield Chunk(index, line, block if inline else (start, start + len(block)))
+                line += block.count(b"\n")
+                start += len(block)
+
+    def blocks(self, raw: IO[bytes]) -> Iterator[bytes]:
+        """Cut the decompressed content of the file into blocks of about a megabyte that end with a line.
+
+        Raises:
+            InputFormatError: it is gzip, and damaged.
+        """
+        stream = gzip.GzipFile(fileobj=raw, mode="rb") if _is_gzip(raw) else raw
+        pending: list[bytes] = []
+        try:
+            while block := stream.read(BYTES_PER_CHUNK):
+                cut = block.rfind(b"\n") + 1
+                if not cut:
+                    pending.append(block)
+                    continue
+                yield b"".join([*pending, block[:cut]])
+                pending = [block[cut:]]
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputFormatError(f"{self.path}: damaged gzip stream ({error}); fetch it again") from None
+        if rest := b"".join(pending):
+            yield rest
 
     def read(self, chunk: Chunk) -> Iterator[RawDocument | Rejection]:
         """Read every line of a chunk."""
@@ -238,14 +291,19 @@ class TsvSource:
             block, offset = chunk.items, 0
         else:
             offset, stop = chunk.items
-            with open(path, "rb") as stream:
+            with filesystem.open_for_reading(self.path) as stream:
                 stream.seek(offset)
                 block = stream.read(stop - offset)
+            if len(block) < stop - offset:
+                raise InputFormatError(f"{self.path}: became shorter while the job was running; run it again")
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
         for number, line in enumerate(lines, chunk.first):
             start, offset = offset, offset + len(line) + 1
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                line = line.removeprefix(codecs.BOM_UTF8)
+                start += len(codecs.BOM_UTF8)
             if number == 1 and self.header:
                 continue
             key = f"{self.key_prefix}:{number}"
@@ -275,22 +333,7 @@ class TsvSource:
 Source = TreeSource | ZipSource | TsvSource
 
 
-def open_tsv(raw: IO[bytes]) -> Any:
-    """Return the stream itself, or a decompressing one where its content is gzip."""
+def _is_gzip(raw: IO[bytes]) -> bool:
     compressed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
     raw.seek(0)
-    return gzip.GzipFile(fileobj=raw, mode="rb") if compressed else raw
-
-
-def _line_blocks(stream: Any) -> Iterator[bytes]:
-    """Cut a stream into blocks of about a megabyte that end with a line."""
-    pending: list[bytes] = []
-    while block := stream.read(BYTES_PER_CHUNK):
-        cut = block.rfind(b"\n") + 1
-        if not cut:
-            pending.append(block)
-            continue
-        yield b"".join([*pending, block[:cut]])
-        pending = [block[cut:]]
-    if rest := b"".join(pending):
-        yield rest
+    return compressed

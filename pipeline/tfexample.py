@@ -25,6 +25,7 @@ from pipeline.errors import CorruptShardError
 from pipeline.schema import EXAMPLE_FEATURES, Feature
 
 RECORD_OVERHEAD_BYTES = 16
+_MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _MASK_DELTA = 0xA282EAD8
@@ -177,6 +178,8 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
             length, length_crc = _HEADER.unpack(header)
             if masked_crc32c(header[:8]) != length_crc:
                 raise corrupt("the checksum of the record's length does not match")
+            if length > _MAX_RECORD_BYTES:
+                raise corrupt(f"the record claims {length:,} bytes, more than an example can have")
             body = source.read(length + _CRC.size)
             if len(body) < length + _CRC.size:
                 raise corrupt(f"the file ends inside the record ({len(body)} of {length + _CRC.size} bytes)")

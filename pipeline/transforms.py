@@ -9,7 +9,6 @@ that every engine that can do ParDo, GroupByKey and side inputs gives the same b
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import apache_beam as beam
 
@@ -23,7 +22,6 @@ from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import parse_vocab
 
 ShardKey = tuple[str, int]
-ShardGroup = tuple[ShardKey, list[Any]]
 
 # Rejections of the first pass belong to no shard; they travel to the end under this key.
 REJECTIONS_KEY: ShardKey = ("", 0)
@@ -111,21 +109,21 @@ class PlanDataset(beam.PTransform):
         )
 
 
-def assign_shards(batch: ReferenceBatch, plan: DatasetPlan) -> Iterator[ShardGroup]:
+def assign_shards(batch: ReferenceBatch, plan: DatasetPlan) -> Iterator[tuple[ShardKey, ReferenceBatch]]:
     """Divide a batch by (split, shard): few large elements cross the shuffle instead of many small ones."""
     for split, references in batch.by_split.items():
-        groups: dict[int, list[Any]] = {}
+        groups: dict[int, list[Reference]] = {}
         for reference in references:
             shard = Placement(reference.digest).shard(plan.num_shards[split])
             groups.setdefault(shard, []).append(reference)
         for shard, group in groups.items():
-            yield (split, shard), group
+            yield (split, shard), ReferenceBatch({split: group}, [])
     if batch.rejections:
-        yield REJECTIONS_KEY, batch.rejections
+        yield REJECTIONS_KEY, ReferenceBatch({}, batch.rejections)
 
 
 class WriteShards(beam.DoFn):
-    """Write each shard: ((split, shard), lists of references) → ShardReport."""
+    """Write each shard: ((split, shard), [ReferenceBatch]) → ShardReport."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -135,14 +133,13 @@ class WriteShards(beam.DoFn):
         self._tokenizer = Tokenizer(vocab, max_len=self._job.config.max_len)
         self._progress = ProgressWriter(self._job.progress_dir, "written")
 
-    def process(self, element: tuple[ShardKey, Iterable[list[Any]]], plan: DatasetPlan) -> Iterator[ShardReport]:
-        key, groups = element
-        if key == REJECTIONS_KEY:
-            rejections = [rejection for group in groups for rejection in group]
+    def process(self, element: tuple[ShardKey, Iterable[ReferenceBatch]], plan: DatasetPlan) -> Iterator[ShardReport]:
+        (split, index), batches = element
+        if (split, index) == REJECTIONS_KEY:
+            rejections = [rejection for batch in batches for rejection in batch.rejections]
             yield ShardReport(split="", index=0, rejections=rejections)
             return
-        split, index = key
-        references: Iterable[Reference] = (reference for group in groups for reference in group)
+        references = (reference for batch in batches for reference in batch.by_split[split])
         yield write_shard(
             split,
             index,
@@ -173,8 +170,9 @@ class PreprocessCorpus(beam.PTransform):
         plan = beam.pvalue.AsSingleton(batches | "PlanDataset" >> PlanDataset(self._job))
         return (
             batches
-            | "AssignShards" >> beam.FlatMap(assign_shards, plan).with_output_types(tuple[tuple[str, int], list[Any]])
-            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [[Reference]])
+            | "AssignShards"
+            >> beam.FlatMap(assign_shards, plan).with_output_types(tuple[tuple[str, int], ReferenceBatch])
+            | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [ReferenceBatch])
             | "WriteShards" >> beam.ParDo(WriteShards(self._job), plan)  # ShardReport
             | "CollectReports" >> beam.combiners.ToList()  # [ShardReport]
             | "PublishDataset" >> beam.Map(publish_dataset, plan, self._job)  # str

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import random
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,40 +30,10 @@ SMALL_VOCAB = [
     *"0123456789",
     *[f"##{c}" for c in "abcdeopstσςä０１ａｂ〇0123456789"],
     *["the", "be", "##rt", "bert", "##er", "##ert", "ber", "token", "##ize", "##izer", "to", "##ken", "2008", "##08"],
-    *[
-        "20",
-        "##20",
-        "abc",
-        "##bcd",
-        "##cde",
-        "αβγς",
-        "αβγσ",
-        "##γσ",
-        "aσ",
-        "aς",
-        "é",
-        "e\u0301",
-        "A",
-        "B",
-        "AB",
-        "##B",
-        "É",
-    ],
-    *[
-        "\u1112",
-        "\u1161",
-        "##\u1161",
-        "##\u11ab",
-        "\u1112\u1161\u11ab",
-        "i",
-        "##i",
-        "\u2028",
-        "##\u2028",
-        "##",
-        "a-b",
-        "a b",
-    ],
-    *["\u302e", "##\u302e", "##\u302f", "##\u16ff0", "##\u0903", "\ue000", "##\ue000", "##\u20dd", "ab\u20dd"],
+    *["20", "##20", "abc", "##bcd", "##cde", "αβγς", "αβγσ", "##γσ", "aσ", "aς", "é", "e\u0301", "ab\u20dd"],
+    *["A", "B", "AB", "##B", "É", "i", "##i", "\u2028", "##\u2028", "##", "a-b", "a b"],
+    *["\u1112", "\u1161", "##\u1161", "##\u11ab", "\u1112\u1161\u11ab"],
+    *["\u302e", "##\u302e", "##\u302f", "##\U00016ff0", "##\u0903", "\ue000", "##\ue000", "##\u20dd"],
 ]
 # Characters that some rule treats unlike its neighbours.
 HARD = [
@@ -70,18 +41,8 @@ HARD = [
     *["Σ", "σ", "ς", "α", "Α", "ΐ", "İ", "ı", "I", "ß", "ẞ", "ǅ", "K", "Å", "é", "É", "ö", "ﬁ", "ª", "ʰ"],
     *["한", "가", "\u1112", "\u1161", "\u11ab", "\uac01"],
     *["\u0301", "\u0307", "\u0345", "\u0316", "\u0344", "\u20dd", "\u0903", "\u302e", "\u302f", "\u034f", "\ufe0f"],
-    *[
-        "\u0b4b",
-        "\u09cb",
-        "\u0dda",
-        "\u1715",
-        "\u1b44",
-        "\U00016ff0",
-        "\U0001d15e",
-        "\U0001d165",
-        "\U0001d16d",
-        "\U0001d1bf",
-    ],
+    *["\u0b4b", "\u09cb", "\u0dda", "\u1715", "\u1b44", "\U00016ff0"],
+    *["\U0001d15e", "\U0001d165", "\U0001d16d", "\U0001d1bf"],
     *["\x00", "\x01", "\x0b", "\x0c", "\x1c", "\x1f", "\x7f", "\x85", "\xa0", "\xad", "\ufeff", "\ufffd", "\ufffe"],
     *["\u200b", "\u200d", "\u2028", "\u2029", "\u202f", "\u3000", "\u1680", "\u180e", "\u2060", "\ue000", "\uf0d8"],
     *["\u0378", "\U000e0001", "\U000f0000", "\U0010ffff", "\U0001f600", "\U00020000", "\U0002f800", "\uf900", "\ufa0e"],
@@ -180,15 +141,15 @@ def test_rules(small: dict[str, int], tokenizers: dict[tuple[int, bool], Tokeniz
         )
 
 
-@pytest.mark.parametrize("cased", [False, True])
-@pytest.mark.parametrize("plane", range(17))
+# Only these planes hold anything that folds, so only they can differ between cased and not.
+@pytest.mark.parametrize(("plane", "cased"), [*((n, False) for n in range(17)), (0, True), (1, True), (2, True)])
 def test_every_code_point(plane: int, cased: bool) -> None:
-    """Alone, between CJK characters and inside a word, with a vocabulary that tells every result from every other."""
+    """First, between CJK characters and inside a word, with a vocabulary that tells every result from every other."""
     points = [chr(point) for point in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= point < 0xE000]
     folded = sorted({c for point in points for c in (point, *unicodedata.normalize("NFD", point).lower())})
     tokens = dict.fromkeys([*SPECIAL, "中", "a", "b", "##b", *folded, *[f"##{c}" for c in folded]])
     vocab = as_vocab(list(tokens))
-    texts = [f"{point} 中{point}中 a{point}b" for point in points]
+    texts = [f"{point}中{point}中a{point}b" for point in points]
     batch = Tokenizer(vocab, max_len=64, cased=cased).encode_arrays(texts)
     assert not batch.truncated.any()
     got = np.delete(batch.ids, np.concatenate([batch.row_splits[:-1], batch.row_splits[1:] - 1]))
@@ -210,8 +171,10 @@ def test_every_pair_of_hard_characters(small: dict[str, int], cased: bool) -> No
 
 
 def test_triples_of_the_hardest(small: dict[str, int]) -> None:
-    hardest = [*"aA中 .Σσ-", "İ", "한", "\u0301", "\u0316", "\u0345", "\u034f", "\u302e", "\u302f", "\u1715", "\u0b4b", "\U0001d15e",
-               "\U0001d165", "\xad", "\u2028", "\ufffd", "ʰ", "\u20dd", "\u1fb3"]  # fmt: skip
+    hardest = [
+        *[*"aA中 .Σσ-", "İ", "한", "\u0301", "\u0316", "\u0345", "\u034f", "\u302e", "\u302f", "\u1715", "\u0b4b"],
+        *["\U0001d15e", "\U0001d165", "\xad", "\u2028", "\ufffd", "ʰ", "\u20dd", "\u1fb3"],
+    ]
     texts = ["".join(triple) for triple in itertools.product(hardest, repeat=3)]
     reference = keras_bert.Tokenizer(small)
     expected = [reference.encode(text)[0] for text in texts]
@@ -268,7 +231,7 @@ def test_folding_in_blocks_is_folding(block_chars: int, monkeypatch: pytest.Monk
         blocks = list(characters.fold_blocks(text))
         num_blocks += len(blocks)
         assert "".join(blocks) == "".join(c for c in marked if unicodedata.category(c) != "Mn").lower(), text
-    assert num_blocks > 6000
+    assert num_blocks > 4500
 
 
 def test_batch_of_nothing(small: dict[str, int]) -> None:
@@ -311,29 +274,29 @@ def test_one_text_is_no_batch(small: dict[str, int]) -> None:
         Tokenizer(small).encode_arrays("中国")
 
 
-# Sizes at which work that grows with the square of the length would take hours.
+# Sizes at which work that grows with the square of the length would take hours; keras-bert is asked about fewer.
 @pytest.mark.parametrize(
-    ("text", "equal_to"),
+    ("unit", "text", "equal_to"),
     [
-        ("a" * 10**6, "a" * 3000),
-        ("x" * 10**6, "x" * 3000),
-        ("abcde" * 10**5 + " 中", "abcde" * 2000),
-        ("Σ" + "A" * 10**6, "Σ" + "A" * 3000),
-        (" " * 10**6 + "中", "中"),
-        ("中" + "\u200b" * 10**6, "中"),
-        ("a" + "\u0301" * 10**6 + "b", "ab"),
-        ("aΣ" + "\u0301\u0316" * 10**5 + "b", "aΣb"),
-        ("Σ" + "\u302e\U00016ff0" * 10**5, "Σ" + "\U00016ff0" * 3000),
-        ("한글" * 10**5, "한글" * 2000),
+        ("a known letter", "a" * 10**6, "a" * 300),
+        ("an unknown letter", "x" * 10**6, "x" * 300),
+        ("pieces, then more", "abcde" * 10**5 + " 中", "abcde" * 60),
+        ("a sigma in front", "Σ" + "A" * 10**6, "Σ" + "A" * 300),
+        ("spaces", " " * 10**6 + "中", "中"),
+        ("dropped characters", "中" + "\u200b" * 10**6, "中"),
+        ("dropped marks", "a" + "\u0301" * 10**6 + "b", "ab"),
+        ("marks that NFD would sort", "aΣ" + "\u0301\u0316" * 10**5 + "b", "aΣb"),
+        ("marks that NFD would sort and keep", "Σ" + "\u302e\U00016ff0" * 10**5, "Σ" + "\U00016ff0" * 300),
+        ("Hangul", "한글" * 10**5, "한글" * 60),
     ],
 )
-def test_long_runs(small: dict[str, int], text: str, equal_to: str) -> None:
-    tokenizer = Tokenizer(small)
+def test_long_runs(small: dict[str, int], unit: str, text: str, equal_to: str) -> None:
+    tokenizer = Tokenizer(small, max_len=64)
     reference = keras_bert_ids(small, equal_to)
-    assert tokenizer.encode(text)[0] == cut(reference, 512)
+    assert tokenizer.encode(text)[0] == cut(reference, 64), unit
     batch = tokenizer.encode_arrays(["中", text])
-    assert rows_of(batch)[1] == cut(reference, 512)
-    assert batch.truncated.tolist() == [False, len(reference) > 512]
+    assert rows_of(batch)[1] == cut(reference, 64), unit
+    assert batch.truncated.tolist() == [False, len(reference) > 64], unit
 
 
 def test_words_longer_than_any_entry_but_one() -> None:
@@ -419,7 +382,7 @@ def test_load_vocab_refuses_what_is_none(tmp_path: Path, data: bytes, message: s
 
 def test_load_vocab_without_a_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.txt", tmp_path, tmp_path / "none" / "vocab.txt"):
-        with pytest.raises(MissingInputError, match="no such file"):
+        with pytest.raises(MissingInputError, match=re.escape(str(path))):
             load_vocab(path)
 
 

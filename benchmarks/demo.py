@@ -1,0 +1,63 @@
+"""`make demo`: the whole chain on made-up documents, with the commands a user would type, and one table at the end."""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.dataset_info import read_dataset_info
+from pipeline.summary import format_table
+
+DOCUMENTS = 6_000
+MAX_LEN = 128
+
+
+def main() -> int:
+    """Run the chain and print what it gave."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew by every run")
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
+    args = parser.parse_args()
+    shutil.rmtree(args.output, ignore_errors=True)
+    args.output.mkdir(parents=True)
+    corpus, bert, data, run = (str(args.output / name) for name in ("corpus", "bert", "dataset", "run"))
+    python = sys.executable
+    started = time.perf_counter()
+    _run(python, "-m", "pipeline.sample_corpus", "--output", corpus, "--documents", str(args.documents))
+    _run(python, "-m", "model.sample_bert", "--corpus", corpus, "--output", bert)
+    seconds = _run(
+        *(python, "run_preprocess.py", "--input", corpus, "--vocab", f"{bert}/vocab.txt", "--output", data),
+        *("--max_len", str(MAX_LEN)),
+    )
+    # A BERT without pre-training learns with a rate that would ruin a pre-trained one.
+    _run(
+        *(python, "run_train.py", "--data", data, "--bert", bert, "--output", run),
+        *("--learning_rate", "5e-4", "--schedule", "linear", "--epochs", "4", "--batch_size", "32"),
+    )
+    print(_result_table(data, run, args.documents / seconds))
+    print(f"\nall of it took {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+def _run(*command: str) -> float:
+    shown = shlex.join(["python" if part == sys.executable else part for part in command])
+    print(f"\n$ {shown}", flush=True)
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - started
+
+
+def _result_table(data: str, run: str, preprocess_rate: float) -> str:
+    info = read_dataset_info(data)
+    report = json.loads(Path(run, "report.json").read_text(encoding="utf-8"))
+    examples = ", ".join(f"{name} {split.num_examples:,}" for name, split in info.splits.items())
+    rows = [("examples", examples), ("preprocessing", f"{preprocess_rate:,.0f} documents/s, start-up included")]
+    return "\n".join([*format_table(("result", ""), rows), json.dumps(report, ensure_ascii=False)[:500]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""The directory of a run, and what may be done with one that is there already.
+
+RUN/
+  config.json       before step 1: the resolved configuration, the dataset's and BERT's identity, label names, versions
+  vocab.txt         the vocabulary the ids refer to
+  bert_config.json  the BERT's sizes
+  metrics.csv       a row for each finished epoch
+  tensorboard/      event files
+  state/            the resumable state, see `model.training_state`
+  best/             weights of the best epoch so far, epoch-00003.npz
+  weights.npz       at the end: all weights, heads included, of the best epoch
+  bert/             at the end: the same encoder as a Google-format BERT directory
+  report.json       at the very end: results on the test split; its presence means "finished"
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from model.config import DEVICE_FIELDS, changed_fields
+from model.weights import write_text
+from pipeline.errors import (
+    InputFormatError,
+    MissingInputError,
+    OptionError,
+    OutputExistsError,
+    OutputWriteError,
+    SchemaMismatchError,
+)
+from pipeline.filesystem import TEMPORARY_SUFFIX, is_remote
+
+RUN_FORMAT = 1
+_LOCK_NAME = ".lock"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """The paths of a run.
+
+    Attributes:
+        path: the run's directory.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    @property
+    def vocab(self) -> Path:
+        """The vocabulary."""
+        return self.path / "vocab.txt"
+
+    @property
+    def bert_config(self) -> Path:
+        """The BERT's sizes."""
+        return self.path / "bert_config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A row for each epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def states(self) -> Path:
+        """The resumable state."""
+        return self.path / "state"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights."""
+        return self.path / "weights.npz"
+
+    @property
+    def bert(self) -> Path:
+        """The final encoder."""
+        return self.path / "bert"
+
+    @property
+    def report(self) -> Path:
+        """The result."""
+        return self.path / "report.json"
+
+    def best_weights(self, epoch: int) -> Path:
+        """Weights of the best epoch so far, counted from 1."""
+        return self.path / "best" / f"epoch-{epoch:05d}.npz"
+
+    def keep_best_weights(self, epoch: int) -> None:
+        """Remove the weights of former best epochs."""
+        for path in self.best_weights(epoch).parent.glob("*"):
+            if path != self.best_weights(epoch):
+                path.unlink(missing_ok=True)
+
+    def exists(self) -> bool:
+        """Tell whether there is a run here.
+
+        Raises:
+            OutputExistsError: there is something else here, which a run would mix with.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputExistsError(f"{self.path}: expected a directory, found a file; give another --output")
+        if self.config.exists():
+            return True
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        strange = sorted(name for name in names if name != _LOCK_NAME and not name.endswith(TEMPORARY_SUFFIX))
+        if strange:
+            raise OutputExistsError(
+                f"{self.path}: not a run (it holds {strange[0]!r} but no config.json); give another --output"
+            )
+        return False
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the content of `config.json`.
+
+        Raises:
+            MissingInputError: there is no run here.
+            InputFormatError: the file is damaged, or no run's.
+        """
+        if not self.config.is_file():
+            raise MissingInputError(f"{self.path}: no run here (no config.json); make one with run_train.py")
+        try:
+            content = json.loads(self.config.read_text(encoding="utf-8"))
+            if content["run_format"] != RUN_FORMAT or not isinstance(content["config"], dict):
+                raise ValueError(f"run_format {content['run_format']}, expected {RUN_FORMAT}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputFormatError(f"{self.config}: damaged, or not written by this version ({error})") from None
+        run_config: dict[str, Any] = content
+        return run_config
+
+    def check_resumable(self, new: Mapping[str, Any]) -> None:
+        """Check that the run here is unfinished and was started by the same command.
+
+        Args:
+            new: what the present command would write into `config.json`.
+
+        Raises:
+            OutputExistsError: it is finished, or was started with other options.
+            SchemaMismatchError: the dataset or the BERT is another by now.
+            InputFormatError: its `config.json` is damaged.
+        """
+        old = self.read_config()
+        if self.report.exists():
+            raise OutputExistsError(
+                f"{self.path}: this run is finished (it has a {self.report.name}); --restart trains again from the "
+                "beginning, python -m model.evaluate measures it again"
+            )
+        changed = changed_fields(old["config"], new["config"])
+        if changed:
+            raise OutputExistsError(
+                f"{self.path}: this run was started with other options ({'; '.join(changed)}); repeat its options to "
+                "continue it, or give --restart, or another --output"
+            )
+        for what, fix in (("dataset", "--data"), ("bert", "--bert")):
+            if old.get(what) != new[what]:
+                raise SchemaMismatchError(
+                    f"{self.path}: this run was started with another {fix} ({_difference(old.get(what), new[what])}); "
+                    "give that one to continue it, or --restart, or another --output"
+                )
+        for change in changed_fields(old["config"], new["config"], among=DEVICE_FIELDS):
+            logger.warning(
+                "continuing on other devices (%s): rounding and dropout noise will differ from an uninterrupted run",
+                change,
+            )
+
+    def clear(self) -> None:
+        """Remove everything a run has left here."""
+        for path in self.path.iterdir():
+            if path.name == _LOCK_NAME:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write_config(self, content: Mapping[str, Any]) -> None:
+        """Write `config.json`.
+
+        Raises:
+            OutputWriteError: it cannot be written.
+        """
+        text = json.dumps({"run_format": RUN_FORMAT, **content}, ensure_ascii=False, indent=2)
+        write_text(self.config, text + "\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the directory, and hold it against a second process for as long as this one trains.
+
+        Raises:
+            OutputExistsError: another process trains here.
+            OutputWriteError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileExistsError:
+            raise OutputExistsError(f"{self.path}: expected a directory, found a file; give another --output") from None
+        except OSError as error:
+            raise OutputWriteError(f"{self.path}: cannot make this directory: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise OutputExistsError(f"{self.path}: another process is training here; wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def open_run_dir(path: str) -> RunDir:
+    """Return the run directory of an `--output`.
+
+    Raises:
+        OptionError: it is remote.
+    """
+    if is_remote(path):
+        raise OptionError(
+            f"--output {path}: a run needs a local directory, for it renames and locks; copy it afterwards"
+        )
+    return RunDir(Path(path))
+
+
+def _difference(old: Any, new: Any) -> str:
+    if not isinstance(old, dict):
+        return "it is not said which"
+    return "; ".join(f"{key}: {_short(old.get(key))} -> {_short(new[key])}" for key in new if old.get(key) != new[key])
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)

@@ -1,0 +1,233 @@
+"""Train a shared BERT with its heads on a dataset directory, and measure the result: `train_and_evaluate(config)`.
+
+    check what the options name ─▶ devices ─▶ run directory ─▶ model, or the last saved state ─▶ loop ─▶ report
+
+The same call with the same configuration continues a run that was interrupted. What it writes is described in
+`model.run_dir`.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from model.callbacks import format_seconds
+from model.checkpoint import save_bert_dir
+from model.classifier import build_classifier, logits_model
+from model.config import TrainConfig
+from model.evaluate import measure, predict_split
+from model.loop import TrainingLoop
+from model.optimizer import AdamW, LossScale, Schedule
+from model.preemption import PreemptionWatch, watch_for_preemption
+from model.run_dir import RunDir, open_run_dir
+from model.run_inputs import TRAIN_SPLIT, RunInputs, read_run_inputs
+from model.steps import head_losses, make_eval_step, make_train_step
+from model.strategy import (
+    Devices,
+    check_batch_sizes,
+    open_devices,
+    resolve_deterministic,
+    resolve_policy,
+    resolve_xla,
+)
+from model.training_state import Progress, remove_temporary, restore_newest
+from model.weights import load_model_weights, named_variables, write_text
+from pipeline.batch_plan import BatchOptions, plan_batches
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
+    """Train, then measure the best epoch's weights on the test split (the validation split where there is none).
+
+    Args:
+        config: what, where and how.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        PipelineError: one of its subclasses, by what is wrong: input, options, output, loss, or `PreemptedError`.
+    """
+    inputs = read_run_inputs(config)
+    run = open_run_dir(config.output_dir)
+    description = inputs.describe(config)
+    if run.exists() and not config.restart:
+        run.check_resumable(description)
+    devices = open_devices(config)
+    check_batch_sizes(config, devices.num_replicas)
+    policy = resolve_policy(config, devices)
+    if resolve_deterministic(config, devices):
+        tf.keras.utils.set_random_seed(config.seed % 2**32)
+        tf.config.experimental.enable_op_determinism()
+    with _write_access(run, devices), watch_for_preemption() as watch:
+        if devices.is_chief:
+            _prepare_run_dir(run, inputs, description, restart=config.restart)
+        devices.barrier()
+        return _train_in(run, inputs, config, devices, policy, watch)
+
+
+def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextManager[None]:
+    return run.locked() if devices.is_chief else contextlib.nullcontext()
+
+
+def _prepare_run_dir(run: RunDir, inputs: RunInputs, description: dict[str, Any], *, restart: bool) -> None:
+    if run.exists() and restart:
+        run.clear()
+    if run.exists():
+        remove_temporary(run.states)
+        return
+    shutil.copyfile(inputs.bert.vocab_path, run.vocab)
+    shutil.copyfile(inputs.bert.path / run.bert_config.name, run.bert_config)
+    run.write_config(description)
+
+
+def _train_in(
+    run: RunDir, inputs: RunInputs, config: TrainConfig, devices: Devices, policy: str, watch: PreemptionWatch
+) -> dict[str, Any]:
+    plan = plan_batches(
+        inputs.info.split(TRAIN_SPLIT).length_histogram,
+        inputs.info.max_len,
+        BatchOptions(
+            global_batch_size=config.batch_size,
+            max_len=inputs.max_len,
+            buckets=config.buckets,
+            batch_tokens=config.batch_tokens,
+            batch_multiple=devices.num_replicas * config.accumulate_steps,
+        ),
+    )
+    with devices.strategy.scope():
+        model = build_classifier(
+            inputs.bert.path,
+            inputs.head_sizes(config.heads),
+            pooling=config.pooling,
+            encoder=config.encoder,
+            seed=config.seed,
+            dropout=config.dropout,
+            policy=policy,
+        )
+        logits = logits_model(model)
+        weight_decay = config.weight_decay if config.optimizer == "adamw" else 0.0
+        optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
+        loss_scale = LossScale() if policy == "mixed_float16" else None
+    variables = _state_variables(model, optimizer, loss_scale)
+    progress = restore_newest(run.states, variables) or Progress()
+    devices.agree(progress.step)
+
+    xla = resolve_xla(config, devices)
+    losses = head_losses(config, inputs.info.split(TRAIN_SPLIT).label_counts)
+    loop = TrainingLoop(
+        config=config,
+        run=run,
+        devices=devices,
+        plan=plan,
+        max_len=inputs.max_len,
+        schedule=Schedule.of(config, plan.steps_per_epoch * config.epochs),
+        model=model,
+        train_step=make_train_step(logits, optimizer, losses, devices, config, xla=xla, loss_scale=loss_scale),
+        eval_step=make_eval_step(logits, config, devices),
+        scales_loss=loss_scale is not None,
+        variables=variables,
+        progress=progress,
+        watch=watch,
+    )
+    if devices.is_chief:
+        for line in _start_up_lines(inputs, config, loop, policy, xla=xla):
+            logger.info("%s", line)
+    loop.train()
+    return _finish(run, inputs, config, loop)
+
+
+def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
+    """Name all variables that the next step depends on."""
+    variables = {f"weights/{name}": variable for name, variable in named_variables(model.weights).items()}
+    for kind, slots in (("momentum", optimizer.momentums), ("velocity", optimizer.velocities)):
+        names = [variable.name.removesuffix(":0") for variable in optimizer.variables]
+        variables |= {f"{kind}/{name}": slot for name, slot in zip(names, slots, strict=True)}
+    variables["num_updates"] = optimizer.num_updates
+    if loss_scale is not None:
+        variables |= {"loss_scale": loss_scale.scale, "num_good_updates": loss_scale.num_good_updates}
+    return variables
+
+
+def _start_up_lines(
+    inputs: RunInputs, config: TrainConfig, loop: TrainingLoop, policy: str, *, xla: bool
+) -> Iterator[str]:
+    """Say what is about to happen, in one block."""
+    devices, plan, info = loop.devices, loop.plan, inputs.info
+    options = " ".join(f"{name}={value}" for name, value in config.describe().items())
+    yield from textwrap.wrap(options, 110, initial_indent="options      ", subsequent_indent="             ")
+    yield f"dataset      {config.data_dir}, fingerprint {info.fingerprint[:12]}, max_len {inputs.max_len}"
+    for name, split in info.splits.items():
+        yield f"  {name:<10} {split.num_examples:,} examples, {split.num_tokens:,} tokens"
+        for head in config.heads:
+            names = info.labels[head].names
+            counts = zip(names, split.label_counts[head], strict=True)
+            yield f"    {head:<10} " + ", ".join(f"{label} {count:,}" for label, count in counts)
+    parameters = sum(int(tf.size(weight)) for weight in loop.model.trainable_weights)
+    bert = inputs.bert.config
+    yield (
+        f"model        {config.encoder} BERT, {bert.num_hidden_layers} layers, hidden {bert.hidden_size}, "
+        f"pooling {config.pooling}, {parameters:,} trainable parameters, {policy}{', XLA' if xla else ''}"
+    )
+    workers = f" on {devices.num_workers} workers" if devices.num_workers > 1 else ""
+    names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
+    yield f"devices      {devices.kind}, {devices.num_replicas} replicas{workers}: {names}"
+    rows = "/".join(str(rows) for rows in dict.fromkeys(plan.rows))
+    each = "/".join(str(rows // devices.num_replicas) for rows in dict.fromkeys(plan.rows))
+    parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
+    yield f"batches      {rows} examples, {each} per replica{parts}, padded to {', '.join(map(str, plan.edges))}"
+    fixed = f"{plan.fixed_padding_share:.1%} if all were padded to {plan.max_len}"
+    yield f"padding      {plan.padding_share:.1%} of positions; {fixed}"
+    yield (
+        f"steps        {plan.steps_per_epoch:,} per epoch, {loop.last_step:,} at most = "
+        f"{loop.last_step / plan.steps_per_epoch:.4g} epochs, {loop.schedule.warmup_steps:,} of them warm-up"
+    )
+    if loop.progress.step:
+        yield f"continuing   after step {loop.progress.step:,}, epoch {loop.progress.epoch + 1}"
+
+
+def _finish(run: RunDir, inputs: RunInputs, config: TrainConfig, loop: TrainingLoop) -> dict[str, Any]:
+    """Go back to the best epoch's weights, measure them, and write what a finished run has; the report last."""
+    model, monitor, progress = loop.model, loop.monitor, loop.progress
+    load_model_weights(run.best_weights(monitor.best_epoch), model)
+    predictions = predict_split(
+        model,
+        config.data_dir,
+        inputs.test_split,
+        heads=config.heads,
+        max_len=inputs.max_len,
+        batch_size=config.eval_batch_size,
+    )
+    report = {
+        "split": inputs.test_split,
+        **measure(predictions),
+        "monitored": config.monitored,
+        "best_value": monitor.best,
+        "best_epoch": monitor.best_epoch,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "early_stopped": monitor.wants_to_stop(config),
+        "train_seconds": progress.train_seconds,
+        "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
+    }
+    if loop.devices.is_chief:
+        shutil.copyfile(run.best_weights(monitor.best_epoch), run.weights)
+        save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
+        write_text(run.report, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        logger.info(
+            "trained %d epochs, %s steps, in %s; the best was epoch %d; results in %s",
+            *(
+                progress.epoch,
+                f"{progress.step:,}",
+                format_seconds(progress.train_seconds),
+                monitor.best_epoch,
+                run.path,
+            ),
+        )
+    return report
