@@ -26,8 +26,6 @@ from pipeline.errors import OptionError
 
 # 16,384 articles are 25 MB and 512 batches of 32.
 WINDOW_RECORDS = 16_384
-# One call of the parser costs a third of a millisecond whatever it parses, so it gets the rows of several batches.
-CHUNK_ROWS = 512
 MAX_LANES = 16
 # A lane of one shard would read the same part of the corpus at the same time in every epoch.
 MIN_SHARDS_PER_LANE = 4
@@ -40,15 +38,15 @@ _SHARDS, _RECORDS, _BATCHES = range(3)
 class EpochPlan:
     """Every row of every batch of one epoch.
 
-    The *stream* is the sequence of records as they are read: window after window, and in a window lane after lane. `order`
-    says which of them makes which row.
+    The *stream* is the sequence of records as they are read: window after window, and in a window a block of each lane.
+    `order` says which of them makes which row.
 
     Attributes:
         max_len: longer examples are cut to this.
         lanes: the shards (by number) of each lane, in reading order.
-        block_records: records in a block of a lane; the last one may be shorter.
+        block_records: records in a block; a lane's last one may be shorter, and when the lane has ended they are empty.
         stream: int32 [num_examples], the stored index of each record of the stream.
-        stream_splits: int64 [windows + 1], where each window starts in the stream.
+        block_splits: int64 [windows * lanes + 1], where each block starts in the stream.
         order: int64 [num_examples], the place in the stream of each row, batch after batch.
         row_splits: int64 [steps + 1], where each batch starts in `order`.
         batch_lengths: int32 [steps], what each batch is padded to.
@@ -60,7 +58,7 @@ class EpochPlan:
     lanes: tuple[tuple[int, ...], ...]
     block_records: int
     stream: np.ndarray
-    stream_splits: np.ndarray
+    block_splits: np.ndarray
     order: np.ndarray
     row_splits: np.ndarray
     batch_lengths: np.ndarray
@@ -71,6 +69,11 @@ class EpochPlan:
     def num_steps(self) -> int:
         """Batches in the epoch."""
         return len(self.batch_lengths)
+
+    @property
+    def stream_splits(self) -> np.ndarray:
+        """int64 [windows + 1], where each window starts in the stream."""
+        return self.block_splits[:: len(self.lanes)]
 
     @property
     def num_positions(self) -> int:
@@ -86,27 +89,30 @@ class EpochPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Route:
-    """How one worker gets its rows from some step on: which records of each window's pool to take, which to keep.
+    """How one worker gets its rows, from some step on, out of the stream.
 
-    The *pool* of a window is what the windows before left for later steps, then the window's own records.
+    Only *wanted* records, those of its rows, are parsed. The *pool* of a window is what the windows before left for later
+    steps, then the window's own wanted records.
 
     Attributes:
-        places: int32 [rows], the place in its window's pool of each row, batch after batch.
-        examples: int32 [rows], the stored index of each row.
-        row_splits: int32 [steps + 1], where each batch starts in `places`.
-        batch_lengths: int32 [steps], what each batch is padded to.
-        chunk_splits: int32 [chunks + 1], the first batch of each chunk; the batches of a chunk are parsed together.
-        window_chunks: int32 [windows], how many chunks each window's pool makes.
+        wanted: int32 [wanted], the place in its block of each wanted record, in the order of the stream.
+        wanted_examples: int32 [wanted], their stored indices.
+        wanted_splits: int64 [blocks + 1], where each block starts in `wanted`.
+        places: int32 [wanted], the place in its window's pool of each row, batch after batch.
+        row_splits: int64 [batches + 1], where each batch starts in `places`.
+        batch_lengths: int32 [batches], what each batch is padded to.
+        window_batches: int64 [windows], how many batches each window's pool makes.
         kept: int32 [records], the places in the pool that go on to the next window, window after window.
-        kept_splits: int32 [windows + 1], where each window starts in `kept`.
+        kept_splits: int64 [windows + 1], where each window starts in `kept`.
     """
 
+    wanted: np.ndarray
+    wanted_examples: np.ndarray
+    wanted_splits: np.ndarray
     places: np.ndarray
-    examples: np.ndarray
     row_splits: np.ndarray
     batch_lengths: np.ndarray
-    chunk_splits: np.ndarray
-    window_chunks: np.ndarray
+    window_batches: np.ndarray
     kept: np.ndarray
     kept_splits: np.ndarray
 
@@ -119,17 +125,17 @@ def _random_permutation(size: int, *key: int) -> np.ndarray:
 def _stream(
     lanes: tuple[tuple[int, ...], ...], shard_sizes: Sequence[int], block_records: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return `EpochPlan.stream` and `EpochPlan.stream_splits`."""
+    """Return `EpochPlan.stream` and `EpochPlan.block_splits`."""
     starts = np.concatenate([[0], np.cumsum(shard_sizes)])
-    records, windows = [], []
-    for lane in lanes:
+    records, blocks = [], []
+    for number, lane in enumerate(lanes):
         inside = [np.arange(starts[shard], starts[shard + 1], dtype=np.int32) for shard in lane]
         records += inside
-        windows.append(np.arange(sum(map(len, inside))) // block_records)
-    window_of = np.concatenate(windows)
-    # Stable: in a window, the first lane's block comes first.
-    stream = np.concatenate(records)[np.argsort(window_of, kind="stable")]
-    return stream, np.concatenate([[0], np.cumsum(np.bincount(window_of))])
+        blocks.append(np.arange(sum(map(len, inside))) // block_records * len(lanes) + number)
+    block_of = np.concatenate(blocks)
+    num_blocks = -(-(int(block_of.max()) + 1) // len(lanes)) * len(lanes)
+    block_splits = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=num_blocks))])
+    return np.concatenate(records)[np.argsort(block_of, kind="stable")], block_splits
 
 
 def plan_training_epoch(
@@ -159,7 +165,7 @@ def plan_training_epoch(
     shards = _random_permutation(len(shard_sizes), seed, epoch, _SHARDS).tolist()
     lanes = tuple(tuple(shards[lane::num_lanes]) for lane in range(num_lanes))
     block_records = max(1, window_records // num_lanes)
-    stream, stream_splits = _stream(lanes, shard_sizes, block_records)
+    stream, block_splits = _stream(lanes, shard_sizes, block_records)
     cut_lengths = np.minimum(lengths, batches.max_len)[stream]
     bucket_of = np.searchsorted(batches.edges, cut_lengths)
     rows = np.asarray(batches.rows)
@@ -168,7 +174,7 @@ def plan_training_epoch(
     buckets: list[int] = []
     window_splits = [0]
     waiting = np.empty(0, np.int64)
-    for window, (start, stop) in enumerate(itertools.pairwise(stream_splits.tolist())):
+    for window, (start, stop) in enumerate(itertools.pairwise(block_splits[::num_lanes].tolist())):
         queues = np.concatenate([waiting, start + _random_permutation(stop - start, seed, epoch, _RECORDS, window)])
         # Stable: inside a bucket the order of arrival stays, first those who waited.
         queues = queues[np.argsort(bucket_of[queues], kind="stable")]
@@ -197,7 +203,7 @@ def plan_training_epoch(
         lanes=lanes,
         block_records=block_records,
         stream=stream,
-        stream_splits=stream_splits,
+        block_splits=block_splits,
         order=np.concatenate(order),
         row_splits=np.concatenate([[0], np.cumsum([len(batch) for batch in order])]),
         batch_lengths=np.asarray(batches.edges, np.int32)[buckets],
@@ -224,19 +230,19 @@ def plan_evaluation(
     longest = np.maximum.reduceat(np.minimum(lengths, max_len).astype(np.int64), firsts)
     edges = np.asarray(automatic_edges(np.bincount(longest, weights=np.diff(row_splits), minlength=max_len + 1)))
     lanes = (tuple(range(len(shard_sizes))),)
-    stream, stream_splits = _stream(lanes, shard_sizes, window_records)
+    stream, block_splits = _stream(lanes, shard_sizes, window_records)
     return EpochPlan(
         max_len=max_len,
         lanes=lanes,
         block_records=window_records,
         stream=stream,
-        stream_splits=stream_splits,
+        block_splits=block_splits,
         order=np.arange(num_examples),
         row_splits=row_splits,
         batch_lengths=edges[np.searchsorted(edges, longest)].astype(np.int32),
         full_rows=np.full(len(firsts), global_batch_size, np.int32),
         # A batch is complete with the window in which its last row arrives.
-        window_splits=np.searchsorted(row_splits[1:], stream_splits, side="right"),
+        window_splits=np.searchsorted(row_splits[1:], block_splits, side="right"),
     )
 
 
@@ -274,25 +280,26 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
     num_windows = len(plan.window_splits) - 1
     emitted_in = np.full(len(plan.order), -1)
     emitted_in[order] = np.repeat(np.arange(num_windows), np.diff(row_splits[window_splits]))
+    wanted = np.flatnonzero(emitted_in >= 0)
+    wanted_splits = np.searchsorted(wanted, plan.block_splits)
     places, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     waiting = np.empty(0, np.int64)
     for window in range(num_windows):
+        arriving = slice(*wanted_splits[:: len(plan.lanes)][window : window + 2])
         # Both parts are sorted and the first is older, so the pool is sorted too.
-        pool = np.concatenate([waiting, np.arange(*plan.stream_splits[window : window + 2])])
-        first, last = row_splits[window_splits[window]], row_splits[window_splits[window + 1]]
-        places.append(np.searchsorted(pool, order[first:last]))
+        pool = np.concatenate([waiting, wanted[arriving]])
+        rows = slice(*row_splits[window_splits[window : window + 2]])
+        places.append(np.searchsorted(pool, order[rows]))
         kept.append(np.flatnonzero(emitted_in[pool] > window))
         waiting = pool[kept[-1]]
-    window_of_batch = np.repeat(np.arange(num_windows), np.diff(window_splits))
-    chunk_in_window = (row_splits[:-1] - row_splits[window_splits[window_of_batch]]) // CHUNK_ROWS
-    is_first = np.diff(window_of_batch, prepend=-1) + np.diff(chunk_in_window, prepend=0) != 0
     return Route(
+        wanted=(wanted - np.repeat(plan.block_splits[:-1], np.diff(wanted_splits))).astype(np.int32),
+        wanted_examples=plan.stream[wanted],
+        wanted_splits=wanted_splits,
         places=np.concatenate(places).astype(np.int32),
-        examples=plan.stream[order],
-        row_splits=row_splits.astype(np.int32),
+        row_splits=row_splits,
         batch_lengths=plan.batch_lengths[start_step:],
-        chunk_splits=np.append(np.flatnonzero(is_first), len(is_first)).astype(np.int32),
-        window_chunks=np.bincount(window_of_batch[is_first], minlength=num_windows).astype(np.int32),
+        window_batches=np.diff(window_splits),
         kept=np.concatenate(kept).astype(np.int32),
-        kept_splits=np.concatenate([[0], np.cumsum([len(part) for part in kept[1:]])]).astype(np.int32),
+        kept_splits=np.concatenate([[0], np.cumsum([len(part) for part in kept[1:]])]),
     )

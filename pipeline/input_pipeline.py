@@ -11,7 +11,7 @@ Everything about an epoch is planned before (`pipeline.epoch_plan`); what is lef
 blocks, to keep those that a later batch needs, and to parse the others a few hundred at a time. No step of it handles a
 single example.
 
-    lanes of shards ─▶ windows of serialized records ─▶ pools ─▶ chunks, parsed ─▶ batches, padded once
+    lanes of shards ─▶ blocks of serialized records ─▶ parsed rows ─▶ pool of a window ─▶ batches
 """
 
 import contextlib
@@ -28,8 +28,6 @@ from pipeline.dataset_info import DatasetInfo, check_files, read_dataset_info, r
 from pipeline.epoch_plan import EpochPlan, Route, plan_evaluation, plan_route, plan_training_epoch
 from pipeline.schema import EXAMPLE_FEATURES, HEAD_FEATURES, INDICES, KEY, SEGMENTS
 
-# One call of the parser costs a third of a millisecond whatever it parses, so it gets the rows of several batches.
-CHUNK_ROWS = 512
 # Per lane. Local disks do not care; object stores charge for every request.
 READ_BUFFER_BYTES = 1 << 20
 # A share of the machine that leaves the rest to the model: about four windows and a few parsed chunks.
@@ -170,7 +168,7 @@ def read_keys(data_dir: str, split: str) -> list[str]:
     check_files(data_dir, info, split)
     specification = {KEY: tf.io.FixedLenFeature([], tf.string)}
     paths = [filesystem.join(str(data_dir), shard.name) for shard in info.split(split).shards]
-    dataset = tf.data.TFRecordDataset(paths, _compression(info), READ_BUFFER_BYTES).batch(CHUNK_ROWS)
+    dataset = tf.data.TFRecordDataset(paths, _compression(info), READ_BUFFER_BYTES).batch(512)
     dataset = dataset.map(lambda records: tf.io.parse_example(records, specification)[KEY], tf.data.AUTOTUNE)
     return [key.decode() for chunk in dataset.with_options(read_options()).as_numpy_iterator() for key in chunk]
 
@@ -235,90 +233,62 @@ def read_batches(
     Returns:
         One element per batch of the route, as `train_dataset`'s.
     """
-    pools = _carry_records(_read_windows(data_dir, info, split, plan), route)
-    chunks = _parse_chunks(pools, route, lengths[route.examples].astype(np.int32), plan.max_len)
-    batches = _slice_batches(chunks, route, plan)
+    windows = _read_windows(data_dir, info, split, plan, route, lengths)
+    batches = _take_batches(_carry_rows(windows, route), route)
     batches = batches.apply(tf.data.experimental.assert_cardinality(len(route.batch_lengths)))
     return batches.prefetch(tf.data.AUTOTUNE).with_options(read_options())
 
 
-def _read_windows(data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan) -> tf.data.Dataset:
-    """Read the stream: one element for each window, a tuple of one block of serialized records for each lane."""
-    shards = info.split(split).shards
-    no_record = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string))
+def _slices(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `begin` and `size` of `tf.slice`, [N, 1] each, for consecutive parts of a vector."""
+    return splits[:-1, np.newaxis], np.diff(splits)[:, np.newaxis]
 
-    def read_lane(lane: tuple[int, ...]) -> tf.data.Dataset:
+
+def _read_windows(
+    data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan, route: Route, lengths: np.ndarray
+) -> tf.data.Dataset:
+    """Read the stream and parse what is wanted of it: for each window, one parsed block of each lane."""
+    shards = info.split(split).shards
+    num_lanes = len(plan.lanes)
+    row_lengths = lengths[route.wanted_examples].astype(np.int32)
+    padded_length = int(route.batch_lengths.max(initial=1))
+    wanted, expected_lengths = tf.constant(route.wanted), tf.constant(row_lengths)
+    wants_all = len(route.wanted) == len(plan.stream)
+    has_cut_rows = bool((row_lengths > padded_length).any())
+    begin, size = _slices(route.wanted_splits)
+
+    def parse(part: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor) -> dict[str, tf.Tensor]:
+        if not wants_all:
+            records = tf.gather(records, tf.slice(wanted, *part))
+        return _parse(records, tf.slice(expected_lengths, *part), padded_length, has_cut_rows=has_cut_rows)
+
+    def read_lane(number: int) -> tf.data.Dataset:
+        lane = plan.lanes[number]
         paths = [filesystem.join(str(data_dir), shards[shard].name) for shard in lane]
         records = tf.data.TFRecordDataset(paths, _compression(info), READ_BUFFER_BYTES)
         # A record too many or too few would give all later rows of this lane the wrong records.
         num_records = sum(shards[shard].num_examples for shard in lane)
         records = records.apply(tf.data.experimental.assert_cardinality(num_records))
-        # Lanes end at different windows. Each reads ahead by itself.
-        return records.batch(plan.block_records).concatenate(no_record.repeat()).prefetch(1)
+        # Lanes do not end with the same window.
+        no_record = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string)).repeat()
+        blocks = records.batch(plan.block_records).concatenate(no_record)
+        parts = tf.data.Dataset.from_tensor_slices((begin[number::num_lanes], size[number::num_lanes]))
+        return tf.data.Dataset.zip((parts, blocks)).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    return tf.data.Dataset.zip(tuple(read_lane(lane) for lane in plan.lanes))
-
-
-def _carry_records(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
-    """Join each window with what the windows before left for later steps: (pool of records string [P], its chunks)."""
-    kept = tf.constant(route.kept)
-
-    def join(waiting: tf.Tensor, element: tuple[Any, ...]) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
-        start, size, num_chunks, blocks = element
-        pool = tf.concat([waiting, *blocks], axis=0)
-        return tf.gather(pool, tf.slice(kept, start, size)), (pool, num_chunks)
-
-    planned = tf.data.Dataset.from_tensor_slices(
-        (route.kept_splits[:-1, None], np.diff(route.kept_splits)[:, None], route.window_chunks.astype(np.int64))
-    )
-    elements = tf.data.Dataset.zip((planned, windows)).map(lambda plan, blocks: (*plan, blocks))
-    return elements.scan(tf.zeros([0], tf.string), join).prefetch(1)
+    return tf.data.Dataset.zip(tuple(read_lane(number) for number in range(num_lanes)))
 
 
-def _parse_chunks(pools: tf.data.Dataset, route: Route, row_lengths: np.ndarray, max_len: int) -> tf.data.Dataset:
-    """Parse the rows of a few batches at once.
-
-    Args:
-        pools: (string [P], number of chunks) for each window.
-        route: which record of the pool makes which row.
-        row_lengths: int32 [rows], the stored length of each row of the route.
-        max_len: longer rows are cut.
-
-    Returns:
-        (rows padded to the longest of these batches, number of batches) for each chunk.
-    """
-    places, lengths = tf.constant(route.places), tf.constant(row_lengths)
-    has_cut_rows = bool((row_lengths > max_len).any())
-
-    def parse(chunk: tuple[tf.Tensor, ...], pool: tf.Tensor) -> tuple[Batch, tf.Tensor]:
-        start, size, padded_length, num_batches = chunk
-        records = tf.gather(pool, tf.slice(places, start, size))
-        batch = _parse(records, tf.slice(lengths, start, size), padded_length, has_cut_rows=has_cut_rows)
-        return batch, num_batches
-
-    splits = route.chunk_splits
-    first_rows = route.row_splits[splits]
-    planned = tf.data.Dataset.from_tensor_slices(
-        (
-            first_rows[:-1, None],
-            np.diff(first_rows)[:, None],
-            np.maximum.reduceat(route.batch_lengths, splits[:-1]) if len(splits) > 1 else route.batch_lengths,
-            np.diff(splits).astype(np.int64),
-        )
-    )
-    # A pool goes along by reference, once for each of its chunks.
-    pools = pools.flat_map(lambda pool, num_chunks: tf.data.Dataset.from_tensors(pool).repeat(num_chunks))
-    return tf.data.Dataset.zip((planned, pools)).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
-def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: tf.Tensor, *, has_cut_rows: bool) -> Batch:
+def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cut_rows: bool) -> dict[str, tf.Tensor]:
     """Parse serialized examples into rows of one length.
 
     Args:
         records: string [N].
         lengths: int32 [N], how many tokens each must have.
         padded_length: shorter rows are padded with 0, longer ones cut.
-        has_cut_rows: whether there may be longer ones; then `padded_length` is `max_len`.
+        has_cut_rows: whether there may be longer ones.
+
+    Returns:
+        `indices` and `segments` int32 [N, padded_length], head → int32 [N].
     """
     parsed = tf.io.parse_example(records, _parser_specification([INDICES, *HEAD_FEATURES.values()]))
 
@@ -326,7 +296,7 @@ def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: tf.Tensor, *, 
         # Whatever is wrong with a shard or its lengths file, no row gets another record than planned.
         expected = tf.debugging.assert_equal(ragged.row_lengths(), lengths, "a record is not the one planned here")
         with tf.control_dependencies([expected]):
-            return tf.cast(ragged, tf.int32).to_tensor(shape=tf.stack([tf.size(lengths), padded_length]))
+            return tf.cast(ragged, tf.int32).to_tensor(shape=[None, padded_length])
 
     indices = dense(parsed[INDICES])
     if has_cut_rows:
@@ -345,7 +315,7 @@ def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: tf.Tensor, *, 
         lambda: dense(tf.io.parse_example(records, _parser_specification([SEGMENTS]))[SEGMENTS]),
     )
     labels = {head: tf.cast(parsed[feature], tf.int32) for head, feature in HEAD_FEATURES.items()}
-    return {INDICES: indices, SEGMENTS: segments}, labels
+    return {INDICES: indices, SEGMENTS: segments, **labels}
 
 
 def _parser_specification(names: list[str]) -> dict[str, Any]:
@@ -362,27 +332,37 @@ def _parser_specification(names: list[str]) -> dict[str, Any]:
     }
 
 
-def _slice_batches(chunks: tf.data.Dataset, route: Route, plan: EpochPlan) -> tf.data.Dataset:
-    """Take each batch out of its chunk: its rows, up to its planned length."""
-    lengths = set(plan.batch_lengths.tolist())
-    static_length = lengths.pop() if len(lengths) == 1 else None
-    chunk_of_batch = np.repeat(np.arange(len(route.chunk_splits) - 1), np.diff(route.chunk_splits))
-    first_rows = route.row_splits[:-1] - route.row_splits[route.chunk_splits[chunk_of_batch]]
-    num_rows = np.diff(route.row_splits)
-    planned = tf.data.Dataset.from_tensor_slices(
-        (
-            np.stack([first_rows, np.zeros_like(first_rows)], axis=1),
-            np.stack([num_rows, route.batch_lengths], axis=1),
-        )
-    )
+def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
+    """Join each window with the rows that the windows before left for later steps: (its batches, its pool of rows)."""
+    kept = tf.constant(route.kept)
 
-    def take(batch: tuple[tf.Tensor, tf.Tensor], chunk: Batch) -> Batch:
-        start, size = batch
-        inputs, labels = chunk
-        inputs = {name: tf.slice(values, start, size) for name, values in inputs.items()}
+    def join(waiting: dict[str, tf.Tensor], element: tuple[Any, ...]) -> tuple[dict[str, tf.Tensor], Any]:
+        (begin, size, num_batches), blocks = element
+        pool = {name: tf.concat([rows, *(block[name] for block in blocks)], axis=0) for name, rows in waiting.items()}
+        rows = tf.slice(kept, begin, size)
+        return {name: tf.gather(values, rows) for name, values in pool.items()}, (num_batches, pool)
+
+    nothing = {name: tf.zeros([0, *spec.shape[1:]], spec.dtype) for name, spec in windows.element_spec[0].items()}
+    planned = tf.data.Dataset.from_tensor_slices((*_slices(route.kept_splits), route.window_batches))
+    # One window is put together while the batches of another are taken.
+    return tf.data.Dataset.zip((planned, windows)).scan(nothing, join).prefetch(1)
+
+
+def _take_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:
+    """Take the rows of each batch out of its window's pool, up to the planned length."""
+    places = tf.constant(route.places)
+    lengths = set(route.batch_lengths.tolist())
+    static_length = lengths.pop() if len(lengths) == 1 else None
+
+    def take(batch: tuple[tf.Tensor, tf.Tensor, tf.Tensor], pool: dict[str, tf.Tensor]) -> Batch:
+        begin, size, length = batch
+        rows = tf.slice(places, begin, size)
+        inputs = {name: tf.gather(pool[name], rows)[:, :length] for name in (INDICES, SEGMENTS)}
         for values in inputs.values():
             values.set_shape([None, static_length])
-        return inputs, {head: tf.slice(values, start[:1], size[:1]) for head, values in labels.items()}
+        return inputs, {head: tf.gather(pool[head], rows) for head in HEAD_FEATURES}
 
-    chunks = chunks.flat_map(lambda chunk, num_batches: tf.data.Dataset.from_tensors(chunk).repeat(num_batches))
-    return tf.data.Dataset.zip((planned, chunks)).map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    planned = tf.data.Dataset.from_tensor_slices((*_slices(route.row_splits), route.batch_lengths))
+    # A pool goes along by reference, once for each of its batches.
+    pools = pools.flat_map(lambda num_batches, pool: tf.data.Dataset.from_tensors(pool).repeat(num_batches))
+    return tf.data.Dataset.zip((planned, pools)).map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

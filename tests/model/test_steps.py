@@ -97,7 +97,7 @@ def test_loss_scale_changes_nothing_in_float32(bert_dir):
 
 
 def test_dropout_depends_on_the_step_alone(bert_dir):
-    model, step, _, _ = make_steps(bert_dir)
+    _, step, _, _ = make_steps(bert_dir)
     batch = make_batch()
     losses = [step(batch, number, learning_rate=0.0)[3] for number in (5, 6, 5)]
     assert losses[0] == losses[2] != losses[1]

@@ -165,14 +165,12 @@ while True:
 def test_kill_while_saving_leaves_a_whole_state(tmp_path):
     generator = np.random.default_rng()
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        process.stdout.readline()
-        time.sleep(generator.uniform(0.0, 0.1))
-        process.kill()
-        said = process.stdout.read().split()
-        process.wait()
+        command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            time.sleep(generator.uniform(0.0, 0.1))
+            process.kill()
+            said = process.stdout.read().split()
         variables = {"a": tf.Variable(np.zeros([2000, 500], np.int64))}
         progress = restore_newest(tmp_path, variables)
         # At least what it had said; perhaps one more, which it could not say any more.

@@ -1,0 +1,151 @@
+"""What may be done with a directory that is there already."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from model.run_dir import RunDir, open_run_dir
+from pipeline.errors import (
+    InputFormatError,
+    MissingInputError,
+    OptionError,
+    OutputExistsError,
+    SchemaMismatchError,
+)
+from tests.model.runs import tiny_config
+
+
+def describe(**options):
+    return {
+        "config": tiny_config(**options).describe(),
+        "dataset": {"fingerprint": "a" * 64},
+        "bert": {"vocab_sha256": "b" * 64, "checkpoint_sha256": "c" * 64},
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked():
+        run.write_config(describe())
+    return run
+
+
+def test_a_new_or_empty_directory_is_no_run_yet(tmp_path):
+    assert not RunDir(tmp_path / "none").exists()
+    run = RunDir(tmp_path)
+    with run.locked():
+        assert not run.exists()
+    (tmp_path / "config.json.1234.tmp").write_text("{")  # a process that was killed while writing it
+    assert not run.exists()
+
+
+def test_refuses_what_is_no_run(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputExistsError, match=r"not a run \(it holds 'thesis.txt' but no config.json\)"):
+        RunDir(tmp_path).exists()
+    with pytest.raises(OutputExistsError, match="expected a directory, found a file"):
+        RunDir(tmp_path / "thesis.txt").exists()
+    with pytest.raises(OptionError, match="needs a local directory"):
+        open_run_dir("gs://bucket/run")
+
+
+def test_the_same_command_may_continue(run):
+    run.check_resumable(describe(data_dir="moved", save_every=7, keep_states=1, log_every=1))
+
+
+def test_other_devices_may_continue_with_a_warning(run, caplog):
+    run.check_resumable(describe(cpu_replicas=2, strategy="mirrored"))
+    assert len(caplog.messages) == 2
+    assert "continuing on other devices (strategy: auto -> mirrored)" in caplog.text
+    assert "continuing on other devices (cpu_replicas: None -> 2)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({"batch_size": 16}, "batch_size: 8 -> 16"),
+        ({"heads": ("category",)}, "heads: ['category', 'second'] -> ['category']"),
+        ({"seed": 1, "dropout": 0.2}, "dropout: None -> 0.2; seed: 0 -> 1"),
+    ],
+)
+def test_says_which_option_changed(run, options, change):
+    with pytest.raises(OutputExistsError) as error:
+        run.check_resumable(describe(**options))
+    assert f"started with other options ({change})" in str(error.value)
+    assert "--restart" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "field", "option"), [("dataset", "fingerprint", "--data"), ("bert", "vocab_sha256", "--bert")]
+)
+def test_says_which_input_changed(run, what, field, option):
+    new = describe()
+    new[what] = new[what] | {field: "f" * 64}
+    with pytest.raises(SchemaMismatchError, match=rf"another {option} \({field}: .* -> ffffffffffff\)"):
+        run.check_resumable(new)
+
+
+def test_a_finished_run_is_not_trained_again(run):
+    run.report.write_text("{}")
+    with pytest.raises(OutputExistsError, match="this run is finished"):
+        run.check_resumable(describe())
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"run_format": 2, "config": {}}', '{"run_format": 1, "config": 3}'])
+def test_refuses_a_damaged_config(run, text):
+    run.config.write_text(text)
+    with pytest.raises(InputFormatError, match="damaged, or not written by this version"):
+        run.read_config()
+
+
+def test_no_run_to_read(tmp_path):
+    with pytest.raises(MissingInputError, match="no run here"):
+        RunDir(tmp_path).read_config()
+
+
+def test_clear_removes_all_but_the_lock(run):
+    run.best_weights(3).parent.mkdir()
+    run.best_weights(3).write_text("weights")
+    with run.locked():
+        run.clear()
+        assert [path.name for path in run.path.iterdir()] == [".lock"]
+
+
+def test_keeps_the_best_weights_alone(run):
+    run.best_weights(1).parent.mkdir()
+    for epoch in (1, 2, 3):
+        run.best_weights(epoch).write_text("weights")
+    run.keep_best_weights(2)
+    assert [path.name for path in run.best_weights(2).parent.iterdir()] == ["epoch-00002.npz"]
+
+
+TRIES_TO_LOCK = """
+import sys
+from pathlib import Path
+from model.run_dir import RunDir
+from pipeline.errors import OutputExistsError
+
+try:
+    with RunDir(Path(sys.argv[1])).locked():
+        print("locked")
+except OutputExistsError as error:
+    print(error)
+"""
+
+
+def test_a_second_process_is_refused(run):
+    def try_to_lock():
+        command = [sys.executable, "-c", TRIES_TO_LOCK, str(run.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with run.locked():
+        assert "another process is training here" in try_to_lock()
+    assert try_to_lock() == "locked\n"
+
+
+def test_configuration_is_written_for_people(run):
+    assert json.loads(run.config.read_text())["config"]["batch_size"] == 8
+    assert run.config.read_text().count("\n") > 20

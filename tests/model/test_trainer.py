@@ -1,0 +1,319 @@
+"""Whole runs on tiny data: what they leave behind, how they are interrupted and continued, and where they refuse to go on."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import model.loop
+from model import evaluate
+from model.preemption import PreemptedError
+from model.trainer import train_and_evaluate
+from model.training_state import list_states
+from model.weights import read_arrays
+from pipeline.errors import (
+    MissingInputError,
+    NonFiniteLossError,
+    OptionError,
+    OutputExistsError,
+    OutputWriteError,
+    SchemaMismatchError,
+)
+from tests.model.runs import NUM_EXAMPLES, STEPS_PER_EPOCH, VOCAB, make_data_dir, make_inputs, tiny_config
+from tests.tiny_dataset import tiny_examples, write_tiny_dataset
+
+# In this process TensorFlow keeps its kernels' freedom: it could not be given back to other tests.
+IN_PROCESS = {"deterministic": "off"}
+RESULT_FILES = ("metrics.csv", "weights.npz", "bert/bert_model.ckpt.data-00000-of-00001", "bert/vocab.txt")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """A run that nothing interrupted, with dropout on."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(run), epochs=6)
+    return config, run, train_and_evaluate(config)
+
+
+def result_bytes(run):
+    return {name: (run / name).read_bytes() for name in RESULT_FILES}
+
+
+def same_results(run, other):
+    return [name for name in RESULT_FILES if (run / name).read_bytes() != (other / name).read_bytes()] == []
+
+
+def test_learns(finished):
+    _, _, report = finished
+    assert report["split"] == "test"
+    assert report["num_examples"] == NUM_EXAMPLES["test"]
+    assert report["heads"]["category"]["accuracy"] > 0.8
+    assert report["exact_match"] <= min(head["accuracy"] for head in report["heads"].values())
+
+
+def test_leaves_what_one_needs(finished):
+    config, run, report = finished
+    assert json.loads((run / "report.json").read_text()) == report
+    description = json.loads((run / "config.json").read_text())
+    assert description["config"] == config.describe()
+    assert description["labels"] == {"category": ["a", "b", "c"], "second": ["x", "y"]}
+    assert description["max_len"] == 16
+    with (run / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == [STEPS_PER_EPOCH * epoch for epoch in range(1, 7)]
+    best = max(rows, key=lambda row: float(row["val_accuracy_mean"]))
+    assert (int(best["epoch"]), float(best["val_accuracy_mean"])) == (
+        report["best_epoch"],
+        pytest.approx(report["best_value"]),
+    )
+    assert [path.name for path in list_states(run / "state")] == ["step-00000064", "step-00000066-epoch-006"]
+    assert [path.name for path in (run / "best").iterdir()] == [f"epoch-{report['best_epoch']:05d}.npz"]
+    assert list((run / "tensorboard").iterdir())
+    assert [path.name for path in run.rglob("*.tmp")] == []
+
+
+def test_logs_scalars_by_step(finished):
+    _, run, _ = finished
+    steps = {}
+    for path in (run / "tensorboard").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                steps.setdefault(value.tag, []).append(event.step)
+                assert np.isfinite(tf.make_ndarray(value.tensor))
+    assert steps["train/category_loss"] == list(range(5, 67, 5))
+    assert steps["val/second_accuracy"] == [11, 22, 33, 44, 55, 66]
+    assert {"train/learning_rate", "train/gradient_norm", "train/tokens_per_second"} <= steps.keys()
+
+
+def test_can_be_measured_again_from_its_directory(finished, capsys):
+    config, run, report = finished
+    assert evaluate.main(["--run", str(run)]) == 0
+    assert capsys.readouterr().out == evaluate.result_table("test", report) + "\n"
+    loaded = evaluate.load_finished_run(str(run))
+    dev = evaluate.predict_split(loaded.model, config.data_dir, "dev", heads=["category"], batch_size=7)
+    assert dev.labels["category"].shape == (NUM_EXAMPLES["dev"],)
+    np.testing.assert_allclose(dev.probabilities["category"].sum(axis=1), 1.0, rtol=1e-5)
+    accuracy = evaluate.measure(dev)["heads"]["category"]["accuracy"]
+    with (run / "metrics.csv").open(newline="") as stream:
+        row = list(csv.DictReader(stream))[report["best_epoch"] - 1]
+    assert accuracy == pytest.approx(float(row["val_category_accuracy"]))
+
+
+def test_measuring_refuses_what_it_was_not_trained_on(finished, tmp_path):
+    config, run, _ = finished
+    loaded = evaluate.load_finished_run(str(run))
+    labels = (("a", "b", "other"), ("x", "y"))
+    write_tiny_dataset(tmp_path / "labels", {"test": tiny_examples([5])}, max_len=16, labels=labels, vocab=VOCAB)
+    with pytest.raises(SchemaMismatchError, match="its category labels are a, b, other"):
+        evaluate.check_same_labels(loaded, str(tmp_path / "labels"))
+    write_tiny_dataset(tmp_path / "vocab", {"test": tiny_examples([5])}, max_len=16, vocab=VOCAB[:-1])
+    with pytest.raises(SchemaMismatchError, match="made with another vocabulary"):
+        evaluate.check_same_labels(loaded, str(tmp_path / "vocab"))
+    with pytest.raises(MissingInputError, match="no run here"):
+        evaluate.load_finished_run(str(tmp_path))
+
+
+def test_a_finished_run_is_left_alone(finished):
+    config, run, _ = finished
+    before = result_bytes(run)
+    with pytest.raises(OutputExistsError, match="this run is finished"):
+        train_and_evaluate(config)
+    assert result_bytes(run) == before
+
+
+def test_sigterm_saves_and_the_same_call_continues_to_the_same_result(finished, tmp_path, monkeypatch):
+    config, run, report = finished
+    config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
+    real_step = model.loop.TrainingLoop._step
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def step_and_ask_to_stop(loop, batches):
+        real_step(loop, batches)
+        if loop.progress.step == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(model.loop.TrainingLoop, "_step", step_and_ask_to_stop)
+    # In the middle of an epoch, and at the last step of one, before its validation.
+    for stop_after in (7, 22):
+        with pytest.raises(PreemptedError, match=f"stopped by SIGTERM after step {stop_after}; the state is saved"):
+            train_and_evaluate(config)
+        assert list_states(tmp_path / "run" / "state")[-1].name == f"step-{stop_after:08d}"
+        assert not (tmp_path / "run" / "report.json").exists()
+    stop_after = None
+    again = train_and_evaluate(config)
+    assert same_results(run, tmp_path / "run")
+    assert {name: again[name] for name in ("heads", "best_value", "steps")} == {
+        name: report[name] for name in ("heads", "best_value", "steps")
+    }
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_crash_anywhere_continues_to_the_same_result(finished, tmp_path, monkeypatch):
+    config, run, _ = finished
+    config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
+    crashes = [("_step", 1), ("_step", 9), ("_validate", 1), ("_finish_epoch", 2)]
+    for name, count in crashes:
+        real, calls = getattr(model.loop.TrainingLoop, name), []
+
+        def crash_at_last(loop, *arguments, real=real, calls=calls, count=count):
+            calls.append(arguments)
+            result = real(loop, *arguments)
+            if len(calls) == count:
+                raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patched:
+            patched.setattr(model.loop.TrainingLoop, name, crash_at_last)
+            with pytest.raises(KeyboardInterrupt):
+                train_and_evaluate(config)
+    train_and_evaluate(config)
+    assert same_results(run, tmp_path / "run")
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_state(inputs, tmp_path, monkeypatch):
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=1)
+    real_save = model.loop.save_state
+
+    def save_twice(*arguments, **options):
+        if len(list_states(tmp_path / "state")) == 2:
+            raise OutputWriteError("state: cannot write: No space left on device")
+        return real_save(*arguments, **options)
+
+    monkeypatch.setattr(model.loop, "save_state", save_twice)
+    with pytest.raises(OutputWriteError, match="No space left"):
+        train_and_evaluate(config)
+    assert [path.name for path in list_states(tmp_path / "state")] == ["step-00000004", "step-00000008"]
+    with pytest.raises(OutputExistsError, match="started with other options"):
+        train_and_evaluate(dataclasses.replace(config, seed=1))
+    monkeypatch.undo()
+    assert train_and_evaluate(config)["steps"] == STEPS_PER_EPOCH
+
+
+def test_restart_starts_over(inputs, tmp_path):
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=1, limit_steps=3)
+    report = train_and_evaluate(config)
+    assert (report["steps"], report["epochs"]) == (3, 1)
+    restarted = dataclasses.replace(config, heads=("second",), restart=True, pooling="max")
+    report = train_and_evaluate(restarted)
+    assert list(report["heads"]) == ["second"]
+    assert report["exact_match"] == report["heads"]["second"]["accuracy"]
+    names = [name for name, _ in read_arrays(tmp_path / "weights.npz")]
+    assert "second_logits/kernel" in names
+    assert "category_logits/kernel" not in names
+
+
+def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path, monkeypatch):
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path))
+    real_step = model.loop.TrainingLoop._step
+
+    def spoil_weights(loop, batches):
+        if loop.progress.step == 6:
+            loop.model.get_layer("second_logits").bias.assign([np.nan, np.nan])
+        real_step(loop, batches)
+
+    monkeypatch.setattr(model.loop.TrainingLoop, "_step", spoil_weights)
+    with pytest.raises(NonFiniteLossError, match="the loss of head 'second' is nan at step 7") as error:
+        train_and_evaluate(config)
+    assert (error.value.head, error.value.step) == ("second", 7)
+    assert str(tmp_path / "state" / "step-00000004") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float16"}, "--precision float16: this CPU would emulate it"),
+        ({"strategy": "mirrored"}, "TensorFlow sees no GPU"),
+    ],
+)
+def test_refused_options_leave_no_directory(inputs, tmp_path, options, message):
+    with pytest.raises(OptionError, match=message):
+        train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_early_stopping_and_dev_report(inputs, tmp_path):
+    data_dir = make_data_dir(tmp_path / "data", ("train", "dev"))
+    # A rate at which nothing moves: no epoch is better than the first.
+    options = inputs | {"data_dir": str(data_dir), "output_dir": str(tmp_path / "run")}
+    config = tiny_config(**options, **IN_PROCESS, learning_rate=1e-12, epochs=9, early_stopping_patience=2)
+    report = train_and_evaluate(config)
+    assert (report["epochs"], report["best_epoch"], report["early_stopped"]) == (3, 1, True)
+    assert (report["split"], report["num_examples"]) == ("dev", NUM_EXAMPLES["dev"])
+
+
+TRAIN_IN_PROCESS = """
+import json, sys
+from model.trainer import train_and_evaluate
+from tests.model.runs import tiny_config
+for options in json.loads(sys.argv[1]):
+    train_and_evaluate(tiny_config(**options))
+"""
+
+
+def start_training(*runs, **environment):
+    """Start a process that trains runs one after another."""
+    command = [sys.executable, "-c", TRAIN_IN_PROCESS, json.dumps(runs)]
+    clean = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    return subprocess.Popen(command, env=clean | environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(*processes):
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+
+
+def assert_equal_within_rounding(run, other):
+    found, expected = dict(read_arrays(run / "weights.npz")), dict(read_arrays(other / "weights.npz"))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        # Adam divides by the root of tiny second moments, which multiplies rounding where a gradient is nearly 0.
+        np.testing.assert_allclose(found[name], array, atol=2e-4, err_msg=name)
+
+
+def test_replicas_do_not_change_the_result(inputs, tmp_path):
+    common = inputs | {"dropout": 0.0, "limit_steps": 20, "eval_batch_size": 5}
+    one = common | {"output_dir": str(tmp_path / "one"), "strategy": "one_device"}
+    two = common | {"output_dir": str(tmp_path / "two"), "strategy": "mirrored", "cpu_replicas": 2}
+    two_in_parts = two | {"output_dir": str(tmp_path / "parts"), "accumulate_steps": 2, "precision": "bfloat16"}
+    # Two devices first: they can only be made before TensorFlow starts.
+    wait_for(start_training(two, one, two_in_parts))
+    assert_equal_within_rounding(tmp_path / "two", tmp_path / "one")
+    with (tmp_path / "one" / "metrics.csv").open() as one, (tmp_path / "two" / "metrics.csv").open() as two:
+        for row, other in zip(csv.DictReader(one), csv.DictReader(two), strict=True):
+            assert {key: float(value) for key, value in row.items()} == {
+                key: pytest.approx(float(value), abs=1e-4) for key, value in other.items()
+            }
+    assert (tmp_path / "parts" / "report.json").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_do_not_change_the_result(inputs, tmp_path):
+    sockets = [socket.socket() for _ in range(2)]
+    for sock in sockets:
+        sock.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    common = inputs | {"dropout": 0.0, "limit_steps": 20}
+    shared = common | {"output_dir": str(tmp_path / "workers"), "strategy": "multi_worker"}
+    workers = []
+    for index in range(2):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        workers.append(start_training(shared, TF_CONFIG=json.dumps(task)))
+    alone = start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"})
+    wait_for(*workers, alone)
+    assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
