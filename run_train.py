@@ -21,6 +21,7 @@ from model.config import (
     parse_head_values,
 )
 from pipeline.command_line import CommandParser, run_command
+from pipeline.errors import OptionError
 
 EPILOG = (
     "The same command again continues an interrupted run, to the same result. SIGTERM saves the state and exits with "
@@ -63,7 +64,14 @@ class _Options:
         self, option: str, metavar: str, parse: Callable[[str], Any], text: str, default: str | None = None
     ) -> None:
         """Add an option with a value of another form."""
-        self._add(option, text, default, type=parse, metavar=metavar)
+
+        def parse_or_say_why(value: str) -> Any:
+            try:
+                return parse(value)
+            except OptionError as error:
+                raise argparse.ArgumentTypeError(str(error).removeprefix(f"--{option}: ")) from None
+
+        self._add(option, text, default, type=parse_or_say_why, metavar=metavar)
 
     def _add(self, option: str, text: str, default: str | None = None, **settings: Any) -> None:
         shown = self._defaults[option] if default is None else default

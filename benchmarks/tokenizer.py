@@ -92,11 +92,11 @@ def keras_berts(vocab: dict[str, int], max_len: int) -> Candidate:
     """Return keras-bert's tokenizer, spared the padding where nothing can need cutting."""
     tokenizer = keras_bert.Tokenizer(vocab)
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, max_len=max_len if len(text) > max_len - 2 else None)[0]
+    def encode(text: str) -> tuple[list[int], list[int]]:
+        return tokenizer.encode(text, max_len=max_len if len(text) > max_len - 2 else None)
 
     def unpadded(rows: list[Any]) -> list[list[int]]:
-        return [row[: row.index(vocab[SEP_TOKEN]) + 1] for row in rows]
+        return [indices[: indices.index(vocab[SEP_TOKEN]) + 1] for indices, _ in rows]
 
     return Candidate(name=REFERENCE, encode_fn=lambda texts: [encode(text) for text in texts], to_ids_fn=unpadded)
 
@@ -185,6 +185,7 @@ def compare(title: str, texts: list[str], candidates: Sequence[Candidate | Absen
     for _ in range(num_rounds):
         for candidate in present:
             gc.collect()
+            gc.freeze()  # else the collector keeps going through all of TensorFlow while the results pile up
             start = time.perf_counter()
             results = candidate.encode_fn(texts)
             seconds[candidate.name].append(time.perf_counter() - start)

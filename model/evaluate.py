@@ -64,8 +64,9 @@ def predict_split(
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
 
-    # Dropout is off, and every example stands alone, so neither batches nor devices matter.
-    @tf.function(input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in (INDICES, SEGMENTS)}])
+    signature = [{name: tf.TensorSpec([None, None], tf.int32) for name in (INDICES, SEGMENTS)}]
+
+    @tf.function(input_signature=signature, autograph=False)
     def predict(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
         return {head: outputs[head] for head in heads}

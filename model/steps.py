@@ -164,7 +164,7 @@ def make_train_step(
             total *= scale
         gradients = tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         # An embedding's gradient comes as rows; as rows it has no exact norm and cannot be summed in place.
-        return [tf.convert_to_tensor(g) / scale for g in gradients], _batch_sums(per_example, logits, part)
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], _batch_sums(per_example, logits, part)
 
     def gradients_of_batch(batch: Batch, step: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         if num_parts == 1:
@@ -185,7 +185,7 @@ def make_train_step(
         )
         return gradients, sums
 
-    compiled = tf.function(gradients_of_batch, jit_compile=True) if xla else gradients_of_batch
+    compiled = tf.function(gradients_of_batch, jit_compile=True, autograph=False) if xla else gradients_of_batch
 
     def replica_step(batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> tuple[Any, ...]:
         gradients, sums = compiled(tf.nest.map_structure(devices.rows, batch), step)
@@ -193,18 +193,19 @@ def make_train_step(
         replica = tf.distribute.get_replica_context()
         if devices.num_replicas > 1:
             gradients, sums = replica.all_reduce("SUM", [gradients, sums])
-        # Summed losses over real examples of the whole batch: a mean of means would weigh examples by their replica.
-        gradients = [gradient / tf.maximum(sums[0], 1.0) for gradient in gradients]
-        gradients, norm = clip_by_norm(gradients, config.clip_norm)
+        # The mean over the whole batch's real examples: a mean of means would weigh examples by their replica.
+        num_summed = tf.maximum(sums[0], 1.0) * (1.0 if loss_scale is None else loss_scale.scale)
+        gradients, norm = clip_by_norm(gradients, config.clip_norm, num_summed=num_summed)
         finite = tf.reduce_all(tf.math.is_finite(sums)) & tf.math.is_finite(norm)
         return gradients, tf.concat([sums[:-1], [norm], sums[-1:]], axis=0), finite
 
     def first(value: Any) -> tf.Tensor:
         return devices.strategy.experimental_local_results(value)[0]
 
+    # No Python here depends on a tensor; rewriting it for that case (autograph) would take half of the tracing time.
     # One trace for batches of all shapes: tracing BERT-base takes many seconds, and buckets make many shapes. A trace
     # that became general only at the second shape would also compute the first otherwise after a restart than before.
-    @tf.function(input_signature=[batch_signature(config.heads), *STEP_SIGNATURE])
+    @tf.function(input_signature=[batch_signature(config.heads), *STEP_SIGNATURE], autograph=False)
     def train_step(batch: Batch, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         gradients, outcome, finite = devices.strategy.run(replica_step, args=(batch, step, stop))
         is_finite = first(finite)
@@ -238,7 +239,7 @@ def make_eval_step(model: tf.keras.Model, config: TrainConfig, devices: Devices)
         }
         return _batch_sums(losses, logits, (inputs, labels, weights))
 
-    @tf.function(input_signature=[batch_signature(config.heads)])
+    @tf.function(input_signature=[batch_signature(config.heads)], autograph=False)
     def eval_step(batch: Batch) -> tf.Tensor:
         sums = devices.strategy.run(replica_step, args=(batch,))
         return devices.strategy.reduce("SUM", sums, axis=None)

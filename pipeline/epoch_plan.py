@@ -89,19 +89,22 @@ class EpochPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Route:
-    """How one worker gets its rows, from some step on, out of the stream.
+    """How one worker gets its batches, from some step on, out of the stream.
 
     Only *wanted* records, those of its rows, are parsed. The *pool* of a window is what the windows before left for later
-    steps, then the window's own wanted records.
+    steps, then the window's own wanted records. Of a pool, the rows of all batches of the same shape are taken at once.
 
     Attributes:
         wanted: int32 [wanted], the place in its block of each wanted record, in the order of the stream.
         wanted_examples: int32 [wanted], their stored indices.
         wanted_splits: int64 [blocks + 1], where each block starts in `wanted`.
-        places: int32 [wanted], the place in its window's pool of each row, batch after batch.
-        row_splits: int64 [batches + 1], where each batch starts in `places`.
-        batch_lengths: int32 [batches], what each batch is padded to.
-        window_batches: int64 [windows], how many batches each window's pool makes.
+        shapes: (rows, padded length), every shape that a batch has here.
+        batch_shapes: int64 [batches], each batch's shape, by number.
+        batch_splits: int64 [windows + 1], the first batch of each window.
+        shape_counts: int64 [windows, shapes], batches of each shape.
+        places: int32 [wanted], the place in its window's pool of each row: window after window, shape after shape, batch
+            after batch.
+        place_splits: int64 [windows * shapes + 1], where each shape's rows start in `places`.
         kept: int32 [records], the places in the pool that go on to the next window, window after window.
         kept_splits: int64 [windows + 1], where each window starts in `kept`.
     """
@@ -109,12 +112,19 @@ class Route:
     wanted: np.ndarray
     wanted_examples: np.ndarray
     wanted_splits: np.ndarray
+    shapes: tuple[tuple[int, int], ...]
+    batch_shapes: np.ndarray
+    batch_splits: np.ndarray
+    shape_counts: np.ndarray
     places: np.ndarray
-    row_splits: np.ndarray
-    batch_lengths: np.ndarray
-    window_batches: np.ndarray
+    place_splits: np.ndarray
     kept: np.ndarray
     kept_splits: np.ndarray
+
+
+def _splits(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return int64 [N + 1], where each of N consecutive parts starts, and the end."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(sizes, np.int64))])
 
 
 def _random_permutation(size: int, *key: int) -> np.ndarray:
@@ -126,7 +136,7 @@ def _stream(
     lanes: tuple[tuple[int, ...], ...], shard_sizes: Sequence[int], block_records: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `EpochPlan.stream` and `EpochPlan.block_splits`."""
-    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
+    starts = _splits(shard_sizes)
     records, blocks = [], []
     for number, lane in enumerate(lanes):
         inside = [np.arange(starts[shard], starts[shard + 1], dtype=np.int32) for shard in lane]
@@ -134,8 +144,8 @@ def _stream(
         blocks.append(np.arange(sum(map(len, inside))) // block_records * len(lanes) + number)
     block_of = np.concatenate(blocks)
     num_blocks = -(-(int(block_of.max()) + 1) // len(lanes)) * len(lanes)
-    block_splits = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=num_blocks))])
-    return np.concatenate(records)[np.argsort(block_of, kind="stable")], block_splits
+    stream = np.concatenate(records)[np.argsort(block_of, kind="stable")]
+    return stream, _splits(np.bincount(block_of, minlength=num_blocks))
 
 
 def plan_training_epoch(
@@ -205,7 +215,7 @@ def plan_training_epoch(
         stream=stream,
         block_splits=block_splits,
         order=np.concatenate(order),
-        row_splits=np.concatenate([[0], np.cumsum([len(batch) for batch in order])]),
+        row_splits=_splits([len(batch) for batch in order]),
         batch_lengths=np.asarray(batches.edges, np.int32)[buckets],
         full_rows=rows.astype(np.int32)[buckets],
         window_splits=np.asarray(window_splits),
@@ -272,14 +282,21 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
     row_in_batch = np.arange(len(plan.order)) - plan.row_splits[step_of_row]
     ours = row_in_batch // (plan.full_rows[step_of_row] // num_workers) == worker_index
     ours &= step_of_row >= start_step
-    order = plan.order[ours]
-    ours_per_step = np.bincount(step_of_row[ours], minlength=plan.num_steps)[start_step:]
-    row_splits = np.concatenate([[0], np.cumsum(ours_per_step)])
-    window_splits = np.maximum(plan.window_splits - start_step, 0)
+    num_rows = np.bincount(step_of_row[ours], minlength=plan.num_steps)[start_step:]
+    shapes, batch_shapes = np.unique(
+        np.stack([num_rows, plan.batch_lengths[start_step:]], axis=1), axis=0, return_inverse=True
+    )
 
-    num_windows = len(plan.window_splits) - 1
+    num_windows, num_shapes = len(plan.window_splits) - 1, len(shapes)
+    batch_splits = np.maximum(plan.window_splits - start_step, 0)
+    window_of_batch = np.repeat(np.arange(num_windows), np.diff(batch_splits))
+    group_of_batch = window_of_batch * num_shapes + batch_shapes
+    group_of_row = np.repeat(group_of_batch, num_rows)
+    order = plan.order[ours][np.argsort(group_of_row, kind="stable")]
+    place_splits = _splits(np.bincount(group_of_row, minlength=num_windows * num_shapes))
+
     emitted_in = np.full(len(plan.order), -1)
-    emitted_in[order] = np.repeat(np.arange(num_windows), np.diff(row_splits[window_splits]))
+    emitted_in[order] = np.repeat(np.arange(num_windows), np.diff(place_splits[::num_shapes]))
     wanted = np.flatnonzero(emitted_in >= 0)
     wanted_splits = np.searchsorted(wanted, plan.block_splits)
     places, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -288,7 +305,7 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
         arriving = slice(*wanted_splits[:: len(plan.lanes)][window : window + 2])
         # Both parts are sorted and the first is older, so the pool is sorted too.
         pool = np.concatenate([waiting, wanted[arriving]])
-        rows = slice(*row_splits[window_splits[window : window + 2]])
+        rows = slice(*place_splits[::num_shapes][window : window + 2])
         places.append(np.searchsorted(pool, order[rows]))
         kept.append(np.flatnonzero(emitted_in[pool] > window))
         waiting = pool[kept[-1]]
@@ -296,10 +313,12 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
         wanted=(wanted - np.repeat(plan.block_splits[:-1], np.diff(wanted_splits))).astype(np.int32),
         wanted_examples=plan.stream[wanted],
         wanted_splits=wanted_splits,
+        shapes=tuple((int(rows), int(length)) for rows, length in shapes),
+        batch_shapes=batch_shapes,
+        batch_splits=batch_splits,
+        shape_counts=np.bincount(group_of_batch, minlength=num_windows * num_shapes).reshape(num_windows, num_shapes),
         places=np.concatenate(places).astype(np.int32),
-        row_splits=row_splits,
-        batch_lengths=plan.batch_lengths[start_step:],
-        window_batches=np.diff(window_splits),
+        place_splits=place_splits,
         kept=np.concatenate(kept).astype(np.int32),
-        kept_splits=np.concatenate([[0], np.cumsum([len(part) for part in kept[1:]])]),
+        kept_splits=_splits([len(part) for part in kept[1:]]),
     )

@@ -4,10 +4,8 @@ A command turns any `PipelineError` into one line on stderr and its `exit_status
 its traceback. Messages say what is wrong, where, what was expected, what was found, and what to do about it.
 """
 
-import re
-
 # What would break a line or steer a terminal, and may stand in a file name or a label.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_CHARACTERS = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 class PipelineError(Exception):
@@ -17,7 +15,7 @@ class PipelineError(Exception):
 
     def __str__(self) -> str:
         message = str(self.args[0]) if self.args else ""
-        return _CONTROL_CHARACTERS.sub(lambda match: ascii(match[0])[1:-1], message)
+        return message.translate(_CONTROL_CHARACTERS)
 
 
 class OptionError(PipelineError, ValueError):

@@ -35,7 +35,7 @@ RAM_BUDGET_BYTES = 512 << 20
 # Lengths are stored as uint16.
 MAX_STORED_LENGTH = (1 << 16) - 1
 
-Batch = tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]
+Rows = dict[str, Any]
 
 
 def read_options() -> tf.data.Options:
@@ -234,30 +234,25 @@ def read_batches(
         One element per batch of the route, as `train_dataset`'s.
     """
     windows = _read_windows(data_dir, info, split, plan, route, lengths)
-    batches = _take_batches(_carry_rows(windows, route), route)
-    batches = batches.apply(tf.data.experimental.assert_cardinality(len(route.batch_lengths)))
+    batches = _cut_batches(_carry_rows(windows, route), route)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(len(route.batch_shapes)))
     return batches.prefetch(tf.data.AUTOTUNE).with_options(read_options())
-
-
-def _slices(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return `begin` and `size` of `tf.slice`, [N, 1] each, for consecutive parts of a vector."""
-    return splits[:-1, np.newaxis], np.diff(splits)[:, np.newaxis]
 
 
 def _read_windows(
     data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan, route: Route, lengths: np.ndarray
 ) -> tf.data.Dataset:
-    """Read the stream and parse what is wanted of it: for each window, one parsed block of each lane."""
+    """Read the stream and parse what is wanted of it: for each window, the parsed block of each lane."""
     shards = info.split(split).shards
     num_lanes = len(plan.lanes)
     row_lengths = lengths[route.wanted_examples].astype(np.int32)
-    padded_length = int(route.batch_lengths.max(initial=1))
+    padded_length = max((length for _, length in route.shapes), default=1)
     wanted, expected_lengths = tf.constant(route.wanted), tf.constant(row_lengths)
     wants_all = len(route.wanted) == len(plan.stream)
     has_cut_rows = bool((row_lengths > padded_length).any())
     begin, size = _slices(route.wanted_splits)
 
-    def parse(part: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor) -> dict[str, tf.Tensor]:
+    def parse(part: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor) -> Rows:
         if not wants_all:
             records = tf.gather(records, tf.slice(wanted, *part))
         return _parse(records, tf.slice(expected_lengths, *part), padded_length, has_cut_rows=has_cut_rows)
@@ -278,7 +273,12 @@ def _read_windows(
     return tf.data.Dataset.zip(tuple(read_lane(number) for number in range(num_lanes)))
 
 
-def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cut_rows: bool) -> dict[str, tf.Tensor]:
+def _slices(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `begin` and `size` of `tf.slice`, int64 [N, 1] each, for consecutive parts of a vector."""
+    return splits[:-1, np.newaxis], np.diff(splits)[:, np.newaxis]
+
+
+def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cut_rows: bool) -> Rows:
     """Parse serialized examples into rows of one length.
 
     Args:
@@ -288,7 +288,7 @@ def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cu
         has_cut_rows: whether there may be longer ones.
 
     Returns:
-        `indices` and `segments` int32 [N, padded_length], head → int32 [N].
+        `indices` int32 [N, padded_length], `segments` the same or, if all are 0, [0, padded_length], head → int32 [N].
     """
     parsed = tf.io.parse_example(records, _parser_specification([INDICES, *HEAD_FEATURES.values()]))
 
@@ -311,7 +311,7 @@ def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cu
     zeros = tf.strings.substr(b"\0" * MAX_STORED_LENGTH, tf.zeros_like(lengths), lengths)
     segments = tf.cond(
         tf.reduce_all(ends == zeros),
-        lambda: tf.zeros_like(indices),
+        lambda: tf.zeros([0, padded_length], tf.int32),
         lambda: dense(tf.io.parse_example(records, _parser_specification([SEGMENTS]))[SEGMENTS]),
     )
     labels = {head: tf.cast(parsed[feature], tf.int32) for head, feature in HEAD_FEATURES.items()}
@@ -332,37 +332,67 @@ def _parser_specification(names: list[str]) -> dict[str, Any]:
     }
 
 
+def _is_zero(segments: tf.Tensor) -> tf.Tensor:
+    return tf.shape(segments)[0] == 0
+
+
 def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
-    """Join each window with the rows that the windows before left for later steps: (its batches, its pool of rows)."""
+    """Join each window with the rows that the windows before left for later steps: pools of rows."""
     kept = tf.constant(route.kept)
 
-    def join(waiting: dict[str, tf.Tensor], element: tuple[Any, ...]) -> tuple[dict[str, tf.Tensor], Any]:
-        (begin, size, num_batches), blocks = element
-        pool = {name: tf.concat([rows, *(block[name] for block in blocks)], axis=0) for name, rows in waiting.items()}
-        rows = tf.slice(kept, begin, size)
-        return {name: tf.gather(values, rows) for name, values in pool.items()}, (num_batches, pool)
+    def join_segments(parts: list[Rows]) -> tf.Tensor:
+        # Zeros of some parts are written out only if others hold more than zeros.
+        num_rows = sum(tf.shape(part[SEGMENTS])[0] for part in parts)
+        whole = [
+            tf.pad(part[SEGMENTS], [[0, tf.shape(part[INDICES])[0] - tf.shape(part[SEGMENTS])[0]], [0, 0]])
+            for part in parts
+        ]
+        return tf.cond(num_rows == 0, lambda: parts[0][SEGMENTS], lambda: tf.concat(whole, axis=0))
+
+    def join(waiting: Rows, element: tuple[tuple[tf.Tensor, tf.Tensor], tuple[Rows, ...]]) -> tuple[Rows, Rows]:
+        part, blocks = element
+        parts = [waiting, *blocks]
+        pool = {name: tf.concat([rows[name] for rows in parts], axis=0) for name in (INDICES, *HEAD_FEATURES)}
+        pool[SEGMENTS] = join_segments(parts)
+        rows = tf.slice(kept, *part)
+        waiting = {name: tf.gather(pool[name], rows) for name in (INDICES, *HEAD_FEATURES)}
+        waiting[SEGMENTS] = tf.cond(
+            _is_zero(pool[SEGMENTS]), lambda: pool[SEGMENTS], lambda: tf.gather(pool[SEGMENTS], rows)
+        )
+        return waiting, pool
 
     nothing = {name: tf.zeros([0, *spec.shape[1:]], spec.dtype) for name, spec in windows.element_spec[0].items()}
-    planned = tf.data.Dataset.from_tensor_slices((*_slices(route.kept_splits), route.window_batches))
-    # One window is put together while the batches of another are taken.
-    return tf.data.Dataset.zip((planned, windows)).scan(nothing, join).prefetch(1)
+    parts = tf.data.Dataset.from_tensor_slices(_slices(route.kept_splits))
+    # The next window is put together while the batches of this one are cut.
+    return tf.data.Dataset.zip((parts, windows)).scan(nothing, join).prefetch(1)
 
 
-def _take_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:
-    """Take the rows of each batch out of its window's pool, up to the planned length."""
-    places = tf.constant(route.places)
-    lengths = set(route.batch_lengths.tolist())
-    static_length = lengths.pop() if len(lengths) == 1 else None
+def _cut_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:
+    """Cut each pool into its batches: for each shape the rows of all its batches at once, then batch by batch in order."""
+    places, batch_shapes = tf.constant(route.places), tf.constant(route.batch_shapes)
 
-    def take(batch: tuple[tf.Tensor, tf.Tensor, tf.Tensor], pool: dict[str, tf.Tensor]) -> Batch:
-        begin, size, length = batch
-        rows = tf.slice(places, begin, size)
-        inputs = {name: tf.gather(pool[name], rows)[:, :length] for name in (INDICES, SEGMENTS)}
-        for values in inputs.values():
-            values.set_shape([None, static_length])
-        return inputs, {head: tf.gather(pool[head], rows) for head in HEAD_FEATURES}
+    def batches_of(window: tuple[tf.Tensor, ...], pool: Rows) -> tf.data.Dataset:
+        begin, size, first_rows, counts = window
+        streams = []
+        for number, (num_rows, length) in enumerate(route.shapes):
+            rows = tf.slice(places, first_rows[number : number + 1], counts[number : number + 1] * num_rows)
+            shape = [counts[number], num_rows, length]
+            indices = tf.reshape(tf.gather(pool[INDICES], rows)[:, :length], shape)
+            segments = tf.cond(
+                _is_zero(pool[SEGMENTS]),
+                lambda indices=indices: tf.zeros_like(indices),
+                lambda rows=rows, shape=shape: tf.reshape(tf.gather(pool[SEGMENTS], rows)[:, : shape[2]], shape),
+            )
+            labels = {head: tf.reshape(tf.gather(pool[head], rows), shape[:2]) for head in HEAD_FEATURES}
+            streams.append(tf.data.Dataset.from_tensor_slices(({INDICES: indices, SEGMENTS: segments}, labels)))
+        order = tf.data.Dataset.from_tensor_slices(tf.slice(batch_shapes, begin, size))
+        return tf.data.Dataset.choose_from_datasets(streams, order)
 
-    planned = tf.data.Dataset.from_tensor_slices((*_slices(route.row_splits), route.batch_lengths))
-    # A pool goes along by reference, once for each of its batches.
-    pools = pools.flat_map(lambda num_batches, pool: tf.data.Dataset.from_tensors(pool).repeat(num_batches))
-    return tf.data.Dataset.zip((planned, pools)).map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    windows = tf.data.Dataset.from_tensor_slices(
+        (
+            *_slices(route.batch_splits),
+            route.place_splits[:-1].reshape(route.shape_counts.shape),
+            route.shape_counts,
+        )
+    )
+    return tf.data.Dataset.zip((windows, pools)).flat_map(batches_of)

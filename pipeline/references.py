@@ -144,7 +144,7 @@ def _look_up(name: str, category_names: LabelMap) -> str:
         return category_names.names[int(name)]
     raise DocumentRejectedError(
         "unknown_category",
-        f"expected one of the {len(category_names)} given names, or an index below that, got {name!r}",
+        f"expected one of the {len(category_names)} given names, or an index below that, got {name[:80]!r}",
     )
 
 

@@ -54,6 +54,13 @@ def test_clips_the_common_norm(clip_norm, factor):
     np.testing.assert_allclose(clipped[1].numpy(), [[12.0 * factor]], rtol=1e-6)
 
 
+def test_sums_become_means_before_they_are_clipped():
+    for clip_norm, expected in ((0.0, [1.5, 2.0]), (5.0, [1.5, 2.0]), (1.0, [0.6, 0.8])):
+        clipped, norm = clip_by_norm([tf.constant([6.0, 8.0])], clip_norm, num_summed=tf.constant(4.0))
+        assert norm.numpy() == 2.5
+        np.testing.assert_allclose(clipped[0].numpy(), expected, rtol=1e-6)
+
+
 def test_clipping_keeps_zero_gradients_and_shows_those_that_are_not_finite():
     assert clip_by_norm([tf.zeros(3)], 1.0)[0][0].numpy().tolist() == [0.0, 0.0, 0.0]
     assert not np.isfinite(clip_by_norm([tf.constant([1.0, np.inf])], 1.0)[1].numpy())

@@ -1,4 +1,4 @@
-"""Whole runs on tiny data: what they leave behind, how they are interrupted and continued, and where they refuse to go on."""
+"""Whole runs on tiny data: what they leave behind, how they are continued, and where they refuse to go on."""
 
 import csv
 import dataclasses
@@ -113,7 +113,7 @@ def test_can_be_measured_again_from_its_directory(finished, capsys):
 
 
 def test_measuring_refuses_what_it_was_not_trained_on(finished, tmp_path):
-    config, run, _ = finished
+    _, run, _ = finished
     loaded = evaluate.load_finished_run(str(run))
     labels = (("a", "b", "other"), ("x", "y"))
     write_tiny_dataset(tmp_path / "labels", {"test": tiny_examples([5])}, max_len=16, labels=labels, vocab=VOCAB)

@@ -1,4 +1,4 @@
-"""The second pass: bytes that depend on the set of documents alone, duplicates, and documents that changed meanwhile."""
+"""The second pass: bytes that depend on the set of documents alone, duplicates, and what changed meanwhile."""
 
 import dataclasses
 import gzip

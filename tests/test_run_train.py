@@ -1,0 +1,231 @@
+"""The command itself: every option, one line for every mistake, and runs that are killed."""
+
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import run_train
+from model.config import TrainConfig
+from model.training_state import list_states
+from pipeline.errors import OptionError
+from tests.model.runs import make_inputs
+
+REPOSITORY = Path(run_train.__file__).parent
+PATHS = ["--data", "data", "--bert", "bert", "--output", "run"]
+
+# For each option a value that is not its default, as typed and as the configuration has it.
+OPTIONS = {
+    "data": ("elsewhere", "elsewhere"),
+    "bert": ("elsewhere", "elsewhere"),
+    "output": ("elsewhere", "elsewhere"),
+    "restart": (None, True),
+    "heads": ("second", ("second",)),
+    "loss_weights": ("category=1,second=0.5", (("category", 1.0), ("second", 0.5))),
+    "label_smoothing": ("second=0.1", (("second", 0.1),)),
+    "balance_classes": ("category,second", ("category", "second")),
+    "pooling": ("max", "max"),
+    "encoder": ("keras_bert", "keras_bert"),
+    "dropout": ("0", 0.0),
+    "max_len": ("128", 128),
+    "batch_size": ("4", 4),
+    "batch_tokens": ("4096", 4096),
+    "accumulate_steps": ("4", 4),
+    "eval_batch_size": ("8", 8),
+    "buckets": ("64,128", (64, 128)),
+    "epochs": ("3", 3),
+    "limit_steps": ("20", 20),
+    "optimizer": ("adam", "adam"),
+    "learning_rate": ("3e-5", 3e-5),
+    "weight_decay": ("0", 0.0),
+    "clip_norm": ("0", 0.0),
+    "schedule": ("linear", "linear"),
+    "warmup": ("0.2", 0.2),
+    "plateau_factor": ("0.1", 0.1),
+    "plateau_patience": ("1", 1),
+    "monitor": ("exact_match", "exact_match"),
+    "early_stopping_patience": ("0", 0),
+    "precision": ("bfloat16", "bfloat16"),
+    "xla": ("on", "on"),
+    "deterministic": ("off", "off"),
+    "strategy": ("one_device", "one_device"),
+    "cpu_replicas": ("2", 2),
+    "seed": ("7", 7),
+    "save_every": ("10", 10),
+    "keep_states": ("5", 5),
+    "log_every": ("10", 10),
+}
+
+
+def parse(arguments):
+    options = vars(run_train.build_parser().parse_args(arguments))
+    del options["debug"]
+    return TrainConfig(**options)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_changes_its_field_alone(option):
+    text, value = OPTIONS[option]
+    before = parse(PATHS)
+    after = parse([*PATHS, f"--{option}", *([] if text is None else [text])])
+    field = f"{option}_dir" if option in ("data", "bert", "output") else option
+    assert getattr(before, field) != value
+    assert after == dataclasses.replace(before, **{field: value})
+
+
+def test_there_is_an_option_for_every_field():
+    assert {field.name.removesuffix("_dir") for field in dataclasses.fields(TrainConfig)} == OPTIONS.keys()
+
+
+def test_every_field_is_read_by_somebody():
+    sources = [path.read_text() for path in (REPOSITORY / "model").glob("*.py") if path.name != "config.py"]
+    readers = "".join(sources) + (REPOSITORY / "model" / "config.py").read_text().split("def warmup_share")[1]
+    unread = [
+        field.name
+        for field in dataclasses.fields(TrainConfig)
+        if not re.search(rf"\b(config|self)\.{field.name}\b", readers)
+    ]
+    assert unread == []
+
+
+def test_help_shows_every_option_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        run_train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for option in OPTIONS:
+        assert f"--{option} " in text
+    assert "(default: 1e-05)" in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "data"], "the following arguments are required: --bert, --output"),
+        ([*PATHS, "--learning_rates", "1e-5"], "unrecognized arguments: --learning_rates"),
+        ([*PATHS, "--batch", "8"], "unrecognized arguments: --batch"),
+        ([*PATHS, "--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
+        ([*PATHS, "--schedule", "cosine"], "argument --schedule: invalid choice: 'cosine'"),
+        ([*PATHS, "--heads", "category", "--loss_weights", "second=1"], "--loss_weights: there is no head 'second'"),
+        ([*PATHS, "--loss_weights", "category"], "argument --loss_weights: expected HEAD=NUMBER"),
+        ([*PATHS, "--buckets", "64;128"], "argument --buckets: expected auto, off or lengths such as 64,128"),
+        ([*PATHS, "--heads", "categories"], "--heads: unknown head 'categories'"),
+    ],
+)
+def test_refuses_wrong_command_lines(arguments, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        parse(arguments)
+
+
+def command(inputs, output, *more):
+    options = ["--epochs", "6", "--batch_size", "8", "--learning_rate", "5e-3", "--save_every", "4"]
+    paths = ["--data", inputs["data_dir"], "--bert", inputs["bert_dir"], "--output", str(output)]
+    return [sys.executable, "run_train.py", *paths, *options, *more]
+
+
+def start(arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    return subprocess.Popen(
+        arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def interrupt_after(process, run, step, signal_number):
+    """Send a signal as soon as a state of at least that step is on disk."""
+    while process.poll() is None:
+        states = list_states(run / "state")
+        if states and int(states[-1].name.split("-")[1]) >= step:
+            process.send_signal(signal_number)
+            break
+        time.sleep(0.002)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+RESULT_FILES = ("metrics.csv", "weights.npz", "bert/bert_model.ckpt.data-00000-of-00001", "bert/bert_model.ckpt.index")
+
+
+def assert_same_bytes(run, other):
+    for name in RESULT_FILES:
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
+    """Dropout on, deterministic kernels: SIGKILL, then SIGTERM, then to the end, beside a run nobody interrupts."""
+    undisturbed = start(command(inputs, tmp_path / "undisturbed"))
+    disturbed = command(inputs, tmp_path / "disturbed")
+    status, _ = interrupt_after(start(disturbed), tmp_path / "disturbed", random.randint(4, 25), signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", 30, signal.SIGTERM)
+    assert status == 75, errors
+    assert "stopped by SIGTERM after step" in errors.splitlines()[-1]
+    table = finish(start(disturbed))
+    assert re.search(
+        r"^test \(13 examples\)\n.*\ncategory +[\d.]+%.*\nsecond +.*\nexact match +.*\n.*examples/s", table
+    )
+    assert finish(undisturbed).splitlines()[:-1] == table.splitlines()[:-1]
+    assert_same_bytes(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_three_kills_at_random_moments(inputs, tmp_path):
+    finish(start(command(inputs, tmp_path / "undisturbed")))
+    disturbed = command(inputs, tmp_path / "disturbed")
+    # Sent from outside while the process trains, validates or saves, whatever it does just then.
+    for step in sorted(random.sample(range(1, 60), 3)):
+        status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", step, signal.SIGKILL)
+        assert status == -signal.SIGKILL, errors
+    finish(start(disturbed))
+    assert_same_bytes(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+def test_mistakes_are_one_line_and_status_2(inputs, tmp_path):
+    """All in one process: what TensorFlow costs to start is paid once."""
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    mistakes = [
+        (["--heads", "third"], "--heads: unknown head 'third'"),
+        (["--max_len", "20"], "--max_len 20 is longer than the 16 tokens the dataset was written with"),
+        (["--batch_size", "7", "--cpu_replicas", "2"], "must be a multiple of the 2 replicas; use 6 or 8"),
+        (["--data", str(tmp_path / "none")], "no such dataset directory"),
+        (["--bert", str(foreign)], "the BERT directory has no vocab.txt"),
+        (["--output", str(foreign)], "not a run (it holds 'thesis.txt'"),
+        (["--strategy", "mirrored"], "TensorFlow sees no GPU"),
+        (["--strategy", "multi_worker"], "TF_CONFIG is not set"),
+        (["--precision", "float16"], "--precision float16"),
+    ]
+    commands = [command(inputs, tmp_path / "run", *more)[2:] for more, _ in mistakes]
+    code = (
+        "import json, sys\nfrom pipeline.command_line import run_command\nimport run_train\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    print('status', run_command(run_train.main, arguments), file=sys.stderr, flush=True)\n"
+    )
+    process = start([sys.executable, "-c", code, json.dumps(commands)])
+    _, errors = process.communicate(timeout=300)
+    lines = [line for line in errors.splitlines() if line.startswith(("error:", "status", "Traceback"))]
+    assert len(lines) == 2 * len(mistakes), errors
+    for (_, message), line, status in zip(mistakes, lines[::2], lines[1::2], strict=True):
+        assert line.startswith("error: ")
+        assert message in line
+        assert status == "status 2"
+    assert not (tmp_path / "run").exists()
