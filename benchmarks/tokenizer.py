@@ -5,8 +5,8 @@
 All candidates read the same real news articles, then the same real headlines. Rounds alternate between the candidates,
 so that what else the machine does meets all of them, and the tables give medians. Everyone has to deliver the ids of
 every text, `[CLS]` and `[SEP]` included and cut to `max_len`, in the form natural to it: lists of Python integers, an
-array (ours, `encode_arrays`) or a ragged tensor (tf-text). What keras-bert returns is the truth the others are compared
-with, text by text.
+array (ours, `encode_arrays`) or a ragged tensor (tf-text); nobody has to keep them. What keras-bert returns is the truth
+the others are compared with, text by text.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -43,13 +44,13 @@ class Candidate:
 
     Attributes:
         name: what the table calls it.
-        encode_fn: what is timed: texts in, results of any kind out.
+        encode_fn: what is timed: texts in, results of any kind out, one after another.
         to_ids_fn: what turns these results into one list of ids per text, for the comparison.
     """
 
     name: str
-    encode_fn: Callable[[list[str]], list[Any]]
-    to_ids_fn: Callable[[list[Any]], list[list[int]]]
+    encode_fn: Callable[[list[str]], Iterator[Any]]
+    to_ids_fn: Callable[[Iterable[Any]], list[list[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +65,26 @@ def ours(vocab: dict[str, int], max_len: int, batch_size: int) -> Iterator[Candi
     """Yield our three ways to encode."""
     tokenizer = Tokenizer(vocab, max_len=max_len)
 
-    def arrays_to_ids(batches: list[Any]) -> list[list[int]]:
+    def arrays_to_ids(batches: Iterable[Any]) -> list[list[int]]:
         return [
             batch.ids[start:stop].tolist() for batch in batches for start, stop in itertools.pairwise(batch.row_splits)
         ]
 
     yield Candidate(
         name=f"ours, encode_arrays of {batch_size}",
-        encode_fn=lambda texts: [tokenizer.encode_arrays(batch) for batch in batches_of(texts, batch_size)],
+        encode_fn=lambda texts: (tokenizer.encode_arrays(batch) for batch in batches_of(texts, batch_size)),
         to_ids_fn=arrays_to_ids,
     )
     yield Candidate(
         name=f"ours, encode_batch of {batch_size}",
-        encode_fn=lambda texts: [
+        encode_fn=lambda texts: (
             row for batch in batches_of(texts, batch_size) for row in tokenizer.encode_batch(batch)
-        ],
+        ),
         to_ids_fn=lambda rows: [indices for indices, _ in rows],
     )
     yield Candidate(
         name="ours, encode",
-        encode_fn=lambda texts: [tokenizer.encode(text) for text in texts],
+        encode_fn=lambda texts: (tokenizer.encode(text) for text in texts),
         to_ids_fn=lambda rows: [indices for indices, _ in rows],
     )
 
@@ -95,7 +96,7 @@ def keras_berts(vocab: dict[str, int], max_len: int) -> Candidate:
     def encode(text: str) -> tuple[list[int], list[int]]:
         return tokenizer.encode(text, max_len=max_len if len(text) > max_len - 2 else None)
 
-    def unpadded(rows: list[Any]) -> list[list[int]]:
+    def unpadded(rows: Iterable[Any]) -> list[list[int]]:
         return [indices[: indices.index(vocab[SEP_TOKEN]) + 1] for indices, _ in rows]
 
     return Candidate(name=REFERENCE, encode_fn=lambda texts: [encode(text) for text in texts], to_ids_fn=unpadded)
@@ -114,15 +115,15 @@ def hugging_faces(vocab_path: Path, max_len: int, batch_size: int) -> Iterator[C
     tokenizer.enable_truncation(max_len)
     yield Candidate(
         name=names[0],
-        encode_fn=lambda texts: [tokenizer.encode(text).ids for text in texts],
-        to_ids_fn=lambda rows: rows,
+        encode_fn=lambda texts: (tokenizer.encode(text).ids for text in texts),
+        to_ids_fn=list,
     )
     yield Candidate(
         name=names[1],
-        encode_fn=lambda texts: [
+        encode_fn=lambda texts: (
             row.ids for batch in batches_of(texts, batch_size) for row in tokenizer.encode_batch(batch)
-        ],
-        to_ids_fn=lambda rows: rows,
+        ),
+        to_ids_fn=list,
     )
 
 
@@ -145,7 +146,7 @@ def tf_text(vocab: dict[str, int], max_len: int, batch_size: int) -> Candidate |
 
     return Candidate(
         name=name,
-        encode_fn=lambda texts: [encode(batch) for batch in batches_of(texts, batch_size)],
+        encode_fn=lambda texts: (encode(batch) for batch in batches_of(texts, batch_size)),
         to_ids_fn=lambda batches: [row for batch in batches for row in batch.to_list()],
     )
 
@@ -185,11 +186,9 @@ def compare(title: str, texts: list[str], candidates: Sequence[Candidate | Absen
     for _ in range(num_rounds):
         for candidate in present:
             gc.collect()
-            gc.freeze()  # else the collector keeps going through all of TensorFlow while the results pile up
             start = time.perf_counter()
-            results = candidate.encode_fn(texts)
+            deque(candidate.encode_fn(texts), maxlen=0)
             seconds[candidate.name].append(time.perf_counter() - start)
-            del results
 
     reference_seconds = statistics.median(seconds[REFERENCE])
     num_chars = sum(map(len, texts))

@@ -1,8 +1,8 @@
 """The tokenizer as a TensorFlow graph: raw strings in, exactly the ids of the training records out.
 
 It computes `pipeline.tokenization.Tokenizer.encode(pipeline.corpus.normalize_text(text))`, which is keras-bert's
-tokenizer on the normalized text, for all of Unicode, with TensorFlow's own operations alone: no Python, no extension, so
-that any TensorFlow Serving runs it.
+tokenizer on the normalized text, for all of Unicode, with TensorFlow's own operations alone: no Python, no extension.
+Any TensorFlow Serving runs it.
 
     strings ─▶ code points ─▶ normalized ─▶ folded ─▶ codes ─▶ word pieces ─▶ indices, segments
                UTF-8          strip, 。     NFD,      ids of      longest
@@ -10,8 +10,8 @@ that any TensorFlow Serving runs it.
                                             lower     letters     trie
 
 A whole batch is one long vector of characters, each text followed by TEXT_END, and every step works on all of it at
-once. Bytes that are not UTF-8 become U+FFFD, as with Python's `errors="replace"`, and the tokenizer drops that. A text of
-which nothing is left is `[CLS] [SEP]`.
+once. Bytes that are not UTF-8 become U+FFFD, as with Python's `errors="replace"`, and the tokenizer drops those. A text
+of which nothing is left is `[CLS] [SEP]`.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,8 @@ class GraphTokenizer:
     def _codes(self, points: tf.Tensor) -> tf.Tensor:
         """Return the codes of normalized characters, int32 [N], without those that are dropped."""
         tables = self._tables
-        symbols = _expand(_look_up(tables.fold, points), tables.expansions)
+        folded = _look_up(tables.fold, points)
+        symbols = _expand(tf.where(folded == 0, points, folded), tables.expansions)
         codes = _look_up(tables.codes, symbols)
         codes = tf.cond(
             tf.reduce_any(codes <= tables.first_context_code),
@@ -162,9 +163,10 @@ def _look_up(table: PagedTable, points: tf.Tensor) -> tf.Tensor:
 
 def _decode(texts: tf.Tensor) -> tf.Tensor:
     """Return the code points of all texts, int32 [N], each text followed by TEXT_END."""
-    rows = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
-    ends = tf.fill([rows.nrows(), 1], TEXT_END)
-    return tf.concat([rows, ends], axis=1).flat_values
+    # The last character of each row is then the one that was appended, whatever bytes stand before it.
+    rows = tf.strings.unicode_decode(tf.strings.join([texts, "\n"]), "UTF-8", errors="replace")
+    ends = rows.row_splits[1:, tf.newaxis] - 1
+    return tf.tensor_scatter_nd_update(rows.flat_values, ends, tf.fill([rows.nrows()], TEXT_END))
 
 
 def _normalize(points: tf.Tensor, white_space: tf.Tensor) -> tf.Tensor:
@@ -191,7 +193,7 @@ def _normalize(points: tf.Tensor, white_space: tf.Tensor) -> tf.Tensor:
 
 
 def _expand(folded: tf.Tensor, expansions: tf.Tensor) -> tf.Tensor:
-    """Replace the entries of `TokenizerTables.fold` that name a row of `expansions` by that row."""
+    """Replace folded characters that name a row of `TokenizerTables.expansions` by that row."""
 
     def expand() -> tf.Tensor:
         rows = tf.gather(expansions, tf.maximum(-1 - folded, 0))
@@ -212,9 +214,7 @@ def _sort_marks(symbols: tf.Tensor, context: PagedTable) -> tf.Tensor:
     run = tf.cumsum(tf.cast(combining_class == 0, tf.int64))
     keys = run * (COMBINING_CLASS + 1) + tf.cast(combining_class, tf.int64)
     order = tf.argsort(tf.gather(keys, marks), stable=True)
-    return tf.tensor_scatter_nd_update(
-        symbols, marks[:, tf.newaxis], tf.gather(symbols, tf.gather(marks, order))
-    )
+    return tf.tensor_scatter_nd_update(symbols, marks[:, tf.newaxis], tf.gather(symbols, tf.gather(marks, order)))
 
 
 def _lower_sigmas(symbols: tf.Tensor, context: PagedTable) -> tf.Tensor:

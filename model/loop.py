@@ -9,6 +9,7 @@ epoch). So a run that continues from a saved state arrives where it would have a
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -270,22 +271,27 @@ class TrainingLoop:
 
     def _validate(self) -> dict[str, float]:
         """Measure the validation split; every example counts exactly once, whatever the replicas."""
-        local = -(-self.config.eval_batch_size // self.devices.num_replicas) * self.devices.num_local_replicas
-        dataset = eval_dataset(
-            self.config.data_dir,
-            VALIDATION_SPLIT,
-            local * self.devices.num_workers,
-            self.max_len,
-            num_workers=self.devices.num_workers,
-            worker_index=self.devices.worker_index,
-        )
         sums = np.zeros_like(self._log_sums)
-        for batch in mask_partial_batches(dataset, local):
+        for batch in self._validation_batches:
             sums += self.eval_step(self._for_heads(batch)).numpy()
             if self.watch.requested and self.devices.num_workers == 1:
                 self._stop()
         self._check_finite(sums, 0.0, self.progress.step - 1)
         return metrics_from_sums(sums, self.config)
+
+    @functools.cached_property
+    def _validation_batches(self) -> tf.data.Dataset:
+        """The validation split in whole batches, the same in every epoch."""
+        local_rows = -(-self.config.eval_batch_size // self.devices.num_replicas) * self.devices.num_local_replicas
+        dataset = eval_dataset(
+            self.config.data_dir,
+            VALIDATION_SPLIT,
+            local_rows * self.devices.num_workers,
+            self.max_len,
+            num_workers=self.devices.num_workers,
+            worker_index=self.devices.worker_index,
+        )
+        return mask_partial_batches(dataset, local_rows)
 
     def _finish_epoch(self, train: Mapping[str, float], validation: Mapping[str, float], done: Throughput) -> None:
         """Take the epoch into account, then put it on disk: best weights, state, `metrics.csv`."""

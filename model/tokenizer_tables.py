@@ -9,6 +9,7 @@ nothing looks across the border between two texts.
 """
 
 import dataclasses
+import re
 import unicodedata
 from collections.abc import Mapping
 
@@ -63,8 +64,11 @@ class PagedTable:
         """Build a table from int32 [NUM_CODE_POINTS + 1]."""
         padded = np.zeros(-(-values.size // _PAGE_SIZE) * _PAGE_SIZE, np.int32)
         padded[: values.size] = values
-        pages, numbers = np.unique(padded.reshape(-1, _PAGE_SIZE), axis=0, return_inverse=True)
-        return cls(page_starts=(numbers.reshape(-1) * _PAGE_SIZE).astype(np.int32), entries=pages.reshape(-1))
+        places: dict[bytes, int] = {}
+        page_starts = [
+            places.setdefault(page.tobytes(), len(places)) * _PAGE_SIZE for page in padded.reshape(-1, _PAGE_SIZE)
+        ]
+        return cls(page_starts=np.array(page_starts, np.int32), entries=np.frombuffer(b"".join(places), np.int32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,9 +92,7 @@ class Trie:
     depths: np.ndarray
 
     @classmethod
-    def of(
-        cls, first_pieces: Mapping[str, int], next_pieces: Mapping[str, int], letters: Mapping[str, int]
-    ) -> "Trie":
+    def of(cls, first_pieces: Mapping[str, int], next_pieces: Mapping[str, int], letters: Mapping[str, int]) -> "Trie":
         """Build a trie.
 
         Args:
@@ -126,8 +128,8 @@ class TokenizerTables:
 
     Attributes:
         white_space: bool [W], what `str.strip` removes; the last entry, False, stands for all later code points.
-        fold: code point → folded code point, or -1 - the row of `expansions`. The capital sigma folds to itself, and so
-            do nonspacing marks that keep others from trading places; everything else is lower case.
+        fold: code point → folded code point, or 0 for itself, or -1 - the row of `expansions`. The capital sigma folds
+            to itself, and so do nonspacing marks that keep others from trading places; all else is lower case.
         expansions: int32 [M, 3], the folded code points of each row, -1 behind its end.
         context: folded code point → COMBINING_CLASS | CASED | CASE_IGNORABLE.
         codes: folded code point → id of a token of its own, SPACE_CODE, DROP_CODE, TEXT_END_CODE, or its letter.
@@ -171,7 +173,9 @@ def _with_text_end(values: np.ndarray, text_end: int) -> np.ndarray:
 
 
 def _white_space() -> np.ndarray:
-    spaces = [point for point in range(NUM_CODE_POINTS) if chr(point).isspace()]
+    characters = np.arange(NUM_CODE_POINTS, dtype=np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
+    # `\s` is what `str.isspace` says, and that what `str.strip` goes by.
+    spaces = [match.start() for match in re.finditer(r"\s", characters)]
     table = np.zeros(max(spaces) + 2, np.bool_)
     table[spaces] = True
     return table
@@ -179,15 +183,17 @@ def _white_space() -> np.ndarray:
 
 def _fold_values() -> tuple[np.ndarray, np.ndarray]:
     """Return `fold` as int32 [NUM_CODE_POINTS + 1], and `expansions`."""
-    fold = _with_text_end(fold_table(), TEXT_END)
+    fold = np.array(fold_table())
     rows: dict[tuple[int, ...], int] = {}
     for point in np.flatnonzero(fold < 0).tolist():
         symbols = _expand(chr(point))
         fold[point] = symbols[0] if len(symbols) == 1 else -1 - rows.setdefault(symbols, len(rows))
+    # Most characters fold to themselves, so this makes most pages equal.
+    fold[fold == np.arange(fold.size)] = 0
     expansions = np.full((len(rows), max(map(len, rows))), -1, np.int32)
     for symbols, row in rows.items():
         expansions[row, : len(symbols)] = symbols
-    return fold, expansions
+    return _with_text_end(fold, 0), expansions
 
 
 def _expand(character: str) -> tuple[int, ...]:

@@ -176,8 +176,8 @@ def _start_up_lines(
         f"pooling {config.pooling}, {parameters:,} trainable parameters, {policy}{', XLA' if xla else ''}"
     )
     workers = f" on {devices.num_workers} workers" if devices.num_workers > 1 else ""
-    names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
-    yield f"devices      {devices.kind}, {devices.num_replicas} replicas{workers}: {names}"
+    device_names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
+    yield f"devices      {devices.kind}, {devices.num_replicas} replicas{workers}: {device_names}"
     rows = "/".join(str(rows) for rows in dict.fromkeys(plan.rows))
     each = "/".join(str(rows // devices.num_replicas) for rows in dict.fromkeys(plan.rows))
     parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""

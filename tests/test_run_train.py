@@ -126,7 +126,7 @@ def test_refuses_wrong_command_lines(arguments, message):
 
 
 def command(inputs, output, *more):
-    options = ["--epochs", "6", "--batch_size", "8", "--learning_rate", "5e-3", "--save_every", "4"]
+    options = ["--epochs", "2", "--batch_size", "8", "--learning_rate", "5e-3", "--save_every", "4"]
     paths = ["--data", inputs["data_dir"], "--bert", inputs["bert_dir"], "--output", str(output)]
     return [sys.executable, "run_train.py", *paths, *options, *more]
 
@@ -173,9 +173,9 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
     """Dropout on, deterministic kernels: SIGKILL, then SIGTERM, then to the end, beside a run nobody interrupts."""
     undisturbed = start(command(inputs, tmp_path / "undisturbed"))
     disturbed = command(inputs, tmp_path / "disturbed")
-    status, _ = interrupt_after(start(disturbed), tmp_path / "disturbed", random.randint(4, 25), signal.SIGKILL)
+    status, _ = interrupt_after(start(disturbed), tmp_path / "disturbed", random.randint(4, 8), signal.SIGKILL)
     assert status == -signal.SIGKILL
-    status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", 30, signal.SIGTERM)
+    status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", 11, signal.SIGTERM)
     assert status == 75, errors
     assert "stopped by SIGTERM after step" in errors.splitlines()[-1]
     table = finish(start(disturbed))
@@ -188,8 +188,8 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
 
 @pytest.mark.slow
 def test_three_kills_at_random_moments(inputs, tmp_path):
-    finish(start(command(inputs, tmp_path / "undisturbed")))
-    disturbed = command(inputs, tmp_path / "disturbed")
+    finish(start(command(inputs, tmp_path / "undisturbed", "--epochs", "6")))
+    disturbed = command(inputs, tmp_path / "disturbed", "--epochs", "6")
     # Sent from outside while the process trains, validates or saves, whatever it does just then.
     for step in sorted(random.sample(range(1, 60), 3)):
         status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", step, signal.SIGKILL)

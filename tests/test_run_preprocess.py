@@ -1,0 +1,581 @@
+"""`run_preprocess.py` from its command line to the dataset directory: real data, golden bytes, and everything wrong."""
+
+import dataclasses
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import run_preprocess
+from pipeline.config import PreprocessConfig
+from pipeline.corpus import normalize_text
+from pipeline.dataset_info import read_dataset_info
+from pipeline.labels import read_taxonomy
+from tests.pipeline.corpora import (
+    QUICK,
+    Outcome,
+    digest_files,
+    made_up_documents,
+    made_up_text,
+    read_dataset,
+    run_command_line,
+    texts_of,
+    write_lines,
+    write_tree,
+    write_vocab,
+    write_zip,
+)
+from tests.real_data import real_data
+
+REPOSITORY = Path(run_preprocess.__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """A directory with a small corpus and a vocabulary.
+
+    Attributes:
+        root: holds `corpus`, `vocab.txt` and, if all goes well, `dataset`.
+    """
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        return self.root / "corpus"
+
+    @property
+    def vocab(self) -> Path:
+        return self.root / "vocab.txt"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "dataset"
+
+    def run(self, *options: str | Path, inputs: tuple[str | Path, ...] | None = None) -> Outcome:
+        """Run the command on the corpus, or on other inputs."""
+        given = [argument for path in (inputs or (self.corpus,)) for argument in ("--input", str(path))]
+        return run_command_line(*given, "--vocab", self.vocab, "--output", self.output, *QUICK, *options)
+
+    def make(self, *options: str | Path, inputs: tuple[str | Path, ...] | None = None) -> None:
+        """Run the command, which must succeed and say nothing on stderr."""
+        outcome = self.run(*options, inputs=inputs)
+        assert (outcome.status, outcome.stderr) == (0, "")
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    made = Workshop(tmp_path)
+    write_tree(made.corpus, made_up_documents(12))
+    write_vocab(made.vocab)
+    return made
+
+
+# Real documents
+
+
+@pytest.fixture(scope="module")
+def real_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 52 real documents, preprocessed with the defaults."""
+    output = tmp_path_factory.mktemp("real") / "dataset"
+    outcome = run_command_line(*real_arguments(real_data("fulltext", "THUCNews"), output), *QUICK)
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert "documents: 52 read = 52 written + 0 rejected (none)" in outcome.stdout
+    return output
+
+
+def real_arguments(corpus: Path, output: Path) -> list[str | Path]:
+    return ["--input", corpus, "--vocab", real_data("bert_base_chinese", "vocab.txt"), "--output", output]
+
+
+def test_real_documents_have_keras_berts_ids_and_their_labels(real_dataset: Path) -> None:
+    import keras_bert
+
+    from pipeline.vocabulary import load_vocab
+
+    corpus = real_data("fulltext", "THUCNews")
+    info, examples = read_dataset(real_dataset)
+    assert set(examples) == {path.relative_to(corpus).as_posix() for path in corpus.rglob("*.txt")}
+    tokenizer = keras_bert.Tokenizer(load_vocab(real_data("bert_base_chinese", "vocab.txt")))
+    taxonomy = read_taxonomy(None)
+    labels = texts_of(info, examples)
+    for key, stored in examples.items():
+        text = normalize_text((corpus / key).read_text(encoding="utf-8"))
+        indices, segments = tokenizer.encode(text, max_len=512)
+        length = len(stored.features["indices"])
+        # keras-bert pads, and its padding has the id 0, which no token of a text has.
+        assert stored.features["indices"] == indices[:length]
+        assert not any(indices[length:])
+        assert stored.features["segments"] == segments[:length]
+        assert labels[key] == (key.split("/")[0], taxonomy.parent(key.split("/")[0]))
+    assert len(info.labels["category"]) == 14
+    assert len(info.labels["second"]) == 3
+    assert info.documents.read == info.documents.written == 52
+    assert {stored.split for stored in examples.values()} == {"train", "dev", "test"}
+
+
+def test_real_documents_from_an_archive_give_the_same_directory(real_dataset: Path, tmp_path: Path) -> None:
+    corpus = real_data("fulltext", "THUCNews")
+    documents = {f"THUCNews/{path.relative_to(corpus)}": path.read_bytes() for path in sorted(corpus.rglob("*.txt"))}
+    archive = write_zip(tmp_path / "THUCNews.zip", documents)
+    assert run_command_line(*real_arguments(archive, tmp_path / "dataset"), *QUICK).status == 0
+    assert digest_files(tmp_path / "dataset") == digest_files(real_dataset)
+
+
+def test_real_documents_with_worker_processes_give_the_same_directory(real_dataset: Path, tmp_path: Path) -> None:
+    corpus = real_data("fulltext", "THUCNews")
+    arguments = [*real_arguments(corpus, tmp_path / "dataset"), "--direct_num_workers", "3"]
+    outcome = run_command_line(*arguments)
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert digest_files(tmp_path / "dataset") == digest_files(real_dataset)
+    refused = run_command_line(*arguments)
+    assert refused.status == 2
+    assert digest_files(tmp_path / "dataset") == digest_files(real_dataset)
+
+
+# What a dataset is made of
+
+GOLDEN = {
+    "none": {},
+    "gzip": {},
+}
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_golden_dataset(tmp_path: Path, compression: str) -> None:
+    """Every byte of a small dataset. If this fails, datasets of users change: raise the format version, say why.
+
+    `dataset.json` names the Python version that wrote it, so it is compared without that.
+    """
+    documents: dict[str, str | bytes] = {**made_up_documents(9), "体育/twin.txt": made_up_text(0), "科技/bad.txt": b"\xff"}
+    write_tree(tmp_path / "corpus", documents)
+    made = Workshop(tmp_path)
+    write_vocab(made.vocab)
+    options = ["--seed", "11", "--max_len", "24", "--num_shards", "2", "--max_rejected_fraction", "0.2"]
+    made.make(*options, "--compression", compression)
+    found = digest_files(made.output)
+    content = json.loads((made.output / "dataset.json").read_text(encoding="utf-8"))
+    assert content.pop("checksum")
+    assert content["versions"].pop("python")
+    assert found.pop("dataset.json")
+    assert found == GOLDEN[compression]
+    assert content == GOLDEN_INFO[compression]
+
+
+def test_gzip_shards_hold_the_same_records(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.make()
+    _, plain = read_dataset(workshop.output)
+    workshop.make("--compression", "gzip", "--overwrite")
+    info, packed = read_dataset(workshop.output)
+    assert [(key, stored.features) for key, stored in plain.items()] == [(k, s.features) for k, s in packed.items()]
+    assert info.compression == "gzip"
+    assert not list(workshop.output.glob("*.tfrecord"))
+    for path in workshop.output.glob("*.tfrecord.gz"):
+        gzip.decompress(path.read_bytes())
+
+
+def test_published_splits_stay_and_class_indices_get_names(workshop: Workshop, tmp_path: Path) -> None:
+    names = write_lines(tmp_path / "class.txt", ["科技", "股票", "体育"])
+    train = write_lines(tmp_path / "train.txt", [f"{made_up_text(i, 10).split()[0]}\t{i % 3}" for i in range(9)])
+    dev = write_lines(tmp_path / "dev.txt", [f"{made_up_text(i, 10).split()[0]}\t{i % 3}" for i in range(20, 24)])
+    workshop.make("--category_names", names, inputs=(f"train={train}", f"dev={dev}"))
+    info, examples = read_dataset(workshop.output)
+    assert {key: stored.split for key, stored in examples.items()} == {
+        **{f"train.txt:{line}": "train" for line in range(1, 10)},
+        **{f"dev.txt:{line}": "dev" for line in range(1, 5)},
+    }
+    assert list(info.splits) == ["train", "dev"]
+    assert info.labels["category"].names == ("科技", "股票", "体育")
+    for key, stored in examples.items():
+        first = 0 if key.startswith("train") else 20
+        assert stored.features["label"] == [(first + int(key.split(":")[1]) - 1) % 3]
+
+
+def test_second_label_from_a_column(workshop: Workshop, tmp_path: Path) -> None:
+    rows = [("大", "a/b"), ("小", "c d"), ("大", "e")]
+    table = write_lines(tmp_path / "t.tsv", [f"{second}\t山水{i}\t{name}" for i, (second, name) in enumerate(rows)])
+    options = ["--second_label", "column", "--tsv_columns", "second,text,category"]
+    workshop.make(*options, inputs=(table,))
+    info, examples = read_dataset(workshop.output)
+    assert sorted(texts_of(info, examples).values()) == sorted((name, second) for second, name in rows)
+    assert info.labels["second"].names == ("大", "小")
+
+
+def test_random_second_label_is_reproducible(workshop: Workshop) -> None:
+    options = ["--second_label", "random", "--num_random_labels", "4"]
+    workshop.make(*options)
+    info, first = read_dataset(workshop.output)
+    assert info.labels["second"].names == ("0", "1", "2", "3")
+    workshop.make(*options, "--overwrite", "--split_weights", "train=1")
+    _, second = read_dataset(workshop.output)
+    assert {key: s.features["second_label"] for key, s in first.items()} == {
+        key: s.features["second_label"] for key, s in second.items()
+    }
+
+
+def test_taxonomy_of_ones_own(workshop: Workshop, tmp_path: Path) -> None:
+    taxonomy = write_lines(tmp_path / "taxonomy.tsv", ["体育\t动", "科技\t静", "股票\t静"])
+    workshop.make("--taxonomy", taxonomy)
+    info, examples = read_dataset(workshop.output)
+    assert Counter(texts_of(info, examples).values()) == {("体育", "动"): 4, ("科技", "静"): 4, ("股票", "静"): 4}
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop"])
+def test_duplicates(workshop: Workshop, policy: str) -> None:
+    write_tree(workshop.corpus, {"科技/twin.txt": made_up_text(0), "体育/twin.txt": made_up_text(3)})
+    workshop.make("--duplicates", policy)
+    info, examples = read_dataset(workshop.output)
+    documents = info.documents
+    assert documents.duplicates == 2
+    assert documents.conflicting == [["体育/0.txt", "科技/twin.txt"]]
+    assert documents.read == 14
+    assert len(examples) == (14 if policy == "keep" else 12)
+    assert documents.rejected == ({} if policy == "keep" else {"duplicate": 2})
+    for one, other in (("体育/0.txt", "科技/twin.txt"), ("体育/3.txt", "体育/twin.txt")):
+        assert (other in examples) == (policy == "keep")
+        if policy == "keep":
+            assert examples[one].shard == examples[other].shard
+
+
+def test_more_shards_than_documents(workshop: Workshop) -> None:
+    workshop.make("--num_shards", "20", "--split_weights", "train=0.5,held_out=0.5,none=0")
+    info, examples = read_dataset(workshop.output)
+    assert len(examples) == 12
+    assert {name: len(split.shards) for name, split in info.splits.items()} == {"train": 20, "held_out": 20}
+    assert len(list(workshop.output.glob("*.tfrecord"))) == 40
+
+
+def test_a_split_without_documents_is_there_and_empty(workshop: Workshop) -> None:
+    write_tree(workshop.root / "one", {"体育/1.txt": "山水"})
+    workshop.make(inputs=(workshop.root / "one",))
+    info = read_dataset_info(str(workshop.output))
+    assert sorted(split.num_examples for split in info.splits.values()) == [0, 0, 1]
+
+
+def test_every_option_reaches_the_configuration() -> None:
+    """Each flag is changed once; no two flags may change the same thing, and none may change nothing."""
+    base = ["--input", "a", "--vocab", "v", "--output", "o"]
+    changes = {
+        "inputs": ["--input", "dev=b"],
+        "vocab_path": ["--vocab", "w"],
+        "output_dir": ["--output", "p"],
+        "input_format": ["--input_format", "tsv"],
+        "tsv_columns": ["--tsv_columns", "category,text,-"],
+        "tsv_header": ["--tsv_header"],
+        "tsv_encoding": ["--tsv_encoding", "gb18030"],
+        "category_names_path": ["--category_names", "c"],
+        "max_len": ["--max_len", "128"],
+        "split_weights": ["--split_weights", "train=0.5,dev=0.5"],
+        "seed": ["--seed", "1"],
+        "second_label": ["--second_label", "random"],
+        "taxonomy_path": ["--taxonomy", "t"],
+        "num_random_labels": ["--num_random_labels", "4"],
+        "num_shards": ["--num_shards", "3"],
+        "compression": ["--compression", "gzip"],
+        "duplicates": ["--duplicates", "drop"],
+        "max_rejected_fraction": ["--max_rejected_fraction", "0.5"],
+        "overwrite": ["--overwrite"],
+    }
+
+    def parse(arguments: list[str]) -> dict[str, object]:
+        config = run_preprocess.parse_config(run_preprocess.make_parser().parse_args(arguments))
+        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+    default = parse(base)
+    assert set(changes) == {field.name for field in dataclasses.fields(PreprocessConfig)}
+    for name, arguments in changes.items():
+        changed = parse(base + arguments)
+        assert {key for key in default if default[key] != changed[key]} == {name}
+
+
+# Everything wrong
+
+
+def only_error(outcome: Outcome, message: str, status: int = 2) -> None:
+    assert outcome.status == status, outcome
+    assert outcome.stdout == ""
+    lines = outcome.stderr.split("\n")
+    assert len(lines) == 2, f"expected one line, got {outcome.stderr!r}"
+    assert lines[1] == ""
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split_weights", "train=0.8,dev=0.1"], "--split_weights: expected shares that sum to 1, got 0.9"),
+        (["--split_weights", "train"], "--split_weights: expected NAME=SHARE,…, got 'train'"),
+        (["--max_len", "2"], "--max_len: expected 3 to 65535"),
+        (["--max_len", "many"], "--max_len: invalid int value: 'many'"),
+        (["--num_shards", "few"], "--num_shards: expected auto or a number, got 'few'"),
+        (["--num_shards", "0"], "--num_shards: expected auto or 1"),
+        (["--compression", "zip"], "--compression: invalid choice"),
+        (["--direct_num_worker=2"], "unknown option --direct_num_worker=2; did you mean"),
+        (["--overwrit"], "unknown option --overwrit"),
+        (["another"], "unknown option another"),
+        (["--direct_running_mode", "fast"], "--direct_running_mode: expected one of"),
+        (["--direct_runner_bundle_repeat", "x"], "invalid int value: 'x'"),
+        (["--vocab", "{root}/none.txt"], "none.txt: no such file"),
+        (["--vocab", "{root}"], "expected a file, found a directory"),
+        (["--vocab", "{root}/vocab.txt/deeper"], "cannot open this file: Not a directory"),
+        (["--vocab", "{root}/corpus/体育/0.txt"], r"vocabulary .*: none of its .* lines is \[PAD\]"),
+        (["--vocab", "{root}/binary"], "vocabulary .*, line 1: byte 0xFF is not UTF-8"),
+        (["--taxonomy", "{root}/none.tsv"], "none.tsv: no such file"),
+        (["--taxonomy", "{root}/vocab.txt"], "line 1: expected category<TAB>parent"),
+        (["--taxonomy", "{root}/partial.tsv"], "category '(科技|股票)' has no parent in .*partial.tsv"),
+        (["--category_names", "{root}/none.txt"], "none.txt: no such file"),
+        (["--category_names", "{root}/one_name.txt"], "8 of 12 documents rejected .*unknown_category"),
+        (["--second_label", "column"], "--second_label column: --tsv_columns must name"),
+        (["--input_format", "zip"], "expected a zip file, found a directory"),
+        (["--input", "{root}/none"], "none: no such file or directory"),
+        (["--input", "{root}/corpus"], "is given twice"),
+        (["--input", "{root}/empty"], "the directory is empty"),
+        (["--input", "{root}/corpus/体育"], "found 4 files and no directory"),
+        (["--input", "{root}/nothing.tsv"], "the file is empty"),
+        (["--input", "{root}/vocab.txt"], r"expected 2 tab-separated columns \(text,category\), got 1"),
+        (["--input", "{root}/cut.zip"], "cut.zip: not a complete zip archive"),
+        (["--input", "{root}/cut.gz"], "cut.gz: damaged gzip stream"),
+        (["--input", "{root}/*.nothing"], "no file matches this pattern"),
+        (["--input", "ftp://host/corpus"], "unknown file system 'ftp'"),
+        (["--input", "train="], "expected PATH or SPLIT=PATH, got no path"),
+        (["--input", "{root}/two\nlines"], r"two\\nlines: no such file or directory"),
+        (["--output", "{root}/vocab.txt"], "expected a directory, found a file"),
+        (["--output", "{root}/vocab.txt/below"], "expected a directory, found a file"),
+        (["--output", "{root}/corpus"], "lies inside the input"),
+        (["--output", "{root}"], r"holds \d+ other files"),
+        (["--output", ""], "--output: expected a directory"),
+        (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*mend them, or raise"),
+        (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_command_lines_and_inputs(workshop: Workshop, options: list[str], message: str) -> None:
+    root = workshop.root
+    (root / "binary").write_bytes(b"\xff\xfe")
+    (root / "empty").mkdir()
+    (root / "nothing.tsv").touch()
+    write_lines(root / "partial.tsv", ["体育\t动"])
+    write_lines(root / "one_name.txt", ["体育"])
+    write_tree(root / "bad", {"体育/bad.txt": b"\xff", "体育/empty.txt": " "})
+    write_tree(root / "odd", {"天气/1.txt": "山"})
+    (root / "cut.zip").write_bytes(write_zip(root / "whole.zip", made_up_documents(3)).read_bytes()[:-30])
+    (root / "cut.gz").write_bytes(gzip.compress(os.urandom(100))[:-5])
+    before = digest_files(root)
+    only_error(workshop.run(*(option.format(root=root) for option in options)), message)
+    assert digest_files(root) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --input, --vocab, --output; see run_preprocess.py --help"),
+        (["--vocab", "v", "--output", "o"], "required: --input"),
+        (["--in", "x"], "required"),  # no abbreviations
+    ],
+)
+def test_incomplete_command_lines(arguments: list[str], message: str) -> None:
+    only_error(run_command_line(*arguments), message)
+
+
+def test_a_document_that_cannot_be_used_is_listed_and_the_rest_goes_on(workshop: Workshop) -> None:
+    write_tree(workshop.corpus, {"体育/bad.txt": b"\xff", "体育/empty.txt": " \n"})
+    outcome = workshop.run("--max_rejected_fraction", "0.2")
+    assert outcome.status == 0
+    assert "documents: 14 read = 12 written + 2 rejected (empty 1, not_utf-8 1)" in outcome.stdout
+    lines = (workshop.output / "rejected-00000-of-00001.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["体育/bad.txt", "体育/empty.txt"]
+
+
+def test_an_existing_dataset_stays_as_it_is(workshop: Workshop) -> None:
+    workshop.make()
+    before = digest_files(workshop.root)
+    only_error(workshop.run("--seed", "1"), "holds a dataset already; give another directory, or add --overwrite")
+    assert digest_files(workshop.root) == before
+    # A job that fails after it has begun does not touch it either, not even with leave to overwrite.
+    taxonomy = write_lines(workshop.root / "t.tsv", ["体育\t动"])
+    before = digest_files(workshop.root)
+    only_error(workshop.run("--overwrite", "--taxonomy", taxonomy), "has no parent")
+    assert digest_files(workshop.root) == before
+    workshop.make("--seed", "1", "--overwrite")
+    assert read_dataset_info(str(workshop.output)).seed == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a full disk needs the right to mount one: {done.stderr.strip()}")
+    yield mounted
+    subprocess.run(["umount", str(mounted)], check=True)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_full_disk(workshop: Workshop, small_disk: Path, workers: str) -> None:
+    output = small_disk / "dataset"
+    workshop.make("--output", output)
+    before = digest_files(small_disk)
+    write_tree(workshop.corpus, {f"体育/long{i}.txt": made_up_text(100 + i, 500) for i in range(60)})
+    options = ["--output", output, "--overwrite", "--direct_num_workers", workers]
+    only_error(workshop.run(*options), r"cannot write: No space left on device; free some space", status=1)
+    assert digest_files(small_disk) == before
+    for path in sorted(workshop.corpus.rglob("long*"))[5:]:
+        path.unlink()
+    workshop.make(*options)
+    assert read_dataset_info(str(output)).documents.written == 17
+
+
+def test_read_only_output(workshop: Workshop, tmp_path: Path) -> None:
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(mounted)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a read-only file system needs the right to mount one")
+    try:
+        only_error(workshop.run("--output", mounted / "dataset"), "cannot make this directory: Read-only", status=1)
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+# As a process
+
+
+def start(workshop: Workshop, *options: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, REPOSITORY / "run_preprocess.py", "--input", workshop.corpus, "--vocab", workshop.vocab]
+    return subprocess.Popen(
+        [*command, "--output", workshop.output, *options],
+        cwd=workshop.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_as_a_process_it_says_one_line_and_no_more(workshop: Workshop) -> None:
+    process = start(workshop, "--taxonomy", workshop.vocab)
+    stdout, stderr = process.communicate(timeout=60)
+    only_error(Outcome(process.returncode, stdout, stderr), "line 1: expected category<TAB>parent")
+
+
+def test_output_in_a_poor_encoding_is_no_failure(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = start(workshop, *QUICK)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
+    assert "\\u4f53\\u80b2" in stdout
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the living worker processes that a process has started, through a shell or not."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            stat = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace")
+            command = Path(f"/proc/{name}/cmdline").read_bytes()
+        except OSError:
+            continue
+        state, its_parent = stat.rsplit(")", 1)[1].split()[:2]
+        if int(its_parent) == parent and state != "Z" and b"sdk_worker_main" in command:
+            found.append(int(name))
+    return found
+
+
+def is_alive(process_id: int) -> bool:
+    try:
+        return "sdk_worker_main" in Path(f"/proc/{process_id}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def wait_for(condition: "callable[[], object]", seconds: float = 30.0) -> object:  # type: ignore[valid-type]
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():  # type: ignore[misc]
+            return found
+        time.sleep(0.01)
+    raise TimeoutError(f"{condition} did not come true within {seconds} s")
+
+
+def big_workshop(tmp_path: Path) -> Workshop:
+    """A workshop whose job takes a few seconds with two workers, over a former dataset of other content."""
+    made = Workshop(tmp_path)
+    write_vocab(made.vocab)
+    write_tree(tmp_path / "small", made_up_documents(12))
+    made.make(inputs=(tmp_path / "small",))
+    lines = [f"{made_up_text(index, 200).strip().replace(chr(10), '')}\t体育" for index in range(200)]
+    table = [line.replace("山", f"{number}") for number in range(60) for line in lines]
+    write_lines(made.corpus, table)
+    return made
+
+
+def check_after_kill(made: Workshop, former: dict[str, str]) -> None:
+    """The former dataset is whole; a rerun succeeds at once, even next to workers that are still dying."""
+    found = digest_files(made.output)
+    assert former.items() <= found.items()
+    made.make("--overwrite")
+    assert read_dataset_info(str(made.output)).documents.read == 12_000
+    assert [name for name in os.listdir(made.output) if name.startswith(".") or name.endswith(".tmp")] == []
+
+
+KILL_DELAYS = [0.4, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.0, 0.2, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0))]
+
+
+@pytest.mark.parametrize("delay", KILL_DELAYS)
+def test_kill_of_the_job(tmp_path: Path, delay: float) -> None:
+    made = big_workshop(tmp_path)
+    former = digest_files(made.output)
+    process = start(made, "--overwrite", "--direct_num_workers", "2")
+    workers: list[int] = wait_for(lambda: len(children_of(process.pid)) == 2 and children_of(process.pid))  # type: ignore[assignment]
+    time.sleep(delay)
+    process.kill()
+    process.communicate(timeout=30)
+    if process.returncode == 0:
+        pytest.skip(f"the job was done before {delay} s had passed")
+    check_after_kill(made, former)
+    wait_for(lambda: not any(map(is_alive, workers)))
+    assert [name for name in os.listdir(made.output) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("delay", KILL_DELAYS)
+def test_kill_of_a_worker(tmp_path: Path, delay: float) -> None:
+    made = big_workshop(tmp_path)
+    former = digest_files(made.output)
+    process = start(made, "--overwrite", "--direct_num_workers", "2")
+    workers: list[int] = wait_for(lambda: len(children_of(process.pid)) == 2 and children_of(process.pid))  # type: ignore[assignment]
+    time.sleep(delay)
+    os.kill(workers[0], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip(f"the job was done before {delay} s had passed")
+    only_error(Outcome(process.returncode, stdout, stderr), "a worker process died, killed from outside", status=1)
+    assert digest_files(made.output) == former
+    check_after_kill(made, former)
+
+
+def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
+    made = big_workshop(tmp_path)
+    former = digest_files(made.output)
+    process = start(made, "--overwrite", "--direct_num_workers", "2")
+    wait_for(lambda: len(children_of(process.pid)) == 2)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
+    assert digest_files(made.output) == former
