@@ -5,8 +5,8 @@
 All candidates read the same real news articles, then the same real headlines. Rounds alternate between the candidates,
 so that what else the machine does meets all of them, and the tables give medians. Everyone has to deliver the ids of
 every text, `[CLS]` and `[SEP]` included and cut to `max_len`, in the form natural to it: lists of Python integers, an
-array (ours, `encode_arrays`) or a ragged tensor (tf-text); nobody has to keep them. What keras-bert returns is the truth
-the others are compared with, text by text.
+array (ours, `encode_arrays`) or a ragged tensor (tf-text); nobody has to keep them. What keras-bert returns is the
+truth the others are compared with, text by text.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def keras_berts(vocab: dict[str, int], max_len: int) -> Candidate:
     def unpadded(rows: Iterable[Any]) -> list[list[int]]:
         return [indices[: indices.index(vocab[SEP_TOKEN]) + 1] for indices, _ in rows]
 
-    return Candidate(name=REFERENCE, encode_fn=lambda texts: [encode(text) for text in texts], to_ids_fn=unpadded)
+    return Candidate(name=REFERENCE, encode_fn=lambda texts: (encode(text) for text in texts), to_ids_fn=unpadded)
 
 
 def hugging_faces(vocab_path: Path, max_len: int, batch_size: int) -> Iterator[Candidate | Absent]:

@@ -5,7 +5,7 @@ import re
 import sys
 import tempfile
 
-# What every build of TensorFlow says when it starts on a machine without a GPU; it cannot be turned off before it is said.
+# What every build of TensorFlow says when it starts on a machine without a GPU; nothing turns it off.
 _CHATTER = re.compile(
     rb"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers"
     rb"|failed call to cuInit|This TensorFlow binary is optimized|To enable the following instructions"
