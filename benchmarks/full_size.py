@@ -1,4 +1,4 @@
-"""The full-size rehearsal: 836,074 made-up files, THUCNews's class counts and lengths; `python -m benchmarks.full_size`.
+"""The full-size rehearsal: 836,074 made-up files; `python -m benchmarks.full_size`.
 
 Writes about 2.2 GB of small files and 1 GB of dataset into --work; the corpus is kept for the next time unless
 --remove is given.

@@ -74,7 +74,7 @@ def class_table() -> np.ndarray:
     table[category.astype("S1") == b"P"] = SINGLE
     for first, last in _CJK_RANGES + _ASCII_PUNCTUATION_RANGES:
         table[first : last + 1] = SINGLE
-    table.flags.writeable = False
+    table.setflags(write=False)
     return table
 
 
@@ -94,7 +94,7 @@ def fold_table() -> np.ndarray:
             suspects += range(start, start + _SCAN_POINTS)
     for point in suspects:
         table[point] = _fold_character(characters[point])
-    table.flags.writeable = False
+    table.setflags(write=False)
     return table
 
 

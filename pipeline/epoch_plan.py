@@ -24,8 +24,9 @@ import numpy as np
 from pipeline.batch_plan import BatchPlan, automatic_edges
 from pipeline.errors import OptionError
 
-# 16,384 articles are 25 MB and 512 batches of 32.
-WINDOW_RECORDS = 16_384
+# 256 batches of 32; at 512 positions 16 MB, below the 32 MB from which the C library asks the kernel for fresh pages
+# each time.
+WINDOW_RECORDS = 8_192
 MAX_LANES = 16
 # A lane of one shard would read the same part of the corpus at the same time in every epoch.
 MIN_SHARDS_PER_LANE = 4
@@ -91,8 +92,8 @@ class EpochPlan:
 class Route:
     """How one worker gets its batches, from some step on, out of the stream.
 
-    Only *wanted* records, those of its rows, are parsed. The *pool* of a window is what the windows before left for later
-    steps, then the window's own wanted records. Of a pool, the rows of all batches of the same shape are taken at once.
+    Only *wanted* records, those of its rows, are parsed. The *pool* of a window is what the windows before left for
+    later steps, then the window's own wanted records. The rows of all its batches of one shape are taken at once.
 
     Attributes:
         wanted: int32 [wanted], the place in its block of each wanted record, in the order of the stream.
@@ -102,8 +103,8 @@ class Route:
         batch_shapes: int64 [batches], each batch's shape, by number.
         batch_splits: int64 [windows + 1], the first batch of each window.
         shape_counts: int64 [windows, shapes], batches of each shape.
-        places: int32 [wanted], the place in its window's pool of each row: window after window, shape after shape, batch
-            after batch.
+        places: int32 [wanted], the place in its window's pool of each row: window after window, in a window shape after
+            shape, in a shape batch after batch.
         place_splits: int64 [windows * shapes + 1], where each shape's rows start in `places`.
         kept: int32 [records], the places in the pool that go on to the next window, window after window.
         kept_splits: int64 [windows + 1], where each window starts in `kept`.
@@ -278,14 +279,14 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
             f"use a multiple of {num_workers}"
         )
     sizes = np.diff(plan.row_splits)
+    worker_rows = plan.full_rows // num_workers
     step_of_row = np.repeat(np.arange(plan.num_steps), sizes)
     row_in_batch = np.arange(len(plan.order)) - plan.row_splits[step_of_row]
-    ours = row_in_batch // (plan.full_rows[step_of_row] // num_workers) == worker_index
+    ours = row_in_batch // worker_rows[step_of_row] == worker_index
     ours &= step_of_row >= start_step
-    num_rows = np.bincount(step_of_row[ours], minlength=plan.num_steps)[start_step:]
-    shapes, batch_shapes = np.unique(
-        np.stack([num_rows, plan.batch_lengths[start_step:]], axis=1), axis=0, return_inverse=True
-    )
+    num_rows = np.clip(sizes - worker_index * worker_rows, 0, worker_rows)
+    shapes, batch_shapes = np.unique(np.stack([num_rows, plan.batch_lengths], axis=1), axis=0, return_inverse=True)
+    num_rows, batch_shapes = num_rows[start_step:], batch_shapes[start_step:]
 
     num_windows, num_shapes = len(plan.window_splits) - 1, len(shapes)
     batch_splits = np.maximum(plan.window_splits - start_step, 0)

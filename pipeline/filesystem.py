@@ -5,6 +5,7 @@ failed writer never damages what was there.
 """
 
 import glob as local_glob
+import importlib.util
 import os
 import secrets
 import shutil
@@ -14,6 +15,14 @@ from pipeline.errors import MissingInputError, OptionError, OutputWriteError
 
 TEMPORARY_SUFFIX = ".tmp"
 
+# Scheme → (the client library Beam uses, what to install it with).
+_REMOTE = {
+    "gs": ("google.cloud.storage", "gcp"),
+    "s3": ("boto3", "aws"),
+    "azfs": ("azure.storage.blob", "azure"),
+    "hdfs": ("hdfs", "hadoop"),
+}
+
 
 def is_remote(path: str) -> bool:
     """Tell whether a path names a remote file system (`scheme://…`)."""
@@ -21,20 +30,24 @@ def is_remote(path: str) -> bool:
 
 
 def _file_systems(path: str) -> Any:
+    scheme = path.split("://", 1)[0]
+    if scheme not in _REMOTE:
+        raise OptionError(f"{path}: unknown file system {scheme!r}; use a local path, gs://, s3://, azfs:// or hdfs://")
+    client, extra = _REMOTE[scheme]
+    # Beam itself notices a missing client late, and says so in a different way for each.
+    if not _is_installed(client):
+        raise OptionError(f"{path}: this installation cannot read {scheme}://; pip install 'apache-beam[{extra}]'")
     # Beam takes most of a second to import and is needed for remote paths only.
     from apache_beam.io.filesystems import FileSystems
 
-    scheme = path.split("://", 1)[0]
-    if scheme not in ("gs", "s3", "azfs", "hdfs"):
-        raise OptionError(f"{path}: unknown file system {scheme!r}; use a local path, gs://, s3://, azfs:// or hdfs://")
-    try:
-        FileSystems.get_filesystem(path)
-    except (ValueError, AssertionError, ImportError, NameError) as error:
-        extra = {"gs": "gcp", "s3": "aws", "azfs": "azure", "hdfs": "hadoop"}[scheme]
-        raise OptionError(
-            f"{path}: this installation cannot read {scheme}://; pip install 'apache-beam[{extra}]'"
-        ) from error
     return FileSystems
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def join(directory: str, *names: str) -> str:

@@ -7,15 +7,17 @@
      "segments": int32 [[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]},
     {"category": int32 [2, 7], "second": int32 [1, 0]}
 
-Everything about an epoch is planned before (`pipeline.epoch_plan`); what is left to do here is to read records in large
-blocks, to keep those that a later batch needs, and to parse the others a few hundred at a time. No step of it handles a
-single example.
+Everything about an epoch is planned before (`pipeline.epoch_plan`); what is left to do here happens to hundreds of
+examples at a time, never to one:
 
-    lanes of shards ─▶ blocks of serialized records ─▶ parsed rows ─▶ pool of a window ─▶ batches
+    lanes of shards ─▶ blocks of wanted records, parsed ─▶ a window's pool of rows ─▶ its batches
+
+A block is parsed at once because a call of the parser costs a third of a millisecond whatever it parses. The batches
+are slices of what one gather per shape takes out of the pool, because a function called for every batch would cost
+more than all that is done to it.
 """
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,17 +25,20 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline import filesystem
-from pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, plan_batches, resolve_max_len
+from pipeline.batch_plan import BatchOptions, Buckets, plan_batches, resolve_max_len
+from pipeline.damage import find_damage
 from pipeline.dataset_info import DatasetInfo, check_files, read_dataset_info, read_lengths
 from pipeline.epoch_plan import EpochPlan, Route, plan_evaluation, plan_route, plan_training_epoch
+from pipeline.errors import CorruptShardError
 from pipeline.schema import EXAMPLE_FEATURES, HEAD_FEATURES, INDICES, KEY, SEGMENTS
 
-# Per lane. Local disks do not care; object stores charge for every request.
+# Of each lane. Local disks do not care; object stores charge for every request.
 READ_BUFFER_BYTES = 1 << 20
-# A share of the machine that leaves the rest to the model: about four windows and a few parsed chunks.
+# What autotuning may spend on buffers: about ten windows of articles at 512 positions.
 RAM_BUDGET_BYTES = 512 << 20
 # Lengths are stored as uint16.
 MAX_STORED_LENGTH = (1 << 16) - 1
+_KEYS_AT_ONCE = 1024
 
 Rows = dict[str, Any]
 
@@ -46,11 +51,12 @@ def read_options() -> tf.data.Options:
     # Parallelism follows the machine and what the model leaves of it, inside a fixed amount of memory.
     options.autotune.enabled = True
     options.autotune.ram_budget = RAM_BUDGET_BYTES
-    # Batches are handled side by side already; splitting single operations as well only makes threads wait.
+    # Blocks are handled side by side already; splitting single operations as well only makes threads wait.
     options.threading.max_intra_op_parallelism = 1
     # Reading starts when the iterator is made, so the first batch is ready when the model has been compiled.
     options.experimental_warm_start = True
-    # It would delay the refill of the last buffer to the middle of a step, and assumes that buffer to be the last stage.
+    # Slack would delay the refill of the last buffer to the middle of a step, and needs that buffer to be the last
+    # stage; here batches come from a window that is long complete.
     options.experimental_slack = False
     # Workers divide each global batch (`worker_index`); shards divided among them would change the batches.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -90,7 +96,7 @@ def train_dataset(
         num_workers, worker_index: which contiguous part of each global batch to deliver.
 
     Returns:
-        `steps_per_epoch - start_step` elements, (`{"indices": int32 [B, L], "segments": int32 [B, L]}`, head → int32 [B]).
+        `steps_per_epoch - start_step` elements: ({"indices", "segments"} → int32 [B, L], head → int32 [B]).
 
     Raises:
         OptionError: an option, or a combination, that cannot be used.
@@ -103,16 +109,9 @@ def train_dataset(
         batch_tokens=batch_tokens,
         batch_multiple=batch_multiple,
     )
-    info = read_dataset_info(data_dir)
-    check_files(data_dir, info, split)
-    lengths = read_lengths(data_dir, info, split)
-    plan = plan_training_epoch(
-        plan_batches(info.split(split).length_histogram, info.max_len, options),
-        lengths,
-        [shard.num_examples for shard in info.split(split).shards],
-        seed=seed,
-        epoch=epoch,
-    )
+    info, lengths, shard_sizes = _open(data_dir, split)
+    batches = plan_batches(info.split(split).length_histogram, info.max_len, options)
+    plan = plan_training_epoch(batches, lengths, shard_sizes, seed=seed, epoch=epoch)
     route = plan_route(plan, start_step=start_step, num_workers=num_workers, worker_index=worker_index)
     return read_batches(data_dir, info, split, plan, route, lengths)
 
@@ -145,17 +144,31 @@ def eval_dataset(
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
     options = BatchOptions(global_batch_size=global_batch_size, max_len=max_len)
-    info = read_dataset_info(data_dir)
-    check_files(data_dir, info, split)
-    lengths = read_lengths(data_dir, info, split)
+    info, lengths, shard_sizes = _open(data_dir, split)
     plan = plan_evaluation(
         lengths,
-        [shard.num_examples for shard in info.split(split).shards],
+        shard_sizes,
         max_len=resolve_max_len(options.max_len, info.max_len),
         global_batch_size=options.global_batch_size,
     )
     route = plan_route(plan, num_workers=num_workers, worker_index=worker_index)
     return read_batches(data_dir, info, split, plan, route, lengths)
+
+
+def _open(data_dir: str, split: str) -> tuple[DatasetInfo, np.ndarray, list[int]]:
+    """Return the description, every example's length and every shard's size, after all checks that cost no reading."""
+    info = read_dataset_info(data_dir)
+    check_files(data_dir, info, split)
+    lengths = read_lengths(data_dir, info, split)
+    shard_sizes = [shard.num_examples for shard in info.split(split).shards]
+    if sum(shard_sizes) != len(lengths):
+        path = filesystem.join(str(data_dir), info.split(split).lengths_file.name)
+        raise CorruptShardError(
+            f"{path}: expected the lengths of {sum(shard_sizes):,} examples, got {len(lengths):,}; "
+            "write the dataset again",
+            path=path,
+        )
+    return info, lengths, shard_sizes
 
 
 def read_keys(data_dir: str, split: str) -> list[str]:
@@ -164,13 +177,38 @@ def read_keys(data_dir: str, split: str) -> list[str]:
     Raises:
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
-    info = read_dataset_info(data_dir)
-    check_files(data_dir, info, split)
-    specification = {KEY: tf.io.FixedLenFeature([], tf.string)}
+    info, _, _ = _open(data_dir, split)
+    specification = _parser_specification([KEY])
     paths = [filesystem.join(str(data_dir), shard.name) for shard in info.split(split).shards]
-    dataset = tf.data.TFRecordDataset(paths, _compression(info), READ_BUFFER_BYTES).batch(512)
-    dataset = dataset.map(lambda records: tf.io.parse_example(records, specification)[KEY], tf.data.AUTOTUNE)
-    return [key.decode() for chunk in dataset.with_options(read_options()).as_numpy_iterator() for key in chunk]
+    dataset = tf.data.TFRecordDataset(paths, _compression(info), READ_BUFFER_BYTES).batch(_KEYS_AT_ONCE)
+    dataset = dataset.map(lambda records: tf.io.parse_example(records, specification)[KEY]).with_options(read_options())
+    with explain_read_errors(data_dir, split):
+        return [key.decode() for keys in dataset.as_numpy_iterator() for key in keys]
+
+
+@contextlib.contextmanager
+def explain_read_errors(data_dir: str, split: str) -> Iterator[None]:
+    """Turn TensorFlow's errors about a damaged shard into one that names file, record and offset.
+
+    Iterate inside of it. An error for which the split's shards give no reason is raised as it is.
+
+    Raises:
+        CorruptShardError: a shard is damaged.
+    """
+    try:
+        yield
+    except (
+        tf.errors.DataLossError,
+        # A record that is none, or not the one planned.
+        tf.errors.InvalidArgumentError,
+        # More or fewer records than described.
+        tf.errors.FailedPreconditionError,
+        tf.errors.NotFoundError,
+    ) as error:
+        damage = find_damage(data_dir, read_dataset_info(data_dir), split)
+        if damage is None:
+            raise
+        raise damage from error
 
 
 def mask_partial_batches(dataset: tf.data.Dataset, full_rows: int | Mapping[int, int]) -> tf.data.Dataset:
@@ -378,13 +416,18 @@ def _cut_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:
             rows = tf.slice(places, first_rows[number : number + 1], counts[number : number + 1] * num_rows)
             shape = [counts[number], num_rows, length]
             indices = tf.reshape(tf.gather(pool[INDICES], rows)[:, :length], shape)
+            # One batch of zeros serves as often as it is asked for.
             segments = tf.cond(
                 _is_zero(pool[SEGMENTS]),
-                lambda indices=indices: tf.zeros_like(indices),
+                lambda shape=shape: tf.zeros([1, *shape[1:]], tf.int32),
                 lambda rows=rows, shape=shape: tf.reshape(tf.gather(pool[SEGMENTS], rows)[:, : shape[2]], shape),
             )
             labels = {head: tf.reshape(tf.gather(pool[head], rows), shape[:2]) for head in HEAD_FEATURES}
-            streams.append(tf.data.Dataset.from_tensor_slices(({INDICES: indices, SEGMENTS: segments}, labels)))
+            inputs = {
+                INDICES: tf.data.Dataset.from_tensor_slices(indices),
+                SEGMENTS: tf.data.Dataset.from_tensor_slices(segments).repeat(),
+            }
+            streams.append(tf.data.Dataset.zip((inputs, tf.data.Dataset.from_tensor_slices(labels))))
         order = tf.data.Dataset.from_tensor_slices(tf.slice(batch_shapes, begin, size))
         return tf.data.Dataset.choose_from_datasets(streams, order)
 

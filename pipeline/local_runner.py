@@ -30,7 +30,7 @@ MODES = (*_IN_PROCESS, "multi_processing")
 
 
 def make_local_runner(
-    options: PipelineOptions, *, num_workers: int, mode: str | None, log_path: str | None
+    options: PipelineOptions, *, num_workers: int, mode: str | None, log_path: str | None, process_ids_path: str
 ) -> PipelineRunner:
     """Make the local runner.
 
@@ -40,6 +40,7 @@ def make_local_runner(
         mode: `in_memory`, `multi_threading`, `multi_processing`; `None` takes processes where there is more than one
             worker, because threads of one Python interpreter are slower than one alone.
         log_path: where worker processes leave what they say; `None` lets them say it on stderr.
+        process_ids_path: where worker processes leave their ids, for `watch_workers`.
 
     Raises:
         OptionError: the two contradict each other.
@@ -47,7 +48,10 @@ def make_local_runner(
     if mode == "in_memory" and num_workers > 1:
         raise OptionError(f"--direct_running_mode in_memory has one worker, but --direct_num_workers is {num_workers}")
     mode = mode or ("in_memory" if num_workers == 1 else "multi_processing")
-    environment = _subprocess_environment(log_path) if mode == "multi_processing" else _IN_PROCESS[mode]()
+    if mode == "multi_processing":
+        environment = _subprocess_environment(log_path, process_ids_path)
+    else:
+        environment = _IN_PROCESS[mode]()
     direct = options.view_as(DirectOptions)
     direct.direct_num_workers = num_workers
     # With a mode of its own, the runner would replace our worker command, which is quoted, by one which is not.
@@ -61,12 +65,15 @@ def make_local_runner(
     )
 
 
-def _subprocess_environment(log_path: str | None) -> SubprocessSDKEnvironment:
+def _subprocess_environment(log_path: str | None, process_ids_path: str) -> SubprocessSDKEnvironment:
     """Return worker processes of this interpreter that can import what this process can, wherever it was started."""
     repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     paths = [repository, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    command = f"{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+    # `exec` keeps the shell's process id, so that the one noted is the worker's.
+    note = f"echo $$ >> {shlex.quote(process_ids_path)}"
+    # `-P` keeps a directory `pipeline` in the current directory from being taken for this package.
+    command = f"exec {shlex.quote(sys.executable)} -P -m pipeline.local_worker {os.getpid()}"
     redirection = f" 2>> {shlex.quote(log_path)}" if log_path else ""
     return SubprocessSDKEnvironment.from_command_string(
-        f"PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))} exec {command}{redirection}"
+        f"{note}; export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))}; {command}{redirection}"
     )

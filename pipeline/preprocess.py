@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from pipeline import errors, filesystem
@@ -20,12 +21,13 @@ from pipeline.errors import OptionError, OutputWriteError, PipelineError
 from pipeline.inputs import open_sources
 from pipeline.labels import read_category_names, read_taxonomy
 from pipeline.local_runner import LOCAL_RUNNERS, MODES, make_local_runner
-from pipeline.progress import WORKER_LOG_NAME, progress_bars
+from pipeline.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
 from pipeline.publish import staging_directory
 from pipeline.references import Job
 from pipeline.sources import TreeSource
 from pipeline.transforms import PreprocessCorpus
 from pipeline.vocabulary import parse_vocab
+from pipeline.worker_watch import WORKER_DIED, watch_workers
 
 # Starting worker processes takes as long as tokenizing about this much text in one process.
 _BYTES_WORTH_WORKERS = 100 << 20
@@ -126,6 +128,8 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     """
     engine = engine or EngineOptions()
     options = PipelineOptions(list(engine.beam_args), runner=None)
+    # Clients of remote file systems are made from these options, and needed before there is a pipeline.
+    FileSystems.set_options(options)
     # Before the output is touched, so that wrong input leaves no trace.
     job = prepare(config)
     with (
@@ -134,6 +138,7 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
         _beam_errors_as_ours(),
     ):
         job = dataclasses.replace(job, staging_dir=staging_dir, progress_dir=progress_dir if engine.is_local else None)
+        process_ids_path = os.path.join(progress_dir, PROCESS_IDS_NAME)
         if engine.is_local:
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
             runner = make_local_runner(
@@ -141,14 +146,20 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
                 num_workers=_choose_num_workers(engine, job),
                 mode=engine.running_mode,
                 log_path=log_path,
+                process_ids_path=process_ids_path,
             )
             pipeline = beam.Pipeline(runner=runner, options=options)
         else:
             options.view_as(StandardOptions).runner = engine.runner
             pipeline = beam.Pipeline(options=options)
         build(pipeline, job)
-        pipeline.run().wait_until_finish()
+        with watch_workers(process_ids_path, lambda: _is_moved_away(staging_dir)):
+            pipeline.run().wait_until_finish()
         return read_dataset_info(config.output_dir)
+
+
+def _is_moved_away(staging_dir: str) -> bool:
+    return not filesystem.is_remote(staging_dir) and not os.path.exists(staging_dir)
 
 
 def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
@@ -193,8 +204,5 @@ def _beam_errors_as_ours() -> Iterator[None]:
         if "KeyboardInterrupt" in text:
             raise KeyboardInterrupt from error
         if "Channel closed prematurely" in text or "Worker subprocess exited" in text:
-            raise OutputWriteError(
-                "a worker process died, killed from outside or for lack of memory; nothing was published: "
-                "run the same command again, with a smaller --direct_num_workers if memory is short"
-            ) from error
+            raise OutputWriteError(WORKER_DIED) from error
         raise

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 WORKER_LOG_NAME = "workers.log"
+PROCESS_IDS_NAME = "workers.pid"
 _SECONDS_BETWEEN_WRITES = 0.5
 _SECONDS_BETWEEN_DRAWINGS = 0.5
 
@@ -57,7 +58,7 @@ def read_counts(directory: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name in os.listdir(directory):
         stage = name.split("-")[0]
-        if name.endswith(".tmp") or name == WORKER_LOG_NAME:
+        if name.endswith(".tmp") or name in (WORKER_LOG_NAME, PROCESS_IDS_NAME):
             continue
         with open(os.path.join(directory, name), encoding="ascii") as stream:
             counts[stage] = counts.get(stage, 0) + int(stream.read() or 0)

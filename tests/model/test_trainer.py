@@ -296,16 +296,33 @@ def test_replicas_do_not_change_the_result(inputs, tmp_path):
     common = inputs | {"dropout": 0.0, "limit_steps": 20, "eval_batch_size": 5}
     one = common | {"output_dir": str(tmp_path / "one"), "strategy": "one_device"}
     two = common | {"output_dir": str(tmp_path / "two"), "strategy": "mirrored", "cpu_replicas": 2}
-    two_in_parts = two | {"output_dir": str(tmp_path / "parts"), "accumulate_steps": 2, "precision": "bfloat16"}
     # Two devices first: they can only be made before TensorFlow starts.
-    wait_for(start_training(two, one, two_in_parts))
+    wait_for(start_training(two, one))
     assert_equal_within_rounding(tmp_path / "two", tmp_path / "one")
     with (tmp_path / "one" / "metrics.csv").open() as one, (tmp_path / "two" / "metrics.csv").open() as two:
         for row, other in zip(csv.DictReader(one), csv.DictReader(two), strict=True):
             assert {key: float(value) for key, value in row.items()} == {
                 key: pytest.approx(float(value), abs=1e-4) for key, value in other.items()
             }
-    assert (tmp_path / "parts" / "report.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bfloat16", "accumulate_steps": 2, "strategy": "mirrored", "cpu_replicas": 2},
+        {"encoder": "keras_bert", "optimizer": "adam", "clip_norm": 0.0, "buckets": "off", "batch_size": 4},
+        {"xla": "on", "buckets": "off", "pooling": "max", "schedule": "linear", "limit_steps": 15},
+        {"batch_tokens": 64, "buckets": (8, 12), "max_len": 12, "label_smoothing": (("second", 0.1),)},
+        {"balance_classes": ("second",), "monitor": "loss", "loss_weights": (("second", 0.5),), "warmup": 0.1},
+    ],
+)
+def test_other_options_train_too(inputs, tmp_path, options):
+    wait_for(start_training(inputs | {"output_dir": str(tmp_path), "epochs": 4} | options))
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        losses = [float(row["loss"]) for row in csv.DictReader(stream)]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "report.json").exists()
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_engine_options_are_checked() -> None:
     with pytest.raises(OptionError, match="--direct_running_mode: expected one of in_memory, multi_threading"):
         EngineOptions(running_mode="threads")
     with pytest.raises(OptionError, match="in_memory has one worker, but --direct_num_workers is 2"):
-        make_local_runner(PipelineOptions([]), num_workers=2, mode="in_memory", log_path=None)
+        make_local_runner(PipelineOptions([]), num_workers=2, mode="in_memory", log_path=None, process_ids_path="")
     assert EngineOptions().is_local
     assert not EngineOptions(runner="DataflowRunner").is_local
 

@@ -1,0 +1,328 @@
+"""Label texts with a finished run: `python -m model.predict --run RUN [--input FILE]`, text lines in, JSON lines out.
+
+    $ echo 日本队夺冠 | python -m model.predict --run RUN --top_k 2
+    {"line": 1, "category": {"label": "体育", "probability": 0.98, "top": [{"label": "体育", "probability": 0.98},
+     {"label": "娱乐", "probability": 0.01}]}, "second": {"label": …}}                       (on one line)
+
+As many lines go out as come in, in the same order; one that cannot be labelled gives `{"line": 2, "error": "…"}`. Every
+line is normalized and tokenized exactly as the training texts were. What has arrived is answered before more is read:
+memory stays bounded, and whoever types a line gets its answer at once.
+"""
+
+import dataclasses
+import gzip
+import io
+import json
+import logging
+import os
+import stat
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from model.evaluate import FinishedRun, load_finished_run
+from model.finished_run import load_run_vocab
+from pipeline import filesystem
+from pipeline.command_line import CommandParser, run_command
+from pipeline.config import TSV_COLUMNS, require
+from pipeline.corpus import normalize_text
+from pipeline.errors import InputFormatError
+from pipeline.schema import INDICES, SEGMENTS
+from pipeline.tokenization import Tokenizer
+
+TEXT_COLUMN = "text"
+MAX_LINE_BYTES = 16 << 20
+
+# Some 15,000 titles or 350 articles: enough that sorting them by length leaves little padding.
+_BLOCK_BYTES = 1 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_EMPTY = "nothing is left of it after normalization"
+_NO_TOKEN = "holds nothing but spaces and characters that are dropped"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """The options of `python -m model.predict`; see its `--help` for their meaning.
+
+    Attributes:
+        run_dir: a finished run.
+        input_path: `None` reads standard input.
+        tsv_columns: `None` takes the whole line as text.
+    """
+
+    run_dir: str
+    input_path: str | None = None
+    tsv_columns: tuple[str, ...] | None = None
+    top_k: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.top_k is None or self.top_k >= 1, f"--top_k: expected at least 1, got {self.top_k}")
+        require(self.batch_size >= 1, f"--batch_size: expected at least 1, got {self.batch_size}")
+        if self.tsv_columns is not None:
+            columns = ",".join(self.tsv_columns)
+            require(
+                self.tsv_columns.count(TEXT_COLUMN) == 1 and set(self.tsv_columns) <= {*TSV_COLUMNS, "-"},
+                f"--tsv_columns: expected {TEXT_COLUMN} once, and {', '.join(TSV_COLUMNS[1:])} or '-' for every other "
+                f"column, got {columns!r}",
+            )
+        require(
+            self.input_path is None or not filesystem.is_remote(self.input_path),
+            f"--input {self.input_path}: expected a local file; copy it here, or pipe it in",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPredictions:
+    """What a run says about some texts.
+
+    Attributes:
+        probabilities: head -> float32 [N, classes]; NaN in the rows of `errors`.
+        errors: row -> why this text has no labels.
+    """
+
+    probabilities: Mapping[str, np.ndarray]
+    errors: Mapping[int, str]
+
+
+class Predictor:
+    """A finished run, ready to label texts."""
+
+    def __init__(self, finished: FinishedRun, *, batch_size: int = 64):
+        """Prepare.
+
+        Args:
+            finished: see `model.evaluate.load_finished_run`.
+            batch_size: texts at a time; those of similar length go together.
+
+        Raises:
+            MissingInputError, InputFormatError: the run's vocabulary is missing or damaged.
+        """
+        self.labels = finished.labels
+        self._tokenizer = Tokenizer(load_run_vocab(finished), max_len=finished.max_len)
+        self._predict_fn = _make_predict_fn(finished)
+        self._batch_size = batch_size
+
+    def predict(self, texts: Sequence[str]) -> TextPredictions:
+        """Label texts, as they are (not normalized); in order.
+
+        Raises:
+            InputFormatError: a text holds a lone surrogate.
+        """
+        normalized = [normalize_text(text) for text in texts]
+        rows = self._tokenizer.encode_arrays(normalized)
+        lengths = rows.lengths
+        errors = {row: _NO_TOKEN if normalized[row] else _EMPTY for row in np.flatnonzero(lengths == 2).tolist()}
+        probabilities = {
+            head: np.full((len(texts), len(names)), np.nan, np.float32) for head, names in self.labels.items()
+        }
+        order = np.argsort(lengths, kind="stable")
+        order = order[lengths[order] > 2]
+        for start in range(0, order.size, self._batch_size):
+            batch = order[start : start + self._batch_size]
+            indices = np.zeros((batch.size, lengths[batch[-1]]), np.int32)
+            for place, row in enumerate(batch.tolist()):
+                ids = rows.ids[rows.row_splits[row] : rows.row_splits[row + 1]]
+                indices[place, : ids.size] = ids
+            outputs = self._predict_fn({INDICES: indices, SEGMENTS: np.zeros_like(indices)})
+            for head, values in outputs.items():
+                probabilities[head][batch] = values.numpy()
+        return TextPredictions(probabilities=probabilities, errors=errors)
+
+
+def _make_predict_fn(finished: FinishedRun) -> Callable[[dict[str, np.ndarray]], dict[str, tf.Tensor]]:
+    @tf.function(input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in (INDICES, SEGMENTS)}])
+    def predict(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        outputs = finished.model([inputs[INDICES], inputs[SEGMENTS]], training=False)
+        return {head: outputs[head] for head in finished.labels}
+
+    return predict
+
+
+class ByteReader(Protocol):
+    """What lines are read from: standard input, a file, a gzip stream."""
+
+    def read1(self, size: int, /) -> bytes:
+        """Return what is there, at most `size` bytes; wait if nothing is; nothing at the end."""
+
+
+def read_blocks(stream: ByteReader) -> Iterator[list[bytes]]:
+    """Read lines, as many at a time as there are.
+
+    Yields:
+        Lines without their line feed, which is the only line end; at least one. Of one longer than MAX_LINE_BYTES comes
+        only a part, longer than that too.
+
+    Raises:
+        InputFormatError: it is gzip, and damaged.
+    """
+    parts: list[bytes] = []
+    num_lines = num_bytes = 0
+    try:
+        while block := stream.read1(_BLOCK_BYTES):
+            head, *others = block.split(b"\n")
+            if num_bytes <= MAX_LINE_BYTES:
+                parts.append(head)
+                num_bytes += len(head)
+            if others:
+                yield [b"".join(parts), *others[:-1]]
+                num_lines += len(others)
+                parts, num_bytes = [others[-1]], len(others[-1])
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputFormatError(f"the input is a damaged gzip stream behind line {num_lines:,} ({error})") from None
+    if num_bytes:
+        yield [b"".join(parts)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BadLine:
+    """A line without a text.
+
+    Attributes:
+        error: what is wrong with it.
+    """
+
+    error: str
+
+
+def parse_line(line: bytes, columns: tuple[str, ...] | None) -> str | BadLine:
+    """Return the text of a line.
+
+    Args:
+        line: without its line feed.
+        columns: what its tab-separated columns hold, one of them TEXT_COLUMN; `None` if all of it is the text.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        return BadLine(f"longer than {MAX_LINE_BYTES:,} bytes")
+    if columns is not None:
+        fields = line.removesuffix(b"\r").split(b"\t")
+        if len(fields) != len(columns):
+            return BadLine(f"expected {len(columns)} columns ({','.join(columns)}), got {len(fields)}")
+        line = fields[columns.index(TEXT_COLUMN)]
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadLine(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}: {error.reason}")
+
+
+def predict_lines(
+    predictor: Predictor, lines: Sequence[bytes], *, columns: tuple[str, ...] | None = None, top_k: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield for each line what is printed about it, as JSON values without its number.
+
+    Args:
+        predictor: labels the texts.
+        lines: see `read_blocks`.
+        columns: see `parse_line`.
+        top_k: how many of the most probable labels to list; `None` for the most probable one alone.
+    """
+    parsed = [parse_line(line, columns) for line in lines]
+    predictions = predictor.predict([text for text in parsed if isinstance(text, str)])
+    row = 0
+    for text in parsed:
+        if isinstance(text, BadLine):
+            yield {"error": text.error}
+            continue
+        if row in predictions.errors:
+            yield {"error": predictions.errors[row]}
+        else:
+            yield {
+                head: _describe_head(names, predictions.probabilities[head][row], top_k)
+                for head, names in predictor.labels.items()
+            }
+        row += 1
+
+
+def _describe_head(names: Sequence[str], probabilities: np.ndarray, top_k: int | None) -> dict[str, Any]:
+    # The decimal number that stands for this float32: 0.9, not 0.8999999761581421.
+    ranked = [
+        {"label": names[label], "probability": float(str(probabilities[label]))}
+        for label in np.argsort(-probabilities, kind="stable")[: top_k or 1].tolist()
+    ]
+    return ranked[0] if top_k is None else {**ranked[0], "top": ranked}
+
+
+def _open_input(path: str | None) -> io.BufferedReader:
+    stream = sys.stdin.buffer if path is None else filesystem.open_for_reading(path)
+    if not isinstance(stream, io.BufferedReader):
+        raise TypeError(f"expected a buffered byte stream, got {type(stream).__name__}")
+    return stream
+
+
+def _estimate_lines(raw: io.BufferedReader, num_lines: int) -> int | None:
+    """Return how many lines a file seems to have, from those read so far; `None` for a pipe or a terminal."""
+    status = os.fstat(raw.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return max(num_lines, round(num_lines * status.st_size / max(raw.tell(), 1)))
+
+
+def predict_input(config: PredictConfig) -> None:
+    """Label every line of the input on standard output.
+
+    Raises:
+        MissingInputError: there is no such run or input, or the run is not finished.
+        InputFormatError: a file of the run is damaged, or the input is a damaged gzip stream.
+    """
+    predictor = Predictor(load_finished_run(config.run_dir), batch_size=config.batch_size)
+    started = time.perf_counter()
+    num_lines = num_errors = 0
+    # A bar between the answers would help nobody.
+    show_bar = sys.stderr.isatty() and not sys.stdout.isatty()
+    with _open_input(config.input_path) as raw, tqdm(unit=" lines", disable=not show_bar, dynamic_ncols=True) as bar:
+        if raw.isatty():
+            logger.info("reading lines from the terminal, Ctrl-D ends")
+        stream: ByteReader = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP_MAGIC else raw
+        for lines in read_blocks(stream):
+            answers = predict_lines(predictor, lines, columns=config.tsv_columns, top_k=config.top_k)
+            for number, answer in enumerate(answers, num_lines + 1):
+                sys.stdout.write(json.dumps({"line": number, **answer}, ensure_ascii=False) + "\n")
+                num_errors += "error" in answer
+            sys.stdout.flush()
+            num_lines += len(lines)
+            bar.total = _estimate_lines(raw, num_lines)
+            bar.update(len(lines))
+    seconds = time.perf_counter() - started
+    logger.info("%s lines in %.1f s, %s lines/s", f"{num_lines:,}", seconds, f"{num_lines / max(seconds, 1e-9):,.0f}")
+    if num_errors:
+        logger.warning('%s of them have no labels; their lines say "error" and why', f"{num_errors:,}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Label lines of text."""
+    parser = CommandParser(
+        prog="python -m model.predict", description="Label lines of text with a finished run, one line of JSON each."
+    )
+    parser.add_argument("--run", required=True, metavar="RUN", help="directory that run_train.py wrote")
+    parser.add_argument("--input", metavar="FILE", help="text file, plain or gzip (default: standard input)")
+    parser.add_argument(
+        "--tsv_columns",
+        metavar="NAMES",
+        help="what the tab-separated columns of a line hold: text, and category, second or '-' for those that are not "
+        "used; --tsv_columns=-,text where the first is '-'",
+    )
+    parser.add_argument("--top_k", type=int, metavar="K", help="list the K most probable labels of each head")
+    parser.add_argument("--batch_size", type=int, default=64, help="texts at a time")
+    arguments = parser.parse_args(argv)
+    predict_input(
+        PredictConfig(
+            run_dir=arguments.run,
+            input_path=arguments.input,
+            tsv_columns=None if arguments.tsv_columns is None else tuple(arguments.tsv_columns.split(",")),
+            top_k=arguments.top_k,
+            batch_size=arguments.batch_size,
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

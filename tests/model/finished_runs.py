@@ -1,0 +1,78 @@
+"""A finished run on texts, made in a second: everything a run leaves behind and others read, but never trained."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.checkpoint import save_bert_dir
+from model.classifier import build_classifier
+from model.run_dir import RunDir
+from model.run_inputs import RunInputs, read_run_inputs
+from model.weights import save_model_weights
+from pipeline.corpus import normalize_text
+from pipeline.tokenization import Tokenizer
+from tests.model.runs import TINY_BERT, make_bert_dir, tiny_config
+from tests.tiny_dataset import TinyExample, write_tiny_dataset
+
+MAX_LEN = 20
+LABELS = (("体育", "财经/交易", "娱乐"), ("动", "静"))
+# [CLS] and [SEP] have the ids that `tests.tiny_dataset` gives them.
+VOCAB = (
+    *("[PAD]", "[CLS]", "[SEP]", "[UNK]", *"，。！中国新闻体育你好的是不"),
+    *("be", "##rt", "bert", "##e", "a", "##a", "b", "##b", "ab", "##ab", "σ", "##ς", "##σ", "é", "20", "##20"),
+    *("\u1112", "##\u1161", "##\u11ab", "\u302e", "##\u302f", "##\u0903", "i", "##i", "the", "##2"),
+)
+TEXTS = (
+    "中国新闻，体育！",
+    "你好BERT",
+    "the abba 2020，不是",
+    "体育\n\n体育",
+    "中" * 40,
+    "abab" * 20,
+    "好",
+    "ΣΑΣ 한 a☃b ☃☃",
+    "不不不。。是",
+    "国国",
+    "berte the",
+)
+
+
+def make_text_data_dir(path: Path, texts: Sequence[str] = TEXTS, *, max_len: int = MAX_LEN) -> Path:
+    """Write a dataset directory whose every split holds these texts, as preprocessing tokenizes them."""
+    tokenizer = Tokenizer({token: token_id for token_id, token in enumerate(VOCAB)}, max_len=max_len)
+    examples = [
+        TinyExample(
+            indices=tokenizer.encode(normalize_text(text))[0],
+            label=number % 3,
+            second_label=number % 2,
+            key=f"texts:{number}",
+        )
+        for number, text in enumerate(texts)
+    ]
+    splits = {"train": examples, "dev": examples[:5], "test": examples}
+    write_tiny_dataset(path, splits, max_len=max_len, vocab=VOCAB, labels=LABELS)
+    return path
+
+
+def make_finished_run(path: Path, **options: object) -> Path:
+    """Write dataset, BERT and a finished run below `path`, and return the run's directory."""
+    data_dir = make_text_data_dir(path / "data")
+    bert_dir = make_bert_dir(path / "bert", dataclasses.replace(TINY_BERT, vocab_size=len(VOCAB)), VOCAB)
+    config = tiny_config(data_dir=str(data_dir), bert_dir=str(bert_dir), output_dir=str(path / "run"), **options)
+    inputs: RunInputs = read_run_inputs(config)
+    run = RunDir(path / "run")
+    run.path.mkdir()
+    run.vocab.write_bytes((bert_dir / "vocab.txt").read_bytes())
+    run.bert_config.write_bytes((bert_dir / "bert_config.json").read_bytes())
+    run.write_config(inputs.describe(config))
+    model = build_classifier(
+        bert_dir, inputs.head_sizes(config.heads), config.pooling, config.encoder, policy="float32"
+    )
+    for head in config.heads:
+        kernel = model.get_layer(f"{head}_logits").kernel
+        kernel.assign(kernel * 5)  # no two texts get the same probabilities
+    save_model_weights(run.weights, model)
+    save_bert_dir(model, run.bert_config, run.vocab, run.bert)
+    run.report.write_text(json.dumps({"split": "test"}), encoding="utf-8")
+    return run.path

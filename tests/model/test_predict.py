@@ -1,0 +1,248 @@
+"""Prediction: what `evaluate` says about the same texts, in the order of the lines, and never a line lost."""
+
+import gzip
+import io
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import model.predict
+from model.evaluate import load_finished_run, predict_split
+from model.predict import PredictConfig, Predictor, main, parse_line, predict_lines, read_blocks
+from pipeline.command_line import run_command
+from pipeline.errors import InputFormatError, MissingInputError, OptionError
+from tests.model.finished_runs import LABELS, TEXTS, make_finished_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_finished_run(tmp_path_factory.mktemp("predict"))
+
+
+@pytest.fixture(scope="module")
+def finished(run):
+    return load_finished_run(str(run))
+
+
+@pytest.fixture(scope="module")
+def predictor(finished):
+    return Predictor(finished, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def expected(run, finished):
+    """What evaluation computes from the records of the same texts: head -> [N, classes]."""
+    split = predict_split(finished.model, str(run.parent / "data"), "test", heads=["category", "second"], batch_size=3)
+    return split.probabilities
+
+
+def predict_file(run, content, tmp_path, capsys, *options):
+    path = tmp_path / "input"
+    path.write_bytes(content)
+    assert main(["--run", str(run), "--input", str(path), *options]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_says_what_evaluation_says(predictor, expected):
+    predictions = predictor.predict(TEXTS)
+    assert not predictions.errors
+    for head, probabilities in expected.items():
+        np.testing.assert_allclose(predictions.probabilities[head], probabilities, atol=1e-6)
+        assert len(np.unique(probabilities[:, 0].round(4))) > len(TEXTS) / 2
+
+
+def test_no_texts(predictor):
+    predictions = predictor.predict([])
+    assert {head: values.shape for head, values in predictions.probabilities.items()} == {
+        "category": (0, 3),
+        "second": (0, 2),
+    }
+
+
+def test_order_does_not_depend_on_lengths(predictor, expected):
+    order = random.Random(0).choices(range(len(TEXTS)), k=50)
+    predictions = predictor.predict([TEXTS[number] for number in order])
+    np.testing.assert_allclose(predictions.probabilities["category"], expected["category"][order], atol=1e-6)
+
+
+def test_lines(run, tmp_path, capsys, expected):
+    texts = [text.replace("\n", "。") for text in TEXTS]
+    answers = predict_file(run, "\r\n".join(texts).encode(), tmp_path, capsys)
+    assert [answer["line"] for answer in answers] == list(range(1, len(TEXTS) + 1))
+    for number, answer in enumerate(answers):
+        assert list(answer) == ["line", "category", "second"]
+        for head, names in zip(("category", "second"), LABELS, strict=True):
+            best = int(expected[head][number].argmax())
+            assert answer[head] == {
+                "label": names[best],
+                "probability": pytest.approx(float(expected[head][number][best]), abs=1e-6),
+            }
+
+
+def test_top_k(run, tmp_path, capsys, expected):
+    (answer,) = predict_file(run, TEXTS[0].encode(), tmp_path, capsys, "--top_k", "2")
+    top = answer["category"]["top"]
+    ranking = np.argsort(-expected["category"][0])[:2]
+    assert [entry["label"] for entry in top] == [LABELS[0][label] for label in ranking]
+    assert top[0] == {key: answer["category"][key] for key in ("label", "probability")}
+    assert [entry["probability"] for entry in top] == pytest.approx(expected["category"][0][ranking].tolist(), abs=1e-6)
+    (answer,) = predict_file(run, TEXTS[0].encode(), tmp_path, capsys, "--top_k", "9")
+    assert len(answer["category"]["top"]) == 3
+    assert sum(entry["probability"] for entry in answer["category"]["top"]) == pytest.approx(1)
+
+
+def test_bad_lines_are_answered_in_their_place(run, tmp_path, capsys, expected):
+    good = TEXTS[0].encode()
+    lines = [b"", good, b"\xff\xfe", " \u3000\t".encode(), good[:-1], "\u200b\x01".encode(), good, b"\r", good]
+    answers = predict_file(run, b"\n".join(lines) + b"\n", tmp_path, capsys)
+    assert [answer["line"] for answer in answers] == list(range(1, 10))
+    errors = {answer["line"]: answer["error"] for answer in answers if "error" in answer}
+    assert set(errors) == {1, 3, 4, 5, 6, 8}
+    for number in (1, 4, 8):
+        assert "nothing is left" in errors[number]
+    assert "byte 0xff at position 0" in errors[3]
+    assert f"position {len(good) - 3}" in errors[5]
+    assert "characters that are dropped" in errors[6]
+    best = expected["category"][0].max()
+    for number in (2, 7, 9):
+        assert answers[number - 1]["category"]["probability"] == pytest.approx(float(best), abs=1e-6)
+
+
+def test_nothing_but_bad_lines(run, tmp_path, capsys):
+    answers = predict_file(run, b"\n\xff\n", tmp_path, capsys)
+    assert ["error" in answer for answer in answers] == [True, True]
+    assert predict_file(run, b"", tmp_path, capsys) == []
+
+
+def test_columns(run, tmp_path, capsys, expected):
+    rows = [b"1\t" + TEXTS[1].encode() + b"\tx", b"1\tone short", "2\t你好BERT\ty\r".encode(), b"\t\t", b"a\tb\tc\td"]
+    answers = predict_file(run, b"\n".join(rows), tmp_path, capsys, "--tsv_columns=-,text,category")
+    best = pytest.approx(float(expected["category"][1].max()), abs=1e-6)
+    assert answers[0]["category"]["probability"] == best
+    assert answers[1] == {"line": 2, "error": "expected 3 columns (-,text,category), got 2"}
+    assert answers[2]["category"]["probability"] == best
+    assert "nothing is left" in answers[3]["error"]
+    assert answers[4]["error"].endswith("got 4")
+
+
+def test_without_columns_a_tab_is_part_of_the_text():
+    assert parse_line(b"a\tb", None) == "a\tb"
+
+
+def test_gzip(run, tmp_path, capsys):
+    content = "\n".join(["你好", "", *["中国新闻"] * 3000]).encode()
+    answers = predict_file(run, gzip.compress(content), tmp_path, capsys)
+    assert len(answers) == 3002
+    assert ["error" in answer for answer in answers[:3]] == [False, True, False]
+
+
+def test_damaged_gzip_keeps_what_was_read(run, tmp_path, capsys):
+    path = tmp_path / "input.gz"
+    path.write_bytes(gzip.compress("你好\n中国\n".encode()) + b"rubbish")
+    with pytest.raises(InputFormatError, match="damaged gzip stream behind line 2"):
+        main(["--run", str(run), "--input", str(path)])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_probabilities_are_written_as_they_are(predictor):
+    (answer,) = predict_lines(predictor, ["你好".encode()], top_k=3)
+    written = [entry["probability"] for entry in answer["category"]["top"]]
+    values = predictor.predict(["你好"]).probabilities["category"][0]
+    assert np.array_equal(np.float32(sorted(written)), np.sort(values))
+    assert max(len(str(probability)) for probability in written) <= 14
+
+
+class Pieces:
+    """A stream that returns what it is given piece by piece, as a pipe does."""
+
+    def __init__(self, *pieces):
+        self._pieces = list(pieces)
+        self.asked = 0
+
+    def read1(self, size):
+        self.asked += 1
+        return self._pieces.pop(0) if self._pieces else b""
+
+
+def test_blocks_are_what_has_arrived():
+    stream = Pieces(b"one\ntw", b"o", b"\n", b"three\nfour\nfi", b"ve")
+    blocks = read_blocks(stream)
+    assert next(blocks) == [b"one"]
+    assert stream.asked == 1  # an answer does not wait for the next line
+    assert list(blocks) == [[b"two"], [b"three", b"four"], [b"five"]]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a", b"a\n", b"\n\n", b"a\n\nb", b"\x0b\n\x85\r\r\n\xe2\x80\xa8"])
+def test_as_many_lines_as_line_feeds(content):
+    lines = [line for block in read_blocks(io.BytesIO(content)) for line in block]
+    assert lines == content.removesuffix(b"\n").split(b"\n") if content else lines == []
+
+
+def test_a_line_without_end_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(model.predict, "MAX_LINE_BYTES", 10)
+    stream = Pieces(b"a\n" + b"x" * 8, *[b"x" * 8] * 1000, b"xx\nb" + b"y" * 9 + b"\n", b"z" * 11)
+    lines = [line for block in read_blocks(stream) for line in block]
+    assert [(line[:1], len(line)) for line in lines] == [(b"a", 1), (b"x", 16), (b"b", 10), (b"z", 11)]
+    assert [isinstance(parse_line(line, None), str) for line in lines] == [True, False, True, False]
+    assert "longer than 10 bytes" in parse_line(lines[1], None).error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "--top_k: expected at least 1, got 0"),
+        ({"batch_size": 0}, "--batch_size: expected at least 1, got 0"),
+        ({"tsv_columns": ("category",)}, "--tsv_columns: expected text once"),
+        ({"tsv_columns": ("text", "text")}, "--tsv_columns: expected text once"),
+        ({"tsv_columns": ("text", "title")}, "--tsv_columns: .* got 'text,title'"),
+        ({"input_path": "gs://bucket/file"}, "--input gs://bucket/file: expected a local file"),
+    ],
+)
+def test_options(options, message):
+    with pytest.raises(OptionError, match=message):
+        PredictConfig(run_dir="run", **options)
+
+
+def test_refuses_what_is_no_finished_run(tmp_path, capsys):
+    with pytest.raises(MissingInputError, match="no run here"):
+        main(["--run", str(tmp_path)])
+    run = make_finished_run(tmp_path)
+    (run / "report.json").unlink()
+    with pytest.raises(MissingInputError, match="not finished"):
+        main(["--run", str(run)])
+    assert run_command(main, ["--run", str(run)]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_refuses_another_vocabulary(tmp_path):
+    run = make_finished_run(tmp_path)
+    vocab = run / "vocab.txt"
+    vocab.write_bytes(vocab.read_bytes().replace("中\n国\n".encode(), "国\n中\n".encode()))
+    with pytest.raises(InputFormatError, match=r"vocab\.txt: not the vocabulary this run was trained with"):
+        main(["--run", str(run)])
+
+
+def test_standard_input(run, expected):
+    command = [sys.executable, "-m", "model.predict", "--run", str(run)]
+    repository = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        process.stdin.write(TEXTS[0].encode() + b"\n")
+        process.stdin.flush()
+        # The answer comes while the input is still open.
+        answer = json.loads(process.stdout.readline())
+        output, log = process.communicate(b"\n" + TEXTS[1].encode())
+    assert process.returncode == 0
+    assert answer["line"] == 1
+    assert answer["category"]["probability"] == pytest.approx(float(expected["category"][0].max()), abs=1e-6)
+    rest = [json.loads(line) for line in output.splitlines()]
+    assert [list(line)[:2] for line in rest] == [["line", "error"], ["line", "category"]]
+    assert b"3 lines in" in log
+    assert b"1 of them have no labels" in log

@@ -1,0 +1,118 @@
+"""What all commands share: exit statuses, one line for each error, and output that ends well."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.command_line import VERSION, CommandParser, run_command
+from pipeline.errors import CorruptShardError, NonFiniteLossError, OptionError, OutputWriteError, PipelineError
+from tests.pipeline.corpora import own_logging
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(error: BaseException | None, *arguments: str) -> int:
+    def main(argv: Sequence[str]) -> int:
+        assert list(argv) == list(arguments)
+        if error:
+            raise error
+        return 0
+
+    with own_logging():
+        return run_command(main, arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (None, 0, ""),
+        (OptionError("--x: wrong"), 2, "error: --x: wrong\n"),
+        (OutputWriteError("disk full"), 1, "error: disk full\n"),
+        (CorruptShardError("x: bad", path="x", record=3, offset=99), 2, "error: x: bad\n"),
+        (NonFiniteLossError("nan", head="second", step=7), 1, "error: nan\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_exit_status_and_message(
+    capsys: pytest.CaptureFixture[str], error: BaseException | None, status: int, said: str
+) -> None:
+    assert run(error) == status
+    assert capsys.readouterr() == ("", said)
+
+
+def test_defects_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(ZeroDivisionError())
+
+
+def test_debug_shows_the_traceback_of_an_error() -> None:
+    with pytest.raises(OptionError):
+        run(OptionError("x"), "--debug")
+
+
+def test_an_error_is_one_line_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(OptionError("two\nlines\r, \x1b[31mred\x85 \u2028 体育\u3000")) == 2
+    assert capsys.readouterr().err.endswith("error: two\\nlines\\r, \\x1b[31mred\\x85 \\u2028 体育\u3000\n")
+
+
+@pytest.mark.parametrize("error", [PipelineError(), PipelineError("a", "b"), PipelineError(7)])
+def test_an_error_is_always_a_string(error: PipelineError) -> None:
+    assert str(error) in ("", "a", "7")
+
+
+def test_parser_errors_are_option_errors() -> None:
+    parser = CommandParser(prog="tool", description="d")
+    parser.add_argument("--number", type=int)
+    with pytest.raises(OptionError, match="argument --number: invalid int value: 'x'; see tool --help"):
+        parser.parse_args(["--number", "x"])
+    with pytest.raises(OptionError, match="unrecognized arguments: --num"):
+        parser.parse_args(["--num", "1"])  # no abbreviations: a misspelt option is an error
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser(prog="tool", description="d")
+    for option, expected in (("--version", f"tool {VERSION}\n"), ("--help", "usage: tool")):
+        with pytest.raises(SystemExit) as leaving:
+            parser.parse_args([option])
+        assert leaving.value.code == 0
+        assert capsys.readouterr().out.startswith(expected)
+
+
+def test_messages_of_beam_are_shown_with_debug_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: Sequence[str]) -> int:
+        for path in ("/site-packages/apache_beam/x.py", "/site-packages/pipeline/x.py"):
+            record = logging.LogRecord("x", logging.WARNING, path, 1, f"from {path}", (), None)
+            logging.getLogger().handle(record)
+        return 0
+
+    with own_logging():
+        run_command(main, [])
+    assert capsys.readouterr().err == "from /site-packages/pipeline/x.py\n"
+    with own_logging():
+        run_command(main, ["--debug"])
+    assert "from /site-packages/apache_beam/x.py\n" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline.command_line import run_command\n"
+        "def main(argv):\n"
+        "    for number in range(100_000): print('line', number)\n"
+        "    return 0\n"
+        "sys.exit(run_command(main, []))\n"
+    )
+    reader, writer = os.pipe()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=tmp_path
+    )
+    os.close(writer)
+    assert os.read(reader, 10)
+    os.close(reader)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (0, b"")
