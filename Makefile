@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-slow lint bench lock clean
+.PHONY: help demo test test-slow test-remote lint bench lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -20,6 +20,9 @@ test: .venv/dev.stamp lint  ## lint and the fast tests
 
 test-slow: .venv/dev.stamp  ## the tests that take minutes: kills, several processes, whole-corpus equality
 	$(PY) -m pytest -m slow
+
+test-remote: .venv-remote/stamp  ## the job from and to S3 and Google Cloud Storage, emulated on this machine
+	.venv-remote/bin/python -m pytest -m slow tests/remote
 
 lint: .venv/dev.stamp  ## format, lint, types, dead code
 	.venv/bin/ruff format --check .
@@ -35,7 +38,7 @@ bench: .venv/bench.stamp  ## every benchmark, ours against its peers; keep the m
 
 lock:  ## resolve the pinned requirements again
 	.venv/bin/pip install --quiet uv
-	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench"; do \
+	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra remote"; do \
 	  name=$$(echo "$$extra" | sed 's/.*--extra /-/; s/^$$//'); \
 	  .venv/bin/uv pip compile --quiet --generate-hashes --no-header --no-emit-index-url --no-annotate \
 	    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
@@ -43,8 +46,14 @@ lock:  ## resolve the pinned requirements again
 	done
 
 clean:  ## remove what the other targets made, the virtual environment included
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-remote demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Without TensorFlow and without hypothesis: the job needs neither.
+.venv-remote/stamp: requirements-remote.txt
+	test -x .venv-remote/bin/python || $(PYTHON) -m venv .venv-remote
+	.venv-remote/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	touch $@
 
 .venv/%.stamp: requirements-%.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv

@@ -20,6 +20,7 @@ from model.config import (
     parse_buckets,
     parse_head_values,
 )
+from model.quiet import import_tensorflow_quietly
 from pipeline.command_line import CommandParser, run_command
 from pipeline.errors import OptionError
 
@@ -178,6 +179,7 @@ def main(argv: Sequence[str]) -> int:
     if not debug:
         # What stops TensorFlow comes as an exception; what its C++ side prints beside is about itself.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import_tensorflow_quietly()
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table
     from model.trainer import train_and_evaluate

@@ -36,6 +36,7 @@ setup(
             "tf-keras==2.21.*",  # keras-bert needs Keras 2
         ],
         "bench": ["datasets", "psutil", "tensorflow-text==2.21.*", "tokenizers"],  # the peers
+        "remote": ["apache-beam[aws,gcp]", "gcp-storage-emulator", "moto[server]", "pytest"],  # object stores, emulated
         "dev": ["hypothesis", "mypy", "pytest", "ruff", "vulture"],
     },
 )

@@ -6,7 +6,7 @@ exact match   share of examples of which every head is right
 """
 
 import dataclasses
-import logging
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,15 +17,12 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from model.classifier import build_classifier
 from model.run_dir import RunDir, open_run_dir
-from model.run_inputs import TEST_SPLIT
 from model.weights import load_model_weights
 from pipeline.command_line import CommandParser, run_command
 from pipeline.dataset_info import read_dataset_info
 from pipeline.errors import MissingInputError, SchemaMismatchError
-from pipeline.input_pipeline import eval_dataset
+from pipeline.input_pipeline import eval_dataset, explain_read_errors
 from pipeline.schema import INDICES, SEGMENTS
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,11 +70,12 @@ def predict_split(
 
     labels: dict[str, list[np.ndarray]] = {head: [] for head in heads}
     probabilities: dict[str, list[np.ndarray]] = {head: [] for head in heads}
-    for inputs, right in eval_dataset(data_dir, split, batch_size, max_len):
-        outputs = predict(inputs)
-        for head in heads:
-            labels[head].append(right[head].numpy())
-            probabilities[head].append(outputs[head].numpy())
+    with explain_read_errors(data_dir, split):
+        for inputs, right in eval_dataset(data_dir, split, batch_size, max_len):
+            outputs = predict(inputs)
+            for head in heads:
+                labels[head].append(right[head].numpy())
+                probabilities[head].append(outputs[head].numpy())
     return Predictions(
         labels={head: np.concatenate(parts) for head, parts in labels.items()},
         probabilities={head: np.concatenate(parts) for head, parts in probabilities.items()},
@@ -120,11 +118,13 @@ class FinishedRun:
     Attributes:
         run: the directory.
         description: content of its `config.json`.
+        report: content of its `report.json`.
         model: with the weights of the best epoch; float32.
     """
 
     run: RunDir
     description: Mapping[str, Any]
+    report: Mapping[str, Any]
     model: tf.keras.Model
 
     @property
@@ -159,7 +159,8 @@ def load_finished_run(path: str) -> FinishedRun:
         policy="float32",
     )
     load_model_weights(run.weights, model)
-    return FinishedRun(run=run, description=description, model=model)
+    report = json.loads(run.report.read_text(encoding="utf-8"))
+    return FinishedRun(run=run, description=description, report=report, model=model)
 
 
 def check_same_labels(finished: FinishedRun, data_dir: str) -> None:
@@ -186,16 +187,15 @@ def main(argv: Sequence[str]) -> int:
     """Measure a finished run on a split and print the table."""
     parser = CommandParser(prog="python -m model.evaluate", description="Measure a finished run on a split.")
     parser.add_argument("--run", required=True, metavar="RUN", help="directory that run_train.py wrote")
-    parser.add_argument("--data", metavar="DIR", help="dataset directory, if not the one it was trained on")
-    parser.add_argument("--split", default=TEST_SPLIT, help="which split to measure")
+    parser.add_argument("--data", metavar="DIR", default="", help="dataset directory, if not the one it was trained on")
+    parser.add_argument("--split", default="", help="which split to measure, if not the one of its report")
     arguments = parser.parse_args(argv)
     finished = load_finished_run(arguments.run)
     data_dir = arguments.data or finished.description["config"]["data_dir"]
+    split = arguments.split or finished.report["split"]
     check_same_labels(finished, data_dir)
-    predictions = predict_split(
-        finished.model, data_dir, arguments.split, heads=list(finished.labels), max_len=finished.max_len
-    )
-    sys.stdout.write(result_table(arguments.split, measure(predictions)) + "\n")
+    predictions = predict_split(finished.model, data_dir, split, heads=list(finished.labels), max_len=finished.max_len)
+    sys.stdout.write(result_table(split, measure(predictions)) + "\n")
     return 0
 
 

@@ -37,7 +37,7 @@ from model.training_state import Progress, list_states, save_state
 from model.weights import save_model_weights
 from pipeline.batch_plan import BatchPlan
 from pipeline.errors import NonFiniteLossError
-from pipeline.input_pipeline import eval_dataset, mask_partial_batches, train_dataset
+from pipeline.input_pipeline import eval_dataset, explain_read_errors, mask_partial_batches, train_dataset
 
 # A result is fetched from the device a few steps later, so that the device never waits for Python; but people and
 # signals do not wait long either.
@@ -110,6 +110,7 @@ class TrainingLoop:
             NonFiniteLossError: a loss is not a number any more.
             PreemptedError: somebody asked to stop, and the state is saved.
             OutputWriteError: the run cannot be written; the last saved state is intact.
+            CorruptShardError: a shard of the dataset is damaged.
         """
         if self.devices.is_chief:
             write_metrics_csv(self.run.metrics, self.progress.rows)
@@ -173,7 +174,8 @@ class TrainingLoop:
     def _step(self, batches: Iterator[Batch]) -> None:
         """Start one training step; its result is looked at later."""
         before = time.monotonic()
-        batch = self._for_heads(next(batches))
+        with explain_read_errors(self.config.data_dir, TRAIN_SPLIT):
+            batch = self._for_heads(next(batches))
         self._undrained.wait_seconds += time.monotonic() - before
         step = self.progress.step
         learning_rate = self.schedule.learning_rate(step, scale=self.monitor.learning_rate_scale)
@@ -272,10 +274,11 @@ class TrainingLoop:
     def _validate(self) -> dict[str, float]:
         """Measure the validation split; every example counts exactly once, whatever the replicas."""
         sums = np.zeros_like(self._log_sums)
-        for batch in self._validation_batches:
-            sums += self.eval_step(self._for_heads(batch)).numpy()
-            if self.watch.requested and self.devices.num_workers == 1:
-                self._stop()
+        with explain_read_errors(self.config.data_dir, VALIDATION_SPLIT):
+            for batch in self._validation_batches:
+                sums += self.eval_step(self._for_heads(batch)).numpy()
+                if self.watch.requested and self.devices.num_workers == 1:
+                    self._stop()
         self._check_finite(sums, 0.0, self.progress.step - 1)
         return metrics_from_sums(sums, self.config)
 

@@ -131,6 +131,9 @@ def write_atomically(path: str, data: bytes | memoryview) -> None:
     Raises:
         OutputWriteError: the disk is full, read-only or not ours to write.
     """
+    if path.startswith("s3://") and not len(data):
+        _write_empty_s3_object(path)
+        return
     if is_remote(path):
         # An object appears when its stream is closed. Closing after an error would publish a part, so nothing that can
         # fail happens between opening and closing except the write itself.
@@ -151,6 +154,15 @@ def write_atomically(path: str, data: bytes | memoryview) -> None:
         raise OutputWriteError(
             f"{path}: cannot write: {error.strerror}; free some space or fix it, then run again"
         ) from error
+
+
+def _write_empty_s3_object(path: str) -> None:
+    """Write an object without content, which Beam's S3 writer cannot: it uploads parts, and there is none."""
+    from apache_beam.io.aws import s3io
+
+    s3 = s3io.S3IO(options=_file_systems(path).get_filesystem(path)._options)
+    bucket, key = s3io.parse_s3_path(path)
+    s3.client.client.put_object(Bucket=bucket, Key=key, Body=b"")
 
 
 def rename(source: str, destination: str) -> None:

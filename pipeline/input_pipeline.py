@@ -290,6 +290,8 @@ def _read_windows(
     has_cut_rows = bool((row_lengths > padded_length).any())
     begin, size = _slices(route.wanted_splits)
 
+    # One graph for all lanes.
+    @tf.function(autograph=False)
     def parse(part: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor) -> Rows:
         if not wants_all:
             records = tf.gather(records, tf.slice(wanted, *part))
@@ -343,8 +345,8 @@ def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cu
         last = tf.where(lengths > padded_length, last, indices[:, -1])
         indices = tf.concat([indices[:, :-1], last[:, tf.newaxis]], axis=1)
 
-    # Segments come last in a record, a byte of 0 for each token of a single text. To look at these bytes costs a quarter
-    # of parsing them; whatever else they are gets parsed.
+    # Segments come last in a record, a byte of 0 for each token of a single text. To look at these bytes costs a
+    # quarter of parsing them; whatever else they are gets parsed.
     ends = tf.strings.substr(records, -lengths, lengths)
     zeros = tf.strings.substr(b"\0" * MAX_STORED_LENGTH, tf.zeros_like(lengths), lengths)
     segments = tf.cond(
@@ -370,32 +372,28 @@ def _parser_specification(names: list[str]) -> dict[str, Any]:
     }
 
 
-def _is_zero(segments: tf.Tensor) -> tf.Tensor:
-    return tf.shape(segments)[0] == 0
-
-
 def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
     """Join each window with the rows that the windows before left for later steps: pools of rows."""
     kept = tf.constant(route.kept)
 
-    def join_segments(parts: list[Rows]) -> tf.Tensor:
-        # Zeros of some parts are written out only if others hold more than zeros.
-        num_rows = sum(tf.shape(part[SEGMENTS])[0] for part in parts)
-        whole = [
-            tf.pad(part[SEGMENTS], [[0, tf.shape(part[INDICES])[0] - tf.shape(part[SEGMENTS])[0]], [0, 0]])
-            for part in parts
-        ]
-        return tf.cond(num_rows == 0, lambda: parts[0][SEGMENTS], lambda: tf.concat(whole, axis=0))
-
+    @tf.autograph.experimental.do_not_convert
     def join(waiting: Rows, element: tuple[tuple[tf.Tensor, tf.Tensor], tuple[Rows, ...]]) -> tuple[Rows, Rows]:
         part, blocks = element
         parts = [waiting, *blocks]
-        pool = {name: tf.concat([rows[name] for rows in parts], axis=0) for name in (INDICES, *HEAD_FEATURES)}
-        pool[SEGMENTS] = join_segments(parts)
         rows = tf.slice(kept, *part)
-        waiting = {name: tf.gather(pool[name], rows) for name in (INDICES, *HEAD_FEATURES)}
-        waiting[SEGMENTS] = tf.cond(
-            _is_zero(pool[SEGMENTS]), lambda: pool[SEGMENTS], lambda: tf.gather(pool[SEGMENTS], rows)
+
+        def join_segments() -> tuple[tf.Tensor, tf.Tensor]:
+            missing = [tf.shape(part[INDICES])[0] - tf.shape(part[SEGMENTS])[0] for part in parts]
+            whole = [tf.pad(part[SEGMENTS], [[0, count], [0, 0]]) for part, count in zip(parts, missing, strict=True)]
+            segments = tf.concat(whole, axis=0)
+            return tf.gather(segments, rows), segments
+
+        pool = {name: tf.concat([part[name] for part in parts], axis=0) for name in (INDICES, *HEAD_FEATURES)}
+        waiting = {name: tf.gather(values, rows) for name, values in pool.items()}
+        # Zeros of some parts are written out only where others hold more than zeros.
+        no_segments = tf.zeros([0, pool[INDICES].shape[1]], tf.int32)
+        waiting[SEGMENTS], pool[SEGMENTS] = tf.cond(
+            tf.reduce_all([_is_zero(part) for part in parts]), lambda: (no_segments, no_segments), join_segments
         )
         return waiting, pool
 
@@ -405,37 +403,56 @@ def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
     return tf.data.Dataset.zip((parts, windows)).scan(nothing, join).prefetch(1)
 
 
+def _is_zero(rows: Rows) -> tf.Tensor:
+    """Tell whether all segments are 0; then none is written out."""
+    return tf.shape(rows[SEGMENTS])[0] == 0
+
+
 def _cut_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:
-    """Cut each pool into its batches: for each shape the rows of all its batches at once, then batch by batch in order."""
+    """Cut each pool into its batches: the rows of all batches of a shape at once, then batch by batch in order."""
     places, batch_shapes = tf.constant(route.places), tf.constant(route.batch_shapes)
 
+    @tf.autograph.experimental.do_not_convert
     def batches_of(window: tuple[tf.Tensor, ...], pool: Rows) -> tf.data.Dataset:
         begin, size, first_rows, counts = window
-        streams = []
-        for number, (num_rows, length) in enumerate(route.shapes):
-            rows = tf.slice(places, first_rows[number : number + 1], counts[number : number + 1] * num_rows)
-            shape = [counts[number], num_rows, length]
-            indices = tf.reshape(tf.gather(pool[INDICES], rows)[:, :length], shape)
-            # One batch of zeros serves as often as it is asked for.
-            segments = tf.cond(
-                _is_zero(pool[SEGMENTS]),
-                lambda shape=shape: tf.zeros([1, *shape[1:]], tf.int32),
-                lambda rows=rows, shape=shape: tf.reshape(tf.gather(pool[SEGMENTS], rows)[:, : shape[2]], shape),
+        shapes = [[counts[number], *shape] for number, shape in enumerate(route.shapes)]
+        rows = [
+            tf.slice(places, first_rows[number, tf.newaxis], [count * num_rows])
+            for number, (count, num_rows, _) in enumerate(shapes)
+        ]
+
+        def cut(name: str) -> list[tf.Tensor]:
+            return [
+                tf.reshape(tf.gather(pool[name], taken)[:, : shape[2]], shape)
+                for taken, shape in zip(rows, shapes, strict=True)
+            ]
+
+        def cut_labels(head: str) -> list[tf.Tensor]:
+            return [
+                tf.reshape(tf.gather(pool[head], taken), shape[:2]) for taken, shape in zip(rows, shapes, strict=True)
+            ]
+
+        # One batch of zeros serves as often as it is asked for.
+        segments = tf.cond(
+            _is_zero(pool), lambda: [tf.zeros([1, *shape], tf.int32) for shape in route.shapes], lambda: cut(SEGMENTS)
+        )
+        labels = {head: cut_labels(head) for head in HEAD_FEATURES}
+        streams = [
+            tf.data.Dataset.zip(
+                (
+                    {
+                        INDICES: tf.data.Dataset.from_tensor_slices(indices),
+                        SEGMENTS: tf.data.Dataset.from_tensor_slices(segments[number]).repeat(),
+                    },
+                    tf.data.Dataset.from_tensor_slices({head: labels[head][number] for head in HEAD_FEATURES}),
+                )
             )
-            labels = {head: tf.reshape(tf.gather(pool[head], rows), shape[:2]) for head in HEAD_FEATURES}
-            inputs = {
-                INDICES: tf.data.Dataset.from_tensor_slices(indices),
-                SEGMENTS: tf.data.Dataset.from_tensor_slices(segments).repeat(),
-            }
-            streams.append(tf.data.Dataset.zip((inputs, tf.data.Dataset.from_tensor_slices(labels))))
+            for number, indices in enumerate(cut(INDICES))
+        ]
         order = tf.data.Dataset.from_tensor_slices(tf.slice(batch_shapes, begin, size))
         return tf.data.Dataset.choose_from_datasets(streams, order)
 
     windows = tf.data.Dataset.from_tensor_slices(
-        (
-            *_slices(route.batch_splits),
-            route.place_splits[:-1].reshape(route.shape_counts.shape),
-            route.shape_counts,
-        )
+        (*_slices(route.batch_splits), route.place_splits[:-1].reshape(route.shape_counts.shape), route.shape_counts)
     )
     return tf.data.Dataset.zip((windows, pools)).flat_map(batches_of)

@@ -15,8 +15,9 @@ from types import FrameType
 
 from pipeline.errors import OutputWriteError
 
-# The name that Beam gives to the threads which wait for worker processes, one each.
+# Names that Beam gives to its threads: those that wait for worker processes, one each, and those that talk to them.
 _WORKER_THREAD = "run_worker"
+_TALKING_THREADS = ("beam_control_read", "read_grpc_client_inputs")
 # Ctrl-C reaches workers and job at the same moment; this long the job may take to notice it.
 _SECONDS_FOR_AN_INTERRUPT = 0.3
 
@@ -49,7 +50,9 @@ class _WorkerWatch:
         """Stop watching; from here on nothing is interrupted."""
         with self._lock:
             self._running = False
-        threading.excepthook = self._former_thread_hook
+        if not (self.worker_died or self._interrupted):
+            # Otherwise threads that talked to the workers may still be about to say that they are gone.
+            threading.excepthook = self._former_thread_hook
         signal.signal(signal.SIGINT, self._former_signal_handler)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -63,9 +66,11 @@ class _WorkerWatch:
             self._former_signal_handler(number, frame)
 
     def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        """Called by the thread that waited for a worker, because that ended with something else than success."""
-        if error.thread is None or error.thread.name != _WORKER_THREAD:
-            self._former_thread_hook(error)
+        """Called by a thread that failed; one that waited for a worker does so if that ended without success."""
+        name = error.thread.name if error.thread else ""
+        if name != _WORKER_THREAD:
+            if name not in _TALKING_THREADS:
+                self._former_thread_hook(error)
             return
         time.sleep(_SECONDS_FOR_AN_INTERRUPT)
         with self._lock:

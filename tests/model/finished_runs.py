@@ -5,12 +5,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import tensorflow as tf
+
 from model.checkpoint import save_bert_dir
-from model.classifier import build_classifier
+from model.classifier import build_classifier, logits_model
 from model.run_dir import RunDir
 from model.run_inputs import RunInputs, read_run_inputs
 from model.weights import save_model_weights
 from pipeline.corpus import normalize_text
+from pipeline.input_pipeline import eval_dataset
 from pipeline.tokenization import Tokenizer
 from tests.model.runs import TINY_BERT, make_bert_dir, tiny_config
 from tests.tiny_dataset import TinyExample, write_tiny_dataset
@@ -23,6 +26,8 @@ VOCAB = (
     *("be", "##rt", "bert", "##e", "a", "##a", "b", "##b", "ab", "##ab", "σ", "##ς", "##σ", "é", "20", "##20"),
     *("\u1112", "##\u1161", "##\u11ab", "\u302e", "##\u302f", "##\u0903", "i", "##i", "the", "##2"),
 )
+# Weights this large make the texts matter.
+BERT = dataclasses.replace(TINY_BERT, vocab_size=len(VOCAB), initializer_range=0.5)
 TEXTS = (
     "中国新闻，体育！",
     "你好BERT",
@@ -58,7 +63,7 @@ def make_text_data_dir(path: Path, texts: Sequence[str] = TEXTS, *, max_len: int
 def make_finished_run(path: Path, **options: object) -> Path:
     """Write dataset, BERT and a finished run below `path`, and return the run's directory."""
     data_dir = make_text_data_dir(path / "data")
-    bert_dir = make_bert_dir(path / "bert", dataclasses.replace(TINY_BERT, vocab_size=len(VOCAB)), VOCAB)
+    bert_dir = make_bert_dir(path / "bert", BERT, VOCAB)
     config = tiny_config(data_dir=str(data_dir), bert_dir=str(bert_dir), output_dir=str(path / "run"), **options)
     inputs: RunInputs = read_run_inputs(config)
     run = RunDir(path / "run")
@@ -69,10 +74,15 @@ def make_finished_run(path: Path, **options: object) -> Path:
     model = build_classifier(
         bert_dir, inputs.head_sizes(config.heads), config.pooling, config.encoder, policy="float32"
     )
-    for head in config.heads:
-        kernel = model.get_layer(f"{head}_logits").kernel
-        kernel.assign(kernel * 5)  # no two texts get the same probabilities
+    _spread_labels(model, inputs, str(data_dir))
     save_model_weights(run.weights, model)
     save_bert_dir(model, run.bert_config, run.vocab, run.bert)
     run.report.write_text(json.dumps({"split": "test"}), encoding="utf-8")
     return run.path
+
+
+def _spread_labels(model: tf.keras.Model, inputs: RunInputs, data_dir: str) -> None:
+    """Set the heads' biases so that every label is somebody's."""
+    (texts, _), *_ = eval_dataset(data_dir, "test", len(TEXTS), inputs.max_len)
+    for head, logits in logits_model(model)([texts["indices"], texts["segments"]]).items():
+        model.get_layer(f"{head}_logits").bias.assign(-tf.reduce_mean(logits, axis=0))

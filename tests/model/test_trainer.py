@@ -20,6 +20,7 @@ from model.trainer import train_and_evaluate
 from model.training_state import list_states
 from model.weights import read_arrays
 from pipeline.errors import (
+    CorruptShardError,
     MissingInputError,
     NonFiniteLossError,
     OptionError,
@@ -142,53 +143,38 @@ def test_a_finished_run_is_left_alone(finished):
     assert result_bytes(run) == before
 
 
-def test_sigterm_saves_and_the_same_call_continues_to_the_same_result(undisturbed, tmp_path, monkeypatch):
+def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypatch):
     config, run, report = undisturbed
     config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
-    real_step = model.loop.TrainingLoop._step
     handler = signal.getsignal(signal.SIGTERM)
 
-    def step_and_ask_to_stop(loop, batches):
-        real_step(loop, batches)
-        if loop.progress.step == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def interrupt_after(method, step, signal_number):
+        real = getattr(model.loop.TrainingLoop, method)
 
-    monkeypatch.setattr(model.loop.TrainingLoop, "_step", step_and_ask_to_stop)
-    # In the middle of an epoch, and at the last step of one, before its validation.
-    for stop_after in (7, 11):
-        with pytest.raises(PreemptedError, match=f"stopped by SIGTERM after step {stop_after}; the state is saved"):
-            train_and_evaluate(config)
-        assert list_states(tmp_path / "run" / "state")[-1].name == f"step-{stop_after:08d}"
-        assert not (tmp_path / "run" / "report.json").exists()
-    stop_after = None
-    again = train_and_evaluate(config)
-    assert same_results(run, tmp_path / "run")
-    assert {name: again[name] for name in ("heads", "best_value", "steps")} == {
-        name: report[name] for name in ("heads", "best_value", "steps")
-    }
-    assert signal.getsignal(signal.SIGTERM) == handler
-
-
-def test_a_crash_anywhere_continues_to_the_same_result(undisturbed, tmp_path, monkeypatch):
-    config, run, _ = undisturbed
-    config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
-    crashes = [("_step", 1), ("_step", 9), ("_validate", 1), ("_finish_epoch", 1)]
-    for name, count in crashes:
-        real, calls = getattr(model.loop.TrainingLoop, name), []
-
-        def crash_at_last(loop, *arguments, real=real, calls=calls, count=count):
-            calls.append(arguments)
+        def call_and_interrupt(loop, *arguments):
             result = real(loop, *arguments)
-            if len(calls) == count:
-                raise KeyboardInterrupt
+            if loop.progress.step == step:
+                signal.raise_signal(signal_number)
             return result
 
         with monkeypatch.context() as patched:
-            patched.setattr(model.loop.TrainingLoop, name, crash_at_last)
-            with pytest.raises(KeyboardInterrupt):
-                train_and_evaluate(config)
-    train_and_evaluate(config)
+            patched.setattr(model.loop.TrainingLoop, method, call_and_interrupt)
+            train_and_evaluate(config)
+
+    # In the middle of an epoch; and after the last step of one, before its validation.
+    for step in (7, 11):
+        with pytest.raises(PreemptedError, match=f"stopped by SIGTERM after step {step}; the state is saved"):
+            interrupt_after("_step", step, signal.SIGTERM)
+        assert list_states(tmp_path / "run" / "state")[-1].name == f"step-{step:08d}"
+        # An interrupt from the keyboard saves nothing: two steps later, or just before the next save.
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_after("_step" if step == 7 else "_validate", step + 2 if step == 7 else 11, signal.SIGINT)
+    assert not (tmp_path / "run" / "report.json").exists()
+    again = train_and_evaluate(config)
     assert same_results(run, tmp_path / "run")
+    for name in ("heads", "best_value", "steps"):
+        assert again[name] == report[name]
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_state(inputs, tmp_path, monkeypatch):
@@ -237,6 +223,27 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
         train_and_evaluate(config)
     assert (error.value.head, error.value.step) == ("second", 7)
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
+
+
+def damage(data_dir, split):
+    shard = data_dir / f"{split}-00001-of-00002.tfrecord"
+    data = bytearray(shard.read_bytes())
+    data[-20] ^= 1
+    shard.write_bytes(data)
+    return shard
+
+
+def test_a_damaged_shard_is_named(inputs, finished, tmp_path):
+    data_dir = make_data_dir(tmp_path / "data")
+    shards = {split: damage(data_dir, split) for split in ("train", "test")}
+    options = inputs | {"data_dir": str(data_dir), "output_dir": str(tmp_path / "run")}
+    with pytest.raises(CorruptShardError) as error:
+        train_and_evaluate(tiny_config(**options, **IN_PROCESS))
+    assert error.value.path == str(shards["train"])
+    loaded = evaluate.load_finished_run(str(finished[1]))
+    with pytest.raises(CorruptShardError) as error:
+        evaluate.predict_split(loaded.model, str(data_dir), "test", heads=["second"])
+    assert error.value.path == str(shards["test"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,279 @@
+"""The SavedModel: where there is TensorFlow alone, it says what prediction says; what is wrong is not exported."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model import export
+from model.evaluate import load_finished_run
+from model.export import HARD_TEXTS, check_records, export_run, main, make_tokenize_fn, rebuild_text
+from model.graph_tokenizer import GraphTokenizer
+from model.predict import Predictor
+from pipeline.command_line import run_command
+from pipeline.errors import (
+    InputFormatError,
+    MissingInputError,
+    OptionError,
+    OutputExistsError,
+    OutputWriteError,
+    SchemaMismatchError,
+)
+from pipeline.tokenization import Tokenizer
+from pipeline.vocabulary import load_vocab
+from tests.model.finished_runs import LABELS, MAX_LEN, TEXTS, VOCAB, make_finished_run, make_text_data_dir
+
+# Run by another Python, outside the repository. Prints everything both signatures return for the texts on its input.
+CLIENT = """
+import json, sys
+import tensorflow as tf
+
+loaded = tf.saved_model.load(sys.argv[1])
+request = json.load(sys.stdin)
+text = loaded.signatures["serving_default"](text=tf.constant(request["texts"]))
+ids = loaded.signatures["ids"](
+    indices=tf.constant(request["indices"], tf.int32), segments=tf.zeros_like(request["indices"], tf.int32)
+)
+ours = [name for name in sys.modules if name.split(".")[0] in ("model", "pipeline", "keras_bert")]
+
+
+def plain(outputs):
+    return {
+        name: [value.decode() if isinstance(value, bytes) else value for value in tensor.numpy().tolist()]
+        for name, tensor in outputs.items()
+    }
+
+
+print(json.dumps({"text": plain(text), "ids": plain(ids), "ours": ours}))
+"""
+
+
+def vocab_of(tokens):
+    return {token: token_id for token_id, token in enumerate(tokens)}
+
+
+def ask(saved_model, texts, indices, tmp_path):
+    """Answers of a process that has no PYTHONPATH and does not stand in the repository."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")
+    }
+    client = tmp_path / "client.py"
+    client.write_text(CLIENT, "utf-8")
+    process = subprocess.run(
+        [sys.executable, "-I", str(client), str(saved_model)],
+        input=json.dumps({"texts": texts, "indices": indices}),
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=environment,
+        check=True,
+    )
+    return json.loads(process.stdout)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_finished_run(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="module")
+def saved_model(run):
+    output = run.parent / "saved_model"
+    assert main(["--run", str(run), "--output", str(output)]) == 0
+    return output
+
+
+def test_says_elsewhere_what_prediction_says(run, saved_model, tmp_path):
+    finished = load_finished_run(str(run))
+    predictor = Predictor(finished, batch_size=5)
+    texts = [*TEXTS, *HARD_TEXTS]
+    errors = predictor.predict(texts).errors
+    texts = [text for row, text in enumerate(texts) if row not in errors]
+    expected = predictor.predict(texts)
+    tokenizer = Tokenizer(vocab_of(VOCAB), max_len=MAX_LEN)
+    few = texts[:4]
+    rows = [tokenizer.encode(text)[0] for text in few]
+    indices = [row + [0] * (MAX_LEN - len(row)) for row in rows]
+
+    answers = ask(saved_model, texts, indices, tmp_path)
+    assert answers["ours"] == []
+    for head, names in zip(("category", "second"), LABELS, strict=True):
+        probabilities = expected.probabilities[head]
+        assert set(probabilities.argmax(axis=1)) == set(range(len(names)))
+        best = [names[label] for label in probabilities.argmax(axis=1)]
+        np.testing.assert_allclose(answers["text"][f"{head}_probabilities"], probabilities, atol=1e-5)
+        np.testing.assert_allclose(answers["text"][f"{head}_probability"], probabilities.max(axis=1), atol=1e-5)
+        assert answers["text"][f"{head}_label"] == best
+        np.testing.assert_allclose(answers["ids"][f"{head}_probabilities"], probabilities[:4], atol=1e-5)
+        np.testing.assert_allclose(answers["ids"][f"{head}_probability"], probabilities[:4].max(axis=1), atol=1e-5)
+        assert answers["ids"][f"{head}_label"] == best[:4]
+    assert set(answers["text"]) == set(answers["ids"])
+    assert len(answers["text"]) == 6
+
+
+def test_signatures(saved_model):
+    loaded = tf.saved_model.load(str(saved_model))
+    assert set(loaded.signatures) == {"serving_default", "ids"}
+    for name, expected in (
+        ("serving_default", {"text": (tf.string, [None])}),
+        ("ids", {"indices": (tf.int32, [None, None]), "segments": (tf.int32, [None, None])}),
+    ):
+        signature = loaded.signatures[name]
+        specifications = signature.structured_input_signature[1]
+        assert {key: (spec.dtype, spec.shape.as_list()) for key, spec in specifications.items()} == expected
+        outputs = {key: (spec.dtype, len(spec.shape)) for key, spec in signature.structured_outputs.items()}
+        assert outputs == {
+            f"{head}_{what}": form
+            for head in ("category", "second")
+            for what, form in (
+                ("label", (tf.string, 1)),
+                ("probability", (tf.float32, 1)),
+                ("probabilities", (tf.float32, 2)),
+            )
+        }
+
+
+def test_empty_batches_and_empty_texts(saved_model):
+    serve = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
+    assert serve(text=tf.constant([], tf.string))["category_probabilities"].shape == (0, 3)
+    answers = serve(text=tf.constant(["", "\x00", "你好"]))["category_probabilities"].numpy()
+    assert np.array_equal(answers[0], answers[1])
+    assert not np.allclose(answers[0], answers[2])
+
+
+def test_leaves_nothing_else_behind(run, saved_model):
+    assert sorted(path.name for path in saved_model.parent.iterdir()) == ["bert", "data", "run", "saved_model"]
+
+
+@pytest.mark.parametrize("options", [{"encoder": "keras_bert"}, {"pooling": "max", "heads": ("second",)}])
+def test_other_models(tmp_path, options):
+    run = make_finished_run(tmp_path, **options)
+    export_run(str(run), str(tmp_path / "models" / "news" / "1"))
+    serve = tf.saved_model.load(str(tmp_path / "models" / "news" / "1")).signatures["serving_default"]
+    answers = serve(text=tf.constant(TEXTS))
+    expected = Predictor(load_finished_run(str(run))).predict(TEXTS).probabilities
+    assert len(answers) == 3 * len(expected)
+    for head, probabilities in expected.items():
+        np.testing.assert_allclose(answers[f"{head}_probabilities"], probabilities, atol=1e-5)
+
+
+def test_a_shorter_max_len_than_the_records(tmp_path):
+    run = make_finished_run(tmp_path, max_len=7)
+    export_run(str(run), str(tmp_path / "saved_model"))
+    serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
+    answers = serve(text=tf.constant(["中" * 5 + "好", "中" * 5, "中" * 4 + "好"]))["category_probabilities"].numpy()
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-6)
+    assert not np.allclose(answers[0], answers[2], atol=1e-3)
+
+
+def test_rebuilt_texts():
+    tokens = ["be", "##rt", "中", "a", "a", "##b", "[UNK]", "##b", "[UNK]", "。", "。", "##"]
+    assert rebuild_text(tokens, "?") == " bert 中 a ab ?b ? 。 。 ##"
+
+
+def test_records_give_back_their_ids(run):
+    """Words, [UNK] inside of words, cut words, runs of 。: all of them in the records."""
+    vocab = load_vocab(run / "vocab.txt")
+    tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=MAX_LEN))
+    num_records = check_records(tokenize_fn, Tokenizer(vocab, max_len=MAX_LEN), vocab, str(run.parent / "data"))
+    assert num_records == len(TEXTS) + 5 + len(TEXTS)
+
+
+def test_dataset_that_was_moved(run, tmp_path):
+    data_dir = tmp_path / "elsewhere"
+    shutil.copytree(run.parent / "data", data_dir)
+    export_run(str(run), str(tmp_path / "saved_model"), data_dir=str(data_dir))
+    assert (tmp_path / "saved_model" / "saved_model.pb").is_file()
+
+
+class WrongTokenizer(GraphTokenizer):
+    """A tokenizer whose ids are right except for one."""
+
+    def __init__(self, vocab, *, max_len, token):
+        super().__init__(vocab, max_len=max_len)
+        self._wrong_id = vocab[token]
+
+    def __call__(self, texts):
+        indices, segments = super().__call__(texts)
+        return tf.where(indices == self._wrong_id, self._unk_id, indices), segments
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("bert", r"the graph tokenizes 'BERT tokenizes.*expected ids \[\d.*, got \[3.*nothing was exported"),
+        ("##\u302f", "the graph tokenizes .*nothing was exported"),
+        # In records alone.
+        ("好", r"split train, record 1: the graph gives other ids .*expected \[\d.* at position 2, got \[3"),
+    ],
+)
+def test_refuses_wrong_ids(run, tmp_path, monkeypatch, token, message):
+    monkeypatch.setattr(
+        export, "GraphTokenizer", lambda vocab, max_len: WrongTokenizer(vocab, max_len=max_len, token=token)
+    )
+    with pytest.raises(SchemaMismatchError, match=message):
+        export_run(str(run), str(tmp_path / "saved_model"))
+    assert not list(tmp_path.glob("saved_model*"))
+
+
+def test_refuses_records_of_another_tokenizer(tmp_path, monkeypatch):
+    """Records in which a word was cut otherwise, as another Unicode version or another tokenizer would."""
+    run = make_finished_run(tmp_path)
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, text: ([1, VOCAB.index("be"), VOCAB.index("##rt"), 2], [0] * 4)
+    )
+    make_text_data_dir(tmp_path / "data")
+    monkeypatch.undo()
+    with pytest.raises(SchemaMismatchError, match=r"record 0: run_preprocess\.py's tokenizer gives other ids"):
+        export_run(str(run), str(tmp_path / "saved_model"))
+    assert not list(tmp_path.glob("saved_model*"))
+
+
+def test_refuses_what_is_there(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path, tmp_path / "file"):
+        with pytest.raises(OutputExistsError, match=f"{output.name}: is there already"):
+            export_run(str(run), str(output))
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    export_run(str(run), str(tmp_path / "empty"))
+    assert (tmp_path / "empty" / "saved_model.pb").is_file()
+
+
+def test_refuses_remote_outputs(run):
+    with pytest.raises(OptionError, match="expected a local directory"):
+        export_run(str(run), "gs://bucket/model")
+
+
+def test_leaves_nothing_when_it_cannot_write(run, tmp_path, monkeypatch):
+    def fail(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_sync", fail)
+    with pytest.raises(OutputWriteError, match="No space left"):
+        export_run(str(run), str(tmp_path / "saved_model"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_incomplete_runs(tmp_path, capsys):
+    output = str(tmp_path / "saved_model")
+    assert run_command(main, ["--run", str(tmp_path / "none"), "--output", output]) == 2
+    run = make_finished_run(tmp_path)
+    vocab = run / "vocab.txt"
+    content = vocab.read_bytes()
+    vocab.write_bytes(content + b"more\n")
+    with pytest.raises(InputFormatError, match="not the vocabulary this run was trained with"):
+        export_run(str(run), output)
+    vocab.write_bytes(content)
+    (tmp_path / "data" / "dataset.json").unlink()
+    with pytest.raises(MissingInputError, match=r"no dataset\.json"):
+        export_run(str(run), output)
+    (run / "report.json").unlink()
+    with pytest.raises(MissingInputError, match="not finished"):
+        export_run(str(run), output)
+    assert not list(tmp_path.glob("saved_model*"))
