@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from model.evaluate import FinishedRun, check_same_labels, load_finished_run
+from model.evaluate import check_same_labels, load_finished_run
 from model.finished_run import load_run_vocab
 from model.graph_tokenizer import GraphTokenizer
 from pipeline import filesystem
@@ -111,7 +111,7 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None) ->
     check_hard_texts(tokenize_fn, tokenizer)
     num_records = check_records(tokenize_fn, tokenizer, vocab, data_dir)
     logger.info("ids are equal on %s records and %d hard texts", f"{num_records:,}", len(HARD_TEXTS))
-    _write(finished, tokenize_fn, output)
+    write_saved_model(finished.model, finished.labels, tokenize_fn, output)
     logger.info("exported to %s", output)
 
 
@@ -121,13 +121,15 @@ def make_tokenize_fn(tokenizer: GraphTokenizer) -> TokenizeFn:
     return tokenize_fn
 
 
-def make_signatures(finished: FinishedRun, tokenize_fn: TokenizeFn) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
-    """Return the signatures of the SavedModel by name."""
+def make_signatures(
+    model: tf.keras.Model, labels: Mapping[str, Sequence[str]], tokenize_fn: TokenizeFn
+) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+    """Return the signatures of the SavedModel by name; for the arguments see `write_saved_model`."""
 
     def answer(indices: tf.Tensor, segments: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = finished.model([indices, segments], training=False)
+        outputs = model([indices, segments], training=False)
         answers = {}
-        for head, names in finished.labels.items():
+        for head, names in labels.items():
             probabilities = tf.cast(outputs[head], tf.float32)
             best = tf.argmax(probabilities, axis=-1)
             answers[f"{head}_label"] = tf.gather(tf.constant(list(names)), best)
@@ -144,6 +146,37 @@ def make_signatures(finished: FinishedRun, tokenize_fn: TokenizeFn) -> dict[str,
         return answer(indices, segments)
 
     return {"serving_default": from_text, "ids": from_ids}
+
+
+def write_saved_model(
+    model: tf.keras.Model, labels: Mapping[str, Sequence[str]], tokenize_fn: TokenizeFn, output: Path
+) -> None:
+    """Write a SavedModel, all of it or nothing.
+
+    Args:
+        model: see `model.classifier.build_classifier`.
+        labels: head -> names of its classes in id order.
+        tokenize_fn: see `make_tokenize_fn`.
+        output: does not exist, or is empty.
+
+    Raises:
+        OutputWriteError: the disk is full, read-only or not ours.
+    """
+    module = tf.Module()
+    # The variables and not the Keras model, which would want its Python classes back when it is loaded.
+    module.weights = list(model.variables)
+    temporary = output.with_name(f"{output.name}.{secrets.token_hex(4)}{filesystem.TEMPORARY_SUFFIX}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tf.saved_model.save(module, str(temporary), signatures=make_signatures(model, labels, tokenize_fn))
+        for path in (*temporary.rglob("*"), temporary):
+            _sync(path)
+        temporary.rename(output)
+        _sync(output.parent)
+    except (OSError, tf.errors.OpError) as error:
+        raise OutputWriteError(f"{output}: cannot write: {error}; free some space or fix it, then run again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def rebuild_text(tokens: Sequence[str], unknown: str) -> str:
@@ -249,24 +282,6 @@ def _open_output(output_dir: str) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"{output}: is there already, and not an empty directory; give another --output")
     return output
-
-
-def _write(finished: FinishedRun, tokenize_fn: TokenizeFn, output: Path) -> None:
-    module = tf.Module()
-    # The variables and not the Keras model, which would want its Python classes back when it is loaded.
-    module.weights = list(finished.model.variables)
-    temporary = output.with_name(f"{output.name}.{secrets.token_hex(4)}{filesystem.TEMPORARY_SUFFIX}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        tf.saved_model.save(module, str(temporary), signatures=make_signatures(finished, tokenize_fn))
-        for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
-        temporary.rename(output)
-        _sync(output.parent)
-    except (OSError, tf.errors.OpError) as error:
-        raise OutputWriteError(f"{output}: cannot write: {error}; free some space or fix it, then run again") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

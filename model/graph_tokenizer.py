@@ -27,6 +27,7 @@ from model.tokenizer_tables import (
     FINAL_SIGMA,
     FIRST_LETTER_CODE,
     FIRST_PIECE,
+    IN_CONTEXT_CODE,
     NEXT_PIECE,
     SMALL_SIGMA,
     TEXT_END,
@@ -72,16 +73,16 @@ class GraphTokenizer:
 
     def _codes(self, points: tf.Tensor) -> tf.Tensor:
         """Return the codes of normalized characters, int32 [N], without those that are dropped."""
-        tables = self._tables
-        folded = _look_up(tables.fold, points)
-        symbols = _expand(tf.where(folded == 0, points, folded), tables.expansions)
-        codes = _look_up(tables.codes, symbols)
-        codes = tf.cond(
-            tf.reduce_any(codes <= tables.first_context_code),
-            lambda: _look_up(tables.codes, _lower_sigmas(_sort_marks(symbols, tables.context), tables.context)),
-            lambda: codes,
-        )
+        codes = _look_up(self._tables.codes, points)
+        codes = tf.cond(tf.reduce_any(codes == IN_CONTEXT_CODE), lambda: self._codes_in_context(points), lambda: codes)
         return tf.boolean_mask(codes, codes != DROP_CODE)
+
+    def _codes_in_context(self, points: tf.Tensor) -> tf.Tensor:
+        """Return the codes where some characters' folding depends on their neighbours or gives several."""
+        tables = self._tables
+        symbols = _expand(points, tables.fold, tables.expansions)
+        symbols = _lower_sigmas(_sort_marks(symbols, tables.context), tables.context)
+        return _look_up(tables.folded_codes, symbols)
 
     def _replace_words(self, codes: tf.Tensor) -> tf.Tensor:
         """Replace the letters of each word by the ids of its pieces, TEXT_END by [SEP], and remove spaces."""
@@ -171,37 +172,41 @@ def _decode(texts: tf.Tensor) -> tf.Tensor:
 
 def _normalize(points: tf.Tensor, white_space: tf.Tensor) -> tf.Tensor:
     """Do what `pipeline.corpus.normalize_text` does, to code points int32 [N]."""
-    before = tf.concat([[TEXT_END], points[:-1]], axis=0)
-    after = tf.concat([points[1:], [TEXT_END]], axis=0)
-    is_return = points == _CARRIAGE_RETURN
-    is_mark = (points == _BYTE_ORDER_MARK) & (before == TEXT_END)
-    kept = ~is_mark & ~(is_return & (after == _LINE_FEED))
-    points = tf.boolean_mask(tf.where(is_return, _LINE_FEED, points), kept)
-
+    is_rare = (points == _CARRIAGE_RETURN) | (points == _BYTE_ORDER_MARK)
+    points = tf.cond(tf.reduce_any(is_rare), lambda: _unify_line_ends(points), lambda: points)
     # White space is stripped where nothing but white space lies between it and an end of its text.
-    is_space = tf.gather(white_space, tf.minimum(points, len(white_space) - 1))
-    solid = tf.boolean_mask(points, ~is_space)
-    rank = tf.cumsum(tf.cast(~is_space, tf.int32))
-    before = tf.gather(tf.concat([[TEXT_END], solid], axis=0), rank)
-    after = tf.gather(solid, tf.minimum(rank, tf.size(solid) - 1))
-    stripped = is_space & ((before == TEXT_END) | (after == TEXT_END))
-    points = tf.boolean_mask(points, ~stripped & (points != _TAB) & (points != _WIDE_SPACE))
-
-    points = tf.where(points == _LINE_FEED, _STOP, points)
+    places = _where(tf.gather(white_space, tf.minimum(points, len(white_space) - 1)))
+    starts_run = places != tf.concat([[-1], places[:-1] + 1], axis=0)
+    ends_run = tf.concat([starts_run[1:], [True]], axis=0)[: tf.size(places)]
+    first, last = tf.boolean_mask(places, starts_run), tf.boolean_mask(places, ends_run)
+    starts_text = (first == 0) | (tf.gather(points, tf.maximum(first - 1, 0)) == TEXT_END)
+    ends_text = tf.gather(points, last + 1) == TEXT_END
+    spaces = tf.gather(points, places)
+    removed = tf.gather(starts_text | ends_text, tf.cumsum(tf.cast(starts_run, tf.int32)) - 1)
+    removed |= (spaces == _TAB) | (spaces == _WIDE_SPACE)
+    spaces = tf.where(removed, -1, tf.where(spaces == _LINE_FEED, _STOP, spaces))
+    points = tf.tensor_scatter_nd_update(points, places[:, tf.newaxis], spaces)
+    points = tf.boolean_mask(points, points >= 0)
     repeated = (points == _STOP) & (tf.concat([[TEXT_END], points[:-1]], axis=0) == _STOP)
     return tf.boolean_mask(points, ~repeated)
 
 
-def _expand(folded: tf.Tensor, expansions: tf.Tensor) -> tf.Tensor:
-    """Replace folded characters that name a row of `TokenizerTables.expansions` by that row."""
+def _unify_line_ends(points: tf.Tensor) -> tf.Tensor:
+    """Make all line ends line feeds, and drop a byte-order mark at the start of a text."""
+    is_return = points == _CARRIAGE_RETURN
+    is_first_of_two = is_return & (tf.concat([points[1:], [TEXT_END]], axis=0) == _LINE_FEED)
+    is_mark = (points == _BYTE_ORDER_MARK) & (tf.concat([[TEXT_END], points[:-1]], axis=0) == TEXT_END)
+    return tf.boolean_mask(tf.where(is_return, _LINE_FEED, points), ~is_first_of_two & ~is_mark)
 
-    def expand() -> tf.Tensor:
-        rows = tf.gather(expansions, tf.maximum(-1 - folded, 0))
-        itself = tf.pad(folded[:, tf.newaxis], [[0, 0], [0, expansions.shape[1] - 1]], constant_values=-1)
-        symbols = tf.where(folded[:, tf.newaxis] < 0, rows, itself)
-        return tf.boolean_mask(symbols, symbols >= 0)
 
-    return tf.cond(tf.reduce_any(folded < 0), expand, lambda: folded)
+def _expand(points: tf.Tensor, fold: PagedTable, expansions: tf.Tensor) -> tf.Tensor:
+    """Replace every character by what it folds to."""
+    folded = _look_up(fold, points)
+    itself = tf.where(folded == 0, points, folded)[:, tf.newaxis]
+    rows = tf.gather(expansions, tf.maximum(-1 - folded, 0))
+    itself = tf.pad(itself, [[0, 0], [0, expansions.shape[1] - 1]], constant_values=-1)
+    symbols = tf.where(folded[:, tf.newaxis] < 0, rows, itself)
+    return tf.boolean_mask(symbols, symbols >= 0)
 
 
 def _sort_marks(symbols: tf.Tensor, context: PagedTable) -> tf.Tensor:

@@ -21,12 +21,13 @@ from pipeline.vocabulary import UNK_TOKEN
 
 TEXT_END = NUM_CODE_POINTS
 
-# What becomes of a folded character, beside the ids of those that are a token of their own. Everything at or below
-# FIRST_LETTER is part of a word, number FIRST_LETTER - code of the alphabet.
+# What becomes of a character, beside the ids of those that are a token of their own. Everything at or below
+# FIRST_LETTER_CODE is part of a word: letter number FIRST_LETTER_CODE - code of the alphabet.
 SPACE_CODE = -1
 DROP_CODE = -2
 TEXT_END_CODE = -3
-FIRST_LETTER_CODE = -4
+IN_CONTEXT_CODE = -4
+FIRST_LETTER_CODE = -5
 
 # Bits of `TokenizerTables.context`.
 COMBINING_CLASS = 0xFF
@@ -128,42 +129,40 @@ class TokenizerTables:
 
     Attributes:
         white_space: bool [W], what `str.strip` removes; the last entry, False, stands for all later code points.
+        codes: code point → id of a token of its own, SPACE_CODE, DROP_CODE, TEXT_END_CODE, its letter, or
+            IN_CONTEXT_CODE: the other tables must be asked, about all characters of the text.
         fold: code point → folded code point, or 0 for itself, or -1 - the row of `expansions`. The capital sigma folds
             to itself, and so do nonspacing marks that keep others from trading places; all else is lower case.
         expansions: int32 [M, 3], the folded code points of each row, -1 behind its end.
         context: folded code point → COMBINING_CLASS | CASED | CASE_IGNORABLE.
-        codes: folded code point → id of a token of its own, SPACE_CODE, DROP_CODE, TEXT_END_CODE, or its letter.
-        first_context_code: codes at or below it are those of characters that `context` has to be asked about.
+        folded_codes: folded code point → as `codes`, but never IN_CONTEXT_CODE.
         trie: the word pieces.
     """
 
     white_space: np.ndarray
+    codes: PagedTable
     fold: PagedTable
     expansions: np.ndarray
     context: PagedTable
-    codes: PagedTable
-    first_context_code: int
+    folded_codes: PagedTable
     trie: Trie
 
 
 def build_tables(vocab: Mapping[str, int]) -> TokenizerTables:
     """Build the tables for a vocabulary, token → id."""
-    fold, expansions = _fold_values()
-    combining_classes = _combining_classes()
-    # Numbered after all other letters, so that one comparison finds them.
-    in_context = sorted({CAPITAL_SIGMA, *np.flatnonzero(combining_classes).tolist()})
     first_pieces, next_pieces = _word_pieces(vocab)
-    characters = set().union(*first_pieces, *next_pieces) - set(map(chr, in_context))
-    letters = {character: number for number, character in enumerate(sorted(characters), 1)}
-    first_context_letter = len(letters) + 1
-    letters |= {chr(point): number for number, point in enumerate(in_context, first_context_letter)}
+    letters = {letter: number for number, letter in enumerate(sorted(set().union(*first_pieces, *next_pieces)), 1)}
+    folded_codes = _folded_codes(vocab, letters)
+    fold, expansions = _fold_values()
+    alone = fold_table()
+    codes = np.where(alone >= 0, folded_codes[alone], np.where(alone == IN_CONTEXT, IN_CONTEXT_CODE, DROP_CODE))
     return TokenizerTables(
         white_space=_white_space(),
-        fold=PagedTable.of(fold),
+        codes=PagedTable.of(_with_text_end(codes, TEXT_END_CODE)),
+        fold=PagedTable.of(_with_text_end(fold, 0)),
         expansions=expansions,
-        context=PagedTable.of(_with_text_end(combining_classes | _case_bits(), 0)),
-        codes=PagedTable.of(_with_text_end(_code_values(vocab, letters), TEXT_END_CODE)),
-        first_context_code=FIRST_LETTER_CODE - first_context_letter,
+        context=PagedTable.of(_with_text_end(_combining_classes() | _case_bits(), 0)),
+        folded_codes=PagedTable.of(_with_text_end(folded_codes, TEXT_END_CODE)),
         trie=Trie.of(first_pieces, next_pieces, letters),
     )
 
@@ -182,7 +181,7 @@ def _white_space() -> np.ndarray:
 
 
 def _fold_values() -> tuple[np.ndarray, np.ndarray]:
-    """Return `fold` as int32 [NUM_CODE_POINTS + 1], and `expansions`."""
+    """Return `fold` as int32 [NUM_CODE_POINTS], and `expansions`."""
     fold = np.array(fold_table())
     rows: dict[tuple[int, ...], int] = {}
     for point in np.flatnonzero(fold < 0).tolist():
@@ -193,7 +192,7 @@ def _fold_values() -> tuple[np.ndarray, np.ndarray]:
     expansions = np.full((len(rows), max(map(len, rows))), -1, np.int32)
     for symbols, row in rows.items():
         expansions[row, : len(symbols)] = symbols
-    return _with_text_end(fold, 0), expansions
+    return fold, expansions
 
 
 def _expand(character: str) -> tuple[int, ...]:
@@ -256,7 +255,8 @@ def _word_pieces(vocab: Mapping[str, int]) -> tuple[dict[str, int], dict[str, in
     return first_pieces, {piece: token_id for piece, token_id in continuations.items() if consists_of_letters(piece)}
 
 
-def _code_values(vocab: Mapping[str, int], letters: Mapping[str, int]) -> np.ndarray:
+def _folded_codes(vocab: Mapping[str, int], letters: Mapping[str, int]) -> np.ndarray:
+    """Return the codes of folded characters, int32 [NUM_CODE_POINTS]."""
     classes = class_table()
     codes = np.full(NUM_CODE_POINTS, DROP_CODE, np.int32)
     codes[classes == SINGLE] = vocab[UNK_TOKEN]

@@ -96,9 +96,10 @@ class Route:
     later steps, then the window's own wanted records. The rows of all its batches of one shape are taken at once.
 
     Attributes:
-        wanted: int32 [wanted], the place in its block of each wanted record, in the order of the stream.
+        wanted: int32 [wanted], the place of each wanted record, in the order of the stream: which block of its window,
+            times `block_records`, plus which record of the block.
         wanted_examples: int32 [wanted], their stored indices.
-        wanted_splits: int64 [blocks + 1], where each block starts in `wanted`.
+        wanted_splits: int64 [windows + 1], where each window starts in `wanted`.
         shapes: (rows, padded length), every shape that a batch has here.
         batch_shapes: int64 [batches], each batch's shape, by number.
         batch_splits: int64 [windows + 1], the first batch of each window.
@@ -299,11 +300,13 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
     emitted_in = np.full(len(plan.order), -1)
     emitted_in[order] = np.repeat(np.arange(num_windows), np.diff(place_splits[::num_shapes]))
     wanted = np.flatnonzero(emitted_in >= 0)
-    wanted_splits = np.searchsorted(wanted, plan.block_splits)
+    wanted_splits = np.searchsorted(wanted, plan.stream_splits)
+    block_of_wanted = np.searchsorted(plan.block_splits, wanted, side="right") - 1
+    record_in_block = wanted - plan.block_splits[block_of_wanted]
     places, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     waiting = np.empty(0, np.int64)
     for window in range(num_windows):
-        arriving = slice(*wanted_splits[:: len(plan.lanes)][window : window + 2])
+        arriving = slice(*wanted_splits[window : window + 2])
         # Both parts are sorted and the first is older, so the pool is sorted too.
         pool = np.concatenate([waiting, wanted[arriving]])
         rows = slice(*place_splits[::num_shapes][window : window + 2])
@@ -311,7 +314,7 @@ def plan_route(plan: EpochPlan, *, start_step: int = 0, num_workers: int = 1, wo
         kept.append(np.flatnonzero(emitted_in[pool] > window))
         waiting = pool[kept[-1]]
     return Route(
-        wanted=(wanted - np.repeat(plan.block_splits[:-1], np.diff(wanted_splits))).astype(np.int32),
+        wanted=(block_of_wanted % len(plan.lanes) * plan.block_records + record_in_block).astype(np.int32),
         wanted_examples=plan.stream[wanted],
         wanted_splits=wanted_splits,
         shapes=tuple((int(rows), int(length)) for rows, length in shapes),

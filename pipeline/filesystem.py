@@ -4,6 +4,7 @@ Everything written is written whole under a temporary name and then renamed, so 
 failed writer never damages what was there.
 """
 
+import fcntl
 import glob as local_glob
 import importlib.util
 import os
@@ -76,7 +77,11 @@ def open_for_reading(path: str) -> IO[bytes]:
     if is_remote(path):
         from apache_beam.io.filesystem import CompressionTypes
 
-        stream: IO[bytes] = _file_systems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        file_systems = _file_systems(path)
+        try:
+            stream: IO[bytes] = file_systems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        except OSError as error:
+            raise MissingInputError(f"{path}: cannot open this file: {error}") from error
         return stream
     try:
         return open(path, "rb")
@@ -197,6 +202,21 @@ def delete(paths: list[str]) -> None:
                 continue
             except OSError as error:
                 raise OutputWriteError(f"{path}: cannot delete: {error.strerror}; fix it, then run again") from error
+
+
+def try_lock(directory: str) -> int | None:
+    """Take the lock that a job holds on its own local directory while it lives, however it ends.
+
+    Returns:
+        A file descriptor, whose closing gives the lock back; `None` if somebody else holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def delete_directory(path: str) -> None:

@@ -271,46 +271,54 @@ def read_batches(
     Returns:
         One element per batch of the route, as `train_dataset`'s.
     """
-    windows = _read_windows(data_dir, info, split, plan, route, lengths)
+    windows = _parse_windows(_read_windows(data_dir, info, split, plan), plan, route, lengths)
     batches = _cut_batches(_carry_rows(windows, route), route)
     batches = batches.apply(tf.data.experimental.assert_cardinality(len(route.batch_shapes)))
     return batches.prefetch(tf.data.AUTOTUNE).with_options(read_options())
 
 
-def _read_windows(
-    data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan, route: Route, lengths: np.ndarray
-) -> tf.data.Dataset:
-    """Read the stream and parse what is wanted of it: for each window, the parsed block of each lane."""
+def _read_windows(data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan) -> tf.data.Dataset:
+    """Read the stream: windows of serialized records, string [lanes * block_records], "" where a lane has ended."""
     shards = info.split(split).shards
     num_lanes = len(plan.lanes)
-    row_lengths = lengths[route.wanted_examples].astype(np.int32)
-    padded_length = max((length for _, length in route.shapes), default=1)
-    wanted, expected_lengths = tf.constant(route.wanted), tf.constant(row_lengths)
-    wants_all = len(route.wanted) == len(plan.stream)
-    has_cut_rows = bool((row_lengths > padded_length).any())
-    begin, size = _slices(route.wanted_splits)
+    paths = tf.constant([filesystem.join(str(data_dir), shards[shard].name) for lane in plan.lanes for shard in lane])
+    splits = tf.constant(np.cumsum([0, *(len(lane) for lane in plan.lanes)]))
+    num_records = tf.constant([sum(shards[shard].num_examples for shard in lane) for lane in plan.lanes], tf.int64)
 
-    # One graph for all lanes.
-    @tf.function(autograph=False)
+    @tf.autograph.experimental.do_not_convert
+    def read_lane(lane: tf.Tensor) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(paths[splits[lane] : splits[lane + 1]], _compression(info), READ_BUFFER_BYTES)
+        # A record too many or too few would give all later rows of this lane the wrong records.
+        records = records.apply(tf.data.experimental.assert_cardinality(num_records[lane]))
+        return records.concatenate(tf.data.Dataset.from_tensors("").repeat()).batch(plan.block_records)
+
+    # As many lanes as slots and none of them ends: a plain round robin.
+    blocks = tf.data.Dataset.range(num_lanes).interleave(
+        read_lane, cycle_length=num_lanes, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    return blocks.batch(num_lanes, drop_remainder=True)
+
+
+def _parse_windows(windows: tf.data.Dataset, plan: EpochPlan, route: Route, lengths: np.ndarray) -> tf.data.Dataset:
+    """Parse the wanted records of each window."""
+    row_lengths = lengths[route.wanted_examples].astype(np.int32)
+    padded_length = max(length for _, length in route.shapes)
+    wanted, expected_lengths = tf.constant(route.wanted), tf.constant(row_lengths)
+    has_cut_rows = bool((row_lengths > padded_length).any())
+
+    @tf.autograph.experimental.do_not_convert
     def parse(part: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor) -> Rows:
-        if not wants_all:
-            records = tf.gather(records, tf.slice(wanted, *part))
+        records = tf.reshape(records, [-1])
+        # Most often all are wanted, in this order.
+        records = tf.cond(
+            part[1][0] == tf.size(records, tf.int64),
+            lambda: records,
+            lambda: tf.gather(records, tf.slice(wanted, *part)),
+        )
         return _parse(records, tf.slice(expected_lengths, *part), padded_length, has_cut_rows=has_cut_rows)
 
-    def read_lane(number: int) -> tf.data.Dataset:
-        lane = plan.lanes[number]
-        paths = [filesystem.join(str(data_dir), shards[shard].name) for shard in lane]
-        records = tf.data.TFRecordDataset(paths, _compression(info), READ_BUFFER_BYTES)
-        # A record too many or too few would give all later rows of this lane the wrong records.
-        num_records = sum(shards[shard].num_examples for shard in lane)
-        records = records.apply(tf.data.experimental.assert_cardinality(num_records))
-        # Lanes do not end with the same window.
-        no_record = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string)).repeat()
-        blocks = records.batch(plan.block_records).concatenate(no_record)
-        parts = tf.data.Dataset.from_tensor_slices((begin[number::num_lanes], size[number::num_lanes]))
-        return tf.data.Dataset.zip((parts, blocks)).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-    return tf.data.Dataset.zip(tuple(read_lane(number) for number in range(num_lanes)))
+    parts = tf.data.Dataset.from_tensor_slices(_slices(route.wanted_splits))
+    return tf.data.Dataset.zip((parts, windows)).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _slices(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -377,27 +385,23 @@ def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
     kept = tf.constant(route.kept)
 
     @tf.autograph.experimental.do_not_convert
-    def join(waiting: Rows, element: tuple[tuple[tf.Tensor, tf.Tensor], tuple[Rows, ...]]) -> tuple[Rows, Rows]:
-        part, blocks = element
-        parts = [waiting, *blocks]
+    def join(waiting: Rows, element: tuple[tuple[tf.Tensor, tf.Tensor], Rows]) -> tuple[Rows, Rows]:
+        part, arriving = element
         rows = tf.slice(kept, *part)
 
         def join_segments() -> tuple[tf.Tensor, tf.Tensor]:
-            missing = [tf.shape(part[INDICES])[0] - tf.shape(part[SEGMENTS])[0] for part in parts]
-            whole = [tf.pad(part[SEGMENTS], [[0, count], [0, 0]]) for part, count in zip(parts, missing, strict=True)]
-            segments = tf.concat(whole, axis=0)
+            segments = tf.concat([_written_out(waiting), _written_out(arriving)], axis=0)
             return tf.gather(segments, rows), segments
 
-        pool = {name: tf.concat([part[name] for part in parts], axis=0) for name in (INDICES, *HEAD_FEATURES)}
-        waiting = {name: tf.gather(values, rows) for name, values in pool.items()}
-        # Zeros of some parts are written out only where others hold more than zeros.
-        no_segments = tf.zeros([0, pool[INDICES].shape[1]], tf.int32)
-        waiting[SEGMENTS], pool[SEGMENTS] = tf.cond(
-            tf.reduce_all([_is_zero(part) for part in parts]), lambda: (no_segments, no_segments), join_segments
+        pool = {name: tf.concat([waiting[name], arriving[name]], axis=0) for name in (INDICES, *HEAD_FEATURES)}
+        still_waiting = {name: tf.gather(values, rows) for name, values in pool.items()}
+        none = tf.zeros([0, arriving[INDICES].shape[1]], tf.int32)
+        still_waiting[SEGMENTS], pool[SEGMENTS] = tf.cond(
+            _is_zero(waiting) & _is_zero(arriving), lambda: (none, none), join_segments
         )
-        return waiting, pool
+        return still_waiting, pool
 
-    nothing = {name: tf.zeros([0, *spec.shape[1:]], spec.dtype) for name, spec in windows.element_spec[0].items()}
+    nothing = {name: tf.zeros([0, *spec.shape[1:]], spec.dtype) for name, spec in windows.element_spec.items()}
     parts = tf.data.Dataset.from_tensor_slices(_slices(route.kept_splits))
     # The next window is put together while the batches of this one are cut.
     return tf.data.Dataset.zip((parts, windows)).scan(nothing, join).prefetch(1)
@@ -406,6 +410,12 @@ def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
 def _is_zero(rows: Rows) -> tf.Tensor:
     """Tell whether all segments are 0; then none is written out."""
     return tf.shape(rows[SEGMENTS])[0] == 0
+
+
+def _written_out(rows: Rows) -> tf.Tensor:
+    """Return the segments with as many rows as there are, zeros or not."""
+    missing = tf.shape(rows[INDICES])[0] - tf.shape(rows[SEGMENTS])[0]
+    return tf.pad(rows[SEGMENTS], [[0, missing], [0, 0]])
 
 
 def _cut_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:

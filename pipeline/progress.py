@@ -3,6 +3,7 @@
 Beam's own metrics of the local runner appear only when everything is over, and workers are other processes.
 """
 
+import contextlib
 import os
 import secrets
 import sys
@@ -14,8 +15,11 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from pipeline import filesystem
+
 WORKER_LOG_NAME = "workers.log"
 PROCESS_IDS_NAME = "workers.pid"
+_PREFIX = "two-headed-bert-progress-"
 _SECONDS_BETWEEN_WRITES = 0.5
 _SECONDS_BETWEEN_DRAWINGS = 0.5
 
@@ -75,7 +79,9 @@ def progress_bars(*, enabled: bool) -> Iterator[str]:
     Yields:
         The directory in which workers leave their counts.
     """
-    with tempfile.TemporaryDirectory(prefix="progress-") as directory:
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory:
+        lock = filesystem.try_lock(directory)
         done = threading.Event()
         thread = threading.Thread(target=_draw, args=(directory, done), daemon=True)
         if enabled:
@@ -86,6 +92,22 @@ def progress_bars(*, enabled: bool) -> Iterator[str]:
             done.set()
             if enabled:
                 thread.join()
+            if lock is not None:
+                os.close(lock)
+
+
+def _remove_leftovers() -> None:
+    """Remove the directories of jobs that were killed."""
+    for name in os.listdir(tempfile.gettempdir()):
+        if not name.startswith(_PREFIX):
+            continue
+        path = os.path.join(tempfile.gettempdir(), name)
+        # Another user's, or gone in the meantime.
+        with contextlib.suppress(OSError):
+            lock = filesystem.try_lock(path)
+            if lock is not None:
+                filesystem.delete_directory(path)
+                os.close(lock)
 
 
 def _draw(directory: str, done: threading.Event) -> None:

@@ -213,7 +213,7 @@ def staging_directory(config: PreprocessConfig) -> Iterator[str]:
         _check_output(config)
     staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
     filesystem.make_directory(staging_dir)
-    lock = None if filesystem.is_remote(staging_dir) else _lock(staging_dir)
+    lock = None if filesystem.is_remote(staging_dir) else filesystem.try_lock(staging_dir)
     try:
         yield staging_dir
     finally:
@@ -239,17 +239,6 @@ def _check_output(config: PreprocessConfig) -> None:
         )
 
 
-def _lock(directory: str) -> int | None:
-    """Take the lock that its job holds on a staging directory while it lives; `None` if the job does live."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
 def _finish_or_remove_leftovers(output_dir: str) -> None:
     """Publish what a job had completed when it died, and remove what it had not."""
     if filesystem.is_remote(output_dir):
@@ -258,7 +247,7 @@ def _finish_or_remove_leftovers(output_dir: str) -> None:
         if not name.startswith(STAGING_PREFIX):
             continue
         path = os.path.join(output_dir, name)
-        lock = _lock(path)
+        lock = filesystem.try_lock(path)
         if lock is None:
             raise OptionError(
                 f"--output {output_dir}: another job is writing there; wait for it, or give another directory"

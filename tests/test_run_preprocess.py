@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -546,12 +547,16 @@ def wait_for_workers(process: subprocess.Popen[str]) -> list[int]:
     return children_of(process.pid)
 
 
-def big_workshop(tmp_path: Path) -> Workshop:
+@pytest.fixture
+def big_workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     """A workshop whose job takes a few seconds with two workers, over a former dataset of other content."""
     made = Workshop(tmp_path)
     write_vocab(made.vocab)
     write_tree(tmp_path / "small", made_up_documents(12))
     made.make(inputs=(tmp_path / "small",))
+    (made.root / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(made.root / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     lines = [f"{made_up_text(index, 200).strip().replace(chr(10), '')}\t体育" for index in range(200)]
     table = [line.replace("山", f"{number}") for number in range(60) for line in lines]
     write_lines(made.corpus, table)
@@ -570,6 +575,8 @@ def check_after_kill(made: Workshop, former: dict[str, str]) -> None:
     made.make("--overwrite")
     assert read_dataset_info(str(made.output)).documents.read == 12_000
     assert [name for name in os.listdir(made.output) if name.startswith(".") or name.endswith(".tmp")] == []
+    # Beam leaves an empty directory of its own where temporary files go; we leave nothing.
+    assert [name for name in os.listdir(made.root / "tmp") if not name.startswith("beam-")] == []
 
 
 def wait_for_moment(made: Workshop, process: subprocess.Popen[str], moment: str) -> list[int]:
@@ -590,44 +597,41 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_of_the_job(tmp_path: Path, moment: str) -> None:
-    made = big_workshop(tmp_path)
-    former = digest_files(made.output)
-    process = start(made, "--overwrite", "--direct_num_workers", "2")
-    workers = wait_for_moment(made, process, moment)
+def test_kill_of_the_job(big_workshop: Workshop, moment: str) -> None:
+    former = digest_files(big_workshop.output)
+    process = start(big_workshop, "--overwrite", "--direct_num_workers", "2")
+    workers = wait_for_moment(big_workshop, process, moment)
     process.kill()
     process.communicate(timeout=30)
     if process.returncode == 0:
         pytest.skip(f"the job was done before the moment ({moment}) had come")
-    check_after_kill(made, former)
+    check_after_kill(big_workshop, former)
     wait_for(lambda: not any(map(is_alive, workers)), "the end of the workers")
-    assert [name for name in os.listdir(made.output) if name.startswith(".")] == []
+    assert [name for name in os.listdir(big_workshop.output) if name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_of_a_worker(tmp_path: Path, moment: str) -> None:
-    made = big_workshop(tmp_path)
-    former = digest_files(made.output)
-    process = start(made, "--overwrite", "--direct_num_workers", "2")
-    workers = wait_for_moment(made, process, moment)
+def test_kill_of_a_worker(big_workshop: Workshop, moment: str) -> None:
+    former = digest_files(big_workshop.output)
+    process = start(big_workshop, "--overwrite", "--direct_num_workers", "2")
+    workers = wait_for_moment(big_workshop, process, moment)
     os.kill(workers[0], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.skip(f"the job was done before the moment ({moment}) had come")
     only_error(Outcome(process.returncode, stdout, stderr), "a worker process died, killed from outside", status=1)
-    check_after_kill(made, former)
+    check_after_kill(big_workshop, former)
 
 
 @pytest.mark.parametrize(("moment", "to_all"), [("0.5", True), ("writing", False)])
-def test_interrupt(tmp_path: Path, moment: str, to_all: bool) -> None:
-    made = big_workshop(tmp_path)
-    former = digest_files(made.output)
-    process = start(made, "--overwrite", "--direct_num_workers", "2")
-    wait_for_moment(made, process, moment)
+def test_interrupt(big_workshop: Workshop, moment: str, to_all: bool) -> None:
+    former = digest_files(big_workshop.output)
+    process = start(big_workshop, "--overwrite", "--direct_num_workers", "2")
+    wait_for_moment(big_workshop, process, moment)
     if to_all:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
         process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
-    assert digest_files(made.output) == former
+    assert digest_files(big_workshop.output) == former

@@ -16,6 +16,7 @@ from model.export import HARD_TEXTS, check_records, export_run, main, make_token
 from model.graph_tokenizer import GraphTokenizer
 from model.predict import Predictor
 from pipeline.command_line import run_command
+from pipeline.corpus import normalize_text
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -97,7 +98,7 @@ def test_says_elsewhere_what_prediction_says(run, saved_model, tmp_path):
     expected = predictor.predict(texts)
     tokenizer = Tokenizer(vocab_of(VOCAB), max_len=MAX_LEN)
     few = texts[:4]
-    rows = [tokenizer.encode(text)[0] for text in few]
+    rows = [tokenizer.encode(normalize_text(text))[0] for text in few]
     indices = [row + [0] * (MAX_LEN - len(row)) for row in rows]
 
     answers = ask(saved_model, texts, indices, tmp_path)

@@ -35,10 +35,12 @@ def carry_out(plan: EpochPlan, route: Route) -> list[tuple[list[int], int]]:
     pool: list[int] = []
     batches = []
     for window in range(len(plan.window_splits) - 1):
-        for block in range(window * num_lanes, (window + 1) * num_lanes):
-            records = plan.stream[plan.block_splits[block] : plan.block_splits[block + 1]]
-            wanted = route.wanted[route.wanted_splits[block] : route.wanted_splits[block + 1]]
-            pool += records[wanted].tolist()
+        records = [-1] * (num_lanes * plan.block_records)
+        for lane in range(num_lanes):
+            block = plan.stream[slice(*plan.block_splits[window * num_lanes + lane :][:2])].tolist()
+            records[lane * plan.block_records : lane * plan.block_records + len(block)] = block
+        wanted = route.wanted[route.wanted_splits[window] : route.wanted_splits[window + 1]]
+        pool += [records[place] for place in wanted]
         streams = []
         for number, (num_rows, length) in enumerate(route.shapes):
             start = route.place_splits[window * num_shapes + number]

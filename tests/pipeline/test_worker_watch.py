@@ -42,9 +42,11 @@ def test_a_dead_worker_ends_the_others_and_the_wait(tmp_path: Path, workers: lis
     threads = [wait_as_beam_does(process) for process in workers]
     former = (threading.excepthook, signal.getsignal(signal.SIGINT))
     threading.Timer(0.1, workers[0].kill).start()
-    with pytest.raises(OutputWriteError, match="a worker process died, killed from outside or for lack of memory"):
-        with watch_workers(str(tmp_path / "pids"), lambda: False):
-            threading.Event().wait(30)
+    with (
+        pytest.raises(OutputWriteError, match="a worker process died, killed from outside or for lack of memory"),
+        watch_workers(str(tmp_path / "pids"), lambda: False),
+    ):
+        threading.Event().wait(30)
     for thread in threads:
         thread.join(5)
         assert not thread.is_alive()

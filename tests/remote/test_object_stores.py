@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
+
 @pytest.fixture
 def local_dataset(tmp_path: Path) -> tuple[Path, Path, dict[str, bytes]]:
     """Return a corpus, a vocabulary, and the files of the dataset that comes of them on local disk."""
