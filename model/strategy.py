@@ -132,11 +132,6 @@ class Devices:
             )
 
 
-def known_num_replicas(config: TrainConfig) -> int | None:
-    """Return the number of replicas where it can be told without asking for GPUs, else `None`."""
-    return config.cpu_replicas
-
-
 def check_batch_sizes(config: TrainConfig, num_replicas: int) -> None:
     """Check that the replicas divide the batch.
 

@@ -284,13 +284,20 @@ def _read_windows(data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan)
     paths = tf.constant([filesystem.join(str(data_dir), shards[shard].name) for lane in plan.lanes for shard in lane])
     splits = tf.constant(np.cumsum([0, *(len(lane) for lane in plan.lanes)]))
     num_records = tf.constant([sum(shards[shard].num_examples for shard in lane) for lane in plan.lanes], tf.int64)
+    size = plan.block_records
 
     @tf.autograph.experimental.do_not_convert
     def read_lane(lane: tf.Tensor) -> tf.data.Dataset:
+        def fill_up(number: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+            # A record too many or too few would give all later rows of this lane the wrong records.
+            expected = tf.clip_by_value(num_records[lane] - number * size, 0, size)
+            complete = tf.debugging.assert_equal(tf.size(records, tf.int64), expected, "not the records described")
+            with tf.control_dependencies([complete]):
+                return tf.ensure_shape(tf.concat([records, tf.fill([size - expected], "")], axis=0), [size])
+
         records = tf.data.TFRecordDataset(paths[splits[lane] : splits[lane + 1]], _compression(info), READ_BUFFER_BYTES)
-        # A record too many or too few would give all later rows of this lane the wrong records.
-        records = records.apply(tf.data.experimental.assert_cardinality(num_records[lane]))
-        return records.concatenate(tf.data.Dataset.from_tensors("").repeat()).batch(plan.block_records)
+        nothing = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string)).repeat()
+        return records.batch(size).concatenate(nothing).enumerate().map(fill_up)
 
     # As many lanes as slots and none of them ends: a plain round robin.
     blocks = tf.data.Dataset.range(num_lanes).interleave(

@@ -1,4 +1,4 @@
-"""Where tests and benchmarks find the real corpora, vocabulary and checkpoints, which are never part of the repository."""
+"""Where tests and benchmarks find the real corpora, vocabulary and checkpoints, which are never in the repository."""
 
 import os
 from pathlib import Path
