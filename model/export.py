@@ -22,13 +22,14 @@ A text of which nothing is left has no labels; where a batch must have some, tho
 `model.predict` says so instead.
 """
 
+import contextlib
 import itertools
 import logging
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,8 @@ def write_saved_model(
     temporary = output.with_name(f"{output.name}.{secrets.token_hex(4)}{filesystem.TEMPORARY_SUFFIX}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        tf.saved_model.save(module, str(temporary), signatures=make_signatures(model, labels, tokenize_fn))
+        with _without_chatter():
+            tf.saved_model.save(module, str(temporary), signatures=make_signatures(model, labels, tokenize_fn))
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         temporary.rename(output)
@@ -282,6 +284,20 @@ def _open_output(output_dir: str) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"{output}: is there already, and not an empty directory; give another --output")
     return output
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep TensorFlow from announcing the temporary directory and how it names what nobody sees."""
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+    levels = [chatty.level for chatty in loggers]
+    for chatty in loggers:
+        chatty.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for chatty, level in zip(loggers, levels, strict=True):
+            chatty.setLevel(level)
 
 
 def _sync(path: Path) -> None:

@@ -9,7 +9,7 @@ import keras_bert
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.graph_tokenizer import GraphTokenizer
@@ -144,6 +144,13 @@ def test_any_texts(pair, texts):
     pair.check(texts)
 
 
+@pytest.mark.slow
+@given(texts=st.lists(any_text, min_size=10, max_size=10))
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+def test_twenty_thousand_texts(pair, texts):
+    pair.check(texts)
+
+
 def test_random_texts(pair):
     for seed in range(3):
         pair.check(random_texts(3000, seed=seed))
@@ -163,12 +170,22 @@ def test_every_character_before_the_ideographs(pair, context):
     pair.check([context.format(character) for character in ALL_CHARACTERS[:0x3400]])
 
 
-@pytest.mark.parametrize("context", [CONTEXTS[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CONTEXTS[1:])])
-def test_every_character(pair, context):
-    for start in range(0x3400, len(ALL_CHARACTERS), 1 << 17):
-        part = [context.format(character) for character in ALL_CHARACTERS[start : start + (1 << 17)]]
+def check_in_context(pair, context, characters):
+    for start in range(0, len(characters), 1 << 17):
+        part = [context.format(character) for character in characters[start : start + (1 << 17)]]
         # The rows have room for the tokens of four; spaces keep them apart.
         pair.check([" ".join(part[first : first + 4]) for first in range(0, len(part), 4)])
+
+
+def test_every_character(pair):
+    check_in_context(pair, CONTEXTS[0], ALL_CHARACTERS[0x3400:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", CONTEXTS[1:])
+def test_every_assigned_character_in_context(pair, context):
+    assigned = [character for character in ALL_CHARACTERS if unicodedata.category(character) not in ("Cn", "Co")]
+    check_in_context(pair, context, assigned)
 
 
 def test_normalization(pair):
