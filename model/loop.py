@@ -114,11 +114,13 @@ class TrainingLoop:
         """
         if self.devices.is_chief:
             write_metrics_csv(self.run.metrics, self.progress.rows)
-        with self.watch.deferred():
-            while not self.is_done:
-                train_metrics, throughput = self._train_epoch()
-                self._finish_epoch(train_metrics, self._validate(), throughput)
-        self._tensorboard.close()
+        try:
+            with self.watch.deferred():
+                while not self.is_done:
+                    train_metrics, throughput = self._train_epoch()
+                    self._finish_epoch(train_metrics, self._validate(), throughput)
+        finally:
+            self._tensorboard.close()
 
     def _train_epoch(self) -> tuple[dict[str, float], Throughput]:
         """Train to the end of the epoch, and return the means over its examples."""

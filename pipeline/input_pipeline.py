@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline import filesystem
 from pipeline.batch_plan import BatchOptions, Buckets, plan_batches, resolve_max_len
 from pipeline.damage import find_damage
-from pipeline.dataset_info import DatasetInfo, check_files, read_dataset_info, read_lengths
+from pipeline.dataset_info import read_dataset_info
 from pipeline.epoch_plan import EpochPlan, Route, plan_evaluation, plan_route, plan_training_epoch
-from pipeline.errors import CorruptShardError
 from pipeline.schema import EXAMPLE_FEATURES, HEAD_FEATURES, INDICES, KEY, SEGMENTS
+from pipeline.stored_split import StoredSplit, open_split
 
 # Of each lane. Local disks do not care; object stores charge for every request.
 READ_BUFFER_BYTES = 1 << 20
@@ -109,11 +108,11 @@ def train_dataset(
         batch_tokens=batch_tokens,
         batch_multiple=batch_multiple,
     )
-    info, lengths, shard_sizes = _open(data_dir, split)
-    batches = plan_batches(info.split(split).length_histogram, info.max_len, options)
-    plan = plan_training_epoch(batches, lengths, shard_sizes, seed=seed, epoch=epoch)
+    stored = open_split(data_dir, split)
+    batches = plan_batches(stored.length_histogram, stored.info.max_len, options)
+    plan = plan_training_epoch(batches, stored.lengths, stored.shard_sizes, seed=seed, epoch=epoch)
     route = plan_route(plan, start_step=start_step, num_workers=num_workers, worker_index=worker_index)
-    return read_batches(data_dir, info, split, plan, route, lengths)
+    return read_batches(stored, plan, route)
 
 
 def eval_dataset(
@@ -144,31 +143,15 @@ def eval_dataset(
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
     options = BatchOptions(global_batch_size=global_batch_size, max_len=max_len)
-    info, lengths, shard_sizes = _open(data_dir, split)
+    stored = open_split(data_dir, split)
     plan = plan_evaluation(
-        lengths,
-        shard_sizes,
-        max_len=resolve_max_len(options.max_len, info.max_len),
+        stored.lengths,
+        stored.shard_sizes,
+        max_len=resolve_max_len(options.max_len, stored.info.max_len),
         global_batch_size=options.global_batch_size,
     )
     route = plan_route(plan, num_workers=num_workers, worker_index=worker_index)
-    return read_batches(data_dir, info, split, plan, route, lengths)
-
-
-def _open(data_dir: str, split: str) -> tuple[DatasetInfo, np.ndarray, list[int]]:
-    """Return the description, every example's length and every shard's size, after all checks that cost no reading."""
-    info = read_dataset_info(data_dir)
-    check_files(data_dir, info, split)
-    lengths = read_lengths(data_dir, info, split)
-    shard_sizes = [shard.num_examples for shard in info.split(split).shards]
-    if sum(shard_sizes) != len(lengths):
-        path = filesystem.join(str(data_dir), info.split(split).lengths_file.name)
-        raise CorruptShardError(
-            f"{path}: expected the lengths of {sum(shard_sizes):,} examples, got {len(lengths):,}; "
-            "write the dataset again",
-            path=path,
-        )
-    return info, lengths, shard_sizes
+    return read_batches(stored, plan, route)
 
 
 def read_keys(data_dir: str, split: str) -> list[str]:
@@ -177,10 +160,9 @@ def read_keys(data_dir: str, split: str) -> list[str]:
     Raises:
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
-    info, _, _ = _open(data_dir, split)
+    stored = open_split(data_dir, split)
     specification = _parser_specification([KEY])
-    paths = [filesystem.join(str(data_dir), shard.name) for shard in info.split(split).shards]
-    dataset = tf.data.TFRecordDataset(paths, _compression(info), READ_BUFFER_BYTES).batch(_KEYS_AT_ONCE)
+    dataset = _read_records(stored, stored.paths).batch(_KEYS_AT_ONCE)
     dataset = dataset.map(lambda records: tf.io.parse_example(records, specification)[KEY]).with_options(read_options())
     with explain_read_errors(data_dir, split):
         return [key.decode() for keys in dataset.as_numpy_iterator() for key in keys]
@@ -197,14 +179,7 @@ def explain_read_errors(data_dir: str, split: str) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        tf.errors.DataLossError,
-        # A record that is none, or not the one planned.
-        tf.errors.InvalidArgumentError,
-        # More or fewer records than described.
-        tf.errors.FailedPreconditionError,
-        tf.errors.NotFoundError,
-    ) as error:
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
         damage = find_damage(data_dir, read_dataset_info(data_dir), split)
         if damage is None:
             raise
@@ -242,48 +217,34 @@ def mask_partial_batches(dataset: tf.data.Dataset, full_rows: int | Mapping[int,
     return dataset.map(mask, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def split_for_replicas(dataset: tf.data.Dataset, num_replicas: int) -> tf.data.Dataset:
-    """Cut every (whole) batch into contiguous parts, consecutive elements, one for each replica of this worker."""
-    if num_replicas == 1:
-        return dataset
-
-    def cut(values: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(values, tf.concat([[num_replicas, -1], tf.shape(values)[1:]], axis=0))
-
-    return dataset.flat_map(lambda *batch: tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(cut, batch)))
-
-
-def _compression(info: DatasetInfo) -> str:
-    return {"none": "", "gzip": "GZIP"}[info.compression]
-
-
-def read_batches(
-    data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan, route: Route, lengths: np.ndarray
-) -> tf.data.Dataset:
+def read_batches(stored: StoredSplit, plan: EpochPlan, route: Route) -> tf.data.Dataset:
     """Carry out a plan: read the shards' records and deliver the route's batches.
 
     Args:
-        data_dir, info, split: what to read.
+        stored: what to read; every record parsed is compared with its length there.
         plan: of the whole epoch.
         route: which of its rows, from which step on.
-        lengths: uint16 [num_examples], in stored order; every record parsed is compared with its length here.
 
     Returns:
         One element per batch of the route, as `train_dataset`'s.
     """
-    windows = _parse_windows(_read_windows(data_dir, info, split, plan), plan, route, lengths)
+    windows = _parse_windows(_read_windows(stored, plan), stored, plan, route)
     batches = _cut_batches(_carry_rows(windows, route), route)
     batches = batches.apply(tf.data.experimental.assert_cardinality(len(route.batch_shapes)))
     return batches.prefetch(tf.data.AUTOTUNE).with_options(read_options())
 
 
-def _read_windows(data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan) -> tf.data.Dataset:
+def _read_records(stored: StoredSplit, paths: Any) -> tf.data.Dataset:
+    compression = {"none": "", "gzip": "GZIP"}[stored.info.compression]
+    return tf.data.TFRecordDataset(paths, compression, READ_BUFFER_BYTES)
+
+
+def _read_windows(stored: StoredSplit, plan: EpochPlan) -> tf.data.Dataset:
     """Read the stream: windows of serialized records, string [lanes * block_records], "" where a lane has ended."""
-    shards = info.split(split).shards
     num_lanes = len(plan.lanes)
-    paths = tf.constant([filesystem.join(str(data_dir), shards[shard].name) for lane in plan.lanes for shard in lane])
+    paths = tf.constant([stored.paths[shard] for lane in plan.lanes for shard in lane])
     splits = tf.constant(np.cumsum([0, *(len(lane) for lane in plan.lanes)]))
-    num_records = tf.constant([sum(shards[shard].num_examples for shard in lane) for lane in plan.lanes], tf.int64)
+    num_records = tf.constant([sum(stored.shard_sizes[shard] for shard in lane) for lane in plan.lanes], tf.int64)
     size = plan.block_records
 
     @tf.autograph.experimental.do_not_convert
@@ -295,7 +256,7 @@ def _read_windows(data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan)
             with tf.control_dependencies([complete]):
                 return tf.ensure_shape(tf.concat([records, tf.fill([size - expected], "")], axis=0), [size])
 
-        records = tf.data.TFRecordDataset(paths[splits[lane] : splits[lane + 1]], _compression(info), READ_BUFFER_BYTES)
+        records = _read_records(stored, paths[splits[lane] : splits[lane + 1]])
         nothing = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string)).repeat()
         return records.batch(size).concatenate(nothing).enumerate().map(fill_up)
 
@@ -306,9 +267,9 @@ def _read_windows(data_dir: str, info: DatasetInfo, split: str, plan: EpochPlan)
     return blocks.batch(num_lanes, drop_remainder=True)
 
 
-def _parse_windows(windows: tf.data.Dataset, plan: EpochPlan, route: Route, lengths: np.ndarray) -> tf.data.Dataset:
+def _parse_windows(windows: tf.data.Dataset, stored: StoredSplit, plan: EpochPlan, route: Route) -> tf.data.Dataset:
     """Parse the wanted records of each window."""
-    row_lengths = lengths[route.wanted_examples].astype(np.int32)
+    row_lengths = stored.lengths[route.wanted_examples].astype(np.int32)
     padded_length = max(length for _, length in route.shapes)
     wanted, expected_lengths = tf.constant(route.wanted), tf.constant(row_lengths)
     has_cut_rows = bool((row_lengths > padded_length).any())
@@ -439,35 +400,26 @@ def _cut_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:
         ]
 
         def cut(name: str) -> list[tf.Tensor]:
-            return [
-                tf.reshape(tf.gather(pool[name], taken)[:, : shape[2]], shape)
-                for taken, shape in zip(rows, shapes, strict=True)
-            ]
-
-        def cut_labels(head: str) -> list[tf.Tensor]:
-            return [
-                tf.reshape(tf.gather(pool[head], taken), shape[:2]) for taken, shape in zip(rows, shapes, strict=True)
-            ]
+            taken = [tf.gather(pool[name], places_of_shape) for places_of_shape in rows]
+            if name in HEAD_FEATURES:
+                return [tf.reshape(values, shape[:2]) for values, shape in zip(taken, shapes, strict=True)]
+            return [tf.reshape(values[:, : shape[2]], shape) for values, shape in zip(taken, shapes, strict=True)]
 
         # One batch of zeros serves as often as it is asked for.
-        segments = tf.cond(
-            _is_zero(pool), lambda: [tf.zeros([1, *shape], tf.int32) for shape in route.shapes], lambda: cut(SEGMENTS)
-        )
-        labels = {head: cut_labels(head) for head in HEAD_FEATURES}
+        zeros = [tf.zeros([1, *shape], tf.int32) for shape in route.shapes]
+        segments = tf.cond(_is_zero(pool), lambda: zeros, lambda: cut(SEGMENTS))
+        columns = {name: cut(name) for name in (INDICES, *HEAD_FEATURES)}
+        slices = tf.data.Dataset.from_tensor_slices
         streams = [
             tf.data.Dataset.zip(
                 (
-                    {
-                        INDICES: tf.data.Dataset.from_tensor_slices(indices),
-                        SEGMENTS: tf.data.Dataset.from_tensor_slices(segments[number]).repeat(),
-                    },
-                    tf.data.Dataset.from_tensor_slices({head: labels[head][number] for head in HEAD_FEATURES}),
+                    {INDICES: slices(columns[INDICES][number]), SEGMENTS: slices(segments[number]).repeat()},
+                    slices({head: columns[head][number] for head in HEAD_FEATURES}),
                 )
             )
-            for number, indices in enumerate(cut(INDICES))
+            for number in range(len(shapes))
         ]
-        order = tf.data.Dataset.from_tensor_slices(tf.slice(batch_shapes, begin, size))
-        return tf.data.Dataset.choose_from_datasets(streams, order)
+        return tf.data.Dataset.choose_from_datasets(streams, slices(tf.slice(batch_shapes, begin, size)))
 
     windows = tf.data.Dataset.from_tensor_slices(
         (*_slices(route.batch_splits), route.place_splits[:-1].reshape(route.shape_counts.shape), route.shape_counts)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipeline import input_pipeline
 from pipeline.batch_plan import BatchOptions, plan_batches
-from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, read_dataset_info, read_lengths
+from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, read_dataset_info
 from pipeline.epoch_plan import plan_evaluation, plan_route, plan_training_epoch
 from pipeline.errors import CorruptShardError, EmptySplitError, MissingInputError, OptionError, SchemaMismatchError
 from pipeline.input_pipeline import (
@@ -19,10 +19,10 @@ from pipeline.input_pipeline import (
     mask_partial_batches,
     read_batches,
     read_keys,
-    split_for_replicas,
     train_dataset,
 )
 from pipeline.schema import CATEGORY_HEAD, INDICES, LABEL, SECOND_HEAD, SEGMENTS
+from pipeline.stored_split import open_split
 from pipeline.tfexample import frame_records
 from tests.tiny_dataset import SEP, TinyExample, serialize, tiny_examples, write_tiny_dataset
 
@@ -76,18 +76,16 @@ def stored_rows(examples: list[TinyExample]) -> list[Row]:
 
 def read_with(data_dir: Path, options: BatchOptions, *, window_records: int, **route) -> list[list[Row]]:
     """Read with windows so small that rows have to wait for later ones."""
-    info = read_dataset_info(str(data_dir))
-    split = info.split("train")
-    lengths = read_lengths(str(data_dir), info, "train")
+    stored = open_split(str(data_dir), "train")
     plan = plan_training_epoch(
-        plan_batches(split.length_histogram, info.max_len, options),
-        lengths,
-        [shard.num_examples for shard in split.shards],
+        plan_batches(stored.length_histogram, MAX_LEN, options),
+        stored.lengths,
+        stored.shard_sizes,
         seed=0,
         epoch=0,
         window_records=window_records,
     )
-    return batches_of(read_batches(str(data_dir), info, "train", plan, plan_route(plan, **route), lengths))
+    return batches_of(read_batches(stored, plan, plan_route(plan, **route)))
 
 
 # Delivery
@@ -166,17 +164,10 @@ def test_workers_divide_the_same_global_batches(dataset: Path, num_workers: int)
     assert [list(itertools.chain(*batch)) for batch in zip(*parts, strict=True)] == whole
 
 
-def test_replicas_divide_the_same_global_batches(dataset: Path):
-    batches = train_dataset(str(dataset), 8, batch_multiple=2)
-    masked = mask_partial_batches(batches, 8)
-    whole = list(masked)
-    parts = list(split_for_replicas(masked, 2))
-    assert len(parts) == 2 * len(whole)
-    for number, batch in enumerate(whole):
-        halves = [tf.nest.flatten(part) for part in parts[2 * number : 2 * number + 2]]
-        for tensor, first, second in zip(tf.nest.flatten(batch), *halves, strict=True):
-            assert first.shape == second.shape
-            np.testing.assert_array_equal(tensor, np.concatenate([first, second]))
+@pytest.mark.parametrize("num_replicas", [2, 4])
+def test_replicas_get_the_same_global_batches(dataset: Path, num_replicas: int):
+    whole = batches_of(train_dataset(str(dataset), 8))
+    assert batches_of(train_dataset(str(dataset), 8, batch_multiple=num_replicas)) == whole
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(dataset: Path, monkeypatch: pytest.MonkeyPatch):
@@ -218,11 +209,10 @@ def test_segments_other_than_zero_are_delivered_with_their_rows(tmp_path: Path):
     examples.sort(key=lambda example: example.segments is None)
     write_tiny_dataset(tmp_path / "d", {"train": examples}, max_len=MAX_LEN, num_shards=9)
     expected = {tuple(example.indices): example.segments or [0] * len(example.indices) for example in examples}
-    info = read_dataset_info(str(tmp_path / "d"))
-    lengths = read_lengths(str(tmp_path / "d"), info, "train")
-    plan = plan_evaluation(lengths, [10] * 9, max_len=MAX_LEN, global_batch_size=4, window_records=12)
+    stored = open_split(str(tmp_path / "d"), "train")
+    plan = plan_evaluation(stored.lengths, [10] * 9, max_len=MAX_LEN, global_batch_size=4, window_records=12)
     seen = 0
-    for inputs, _ in read_batches(str(tmp_path / "d"), info, "train", plan, plan_route(plan), lengths):
+    for inputs, _ in read_batches(stored, plan, plan_route(plan)):
         for indices, segments in zip(inputs[INDICES].numpy(), inputs[SEGMENTS].numpy(), strict=True):
             tokens = tuple(indices[indices != 0].tolist())
             assert segments.tolist() == expected[tokens] + [0] * (len(indices) - len(tokens))

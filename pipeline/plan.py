@@ -1,0 +1,139 @@
+"""`python -m pipeline.plan DIR`: what an epoch over a dataset will look like, and how fast this machine reads it."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, per_batch_padding_share, plan_batches
+from pipeline.command_line import CommandParser, run_command
+from pipeline.config import require
+from pipeline.dataset_info import SplitInfo
+from pipeline.errors import OptionError
+from pipeline.stored_split import open_split
+from pipeline.summary import format_table
+
+
+def parse_buckets(text: str) -> Buckets:
+    """Return what `--buckets` means: `auto`, `off` or padded lengths separated by commas.
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    try:
+        return tuple(int(length) for length in text.split(","))
+    except ValueError:
+        raise OptionError(f"--buckets: expected auto, off or lengths such as 64,128,256, got {text!r}") from None
+
+
+def describe_plan(split: str, info: SplitInfo, plan: BatchPlan, per_batch_share: float) -> str:
+    """Return buckets, padding and steps as a few short tables.
+
+    Args:
+        split: its name.
+        info: its description.
+        plan: of its batches.
+        per_batch_share: padding if each batch, without buckets, were padded to its longest example.
+    """
+    lines = [
+        f"{split}: {plan.num_examples:,} examples, {plan.num_tokens:,} tokens, "
+        f"{plan.num_cut:,} cut to max_len {plan.max_len}",
+        "",
+    ]
+    lines += format_table(
+        ("bucket", "padded to", "examples", "per batch", "full batches"),
+        [
+            (str(number), str(edge), f"{count:,}", f"{rows:,}", f"{count // rows:,}")
+            for number, (edge, count, rows) in enumerate(zip(plan.edges, plan.counts, plan.rows, strict=True), 1)
+        ],
+    )
+    lines += [
+        "",
+        f"{len(plan.tail)} more from what is left in the buckets; together {plan.steps_per_epoch:,} steps",
+        "",
+    ]
+    lines += format_table(
+        ("padding", "positions", "share"),
+        [
+            (f"all to {plan.max_len}", *_padding(plan, plan.fixed_padding_share)),
+            ("each batch to its longest", *_padding(plan, per_batch_share)),
+            ("planned", *_padding(plan, plan.padding_share)),
+        ],
+    )
+    num_bytes = sum(shard.num_bytes for shard in info.shards)
+    lines += ["", f"steps per epoch  {plan.steps_per_epoch:,}", f"bytes per epoch  {num_bytes:,}"]
+    return "\n".join(lines)
+
+
+def _padding(plan: BatchPlan, share: float) -> tuple[str, str]:
+    return f"{round(plan.num_tokens / (1 - share)):,}", f"{share:.1%}"
+
+
+def measure_reader(data_dir: str, split: str, options: BatchOptions, seconds: float) -> float:
+    """Return the examples per second that the reader delivers, over as many epochs as fit into the time."""
+    # TensorFlow takes seconds to import, and is not installed everywhere.
+    from pipeline.input_pipeline import explain_read_errors, train_dataset
+
+    num_examples, elapsed, epoch = 0, 0.0, 0
+    while elapsed < seconds:
+        batches = train_dataset(
+            data_dir,
+            options.global_batch_size,
+            options.max_len,
+            options.buckets,
+            epoch=epoch,
+            split=split,
+            batch_tokens=options.batch_tokens,
+            batch_multiple=options.batch_multiple,
+        )
+        started = time.perf_counter()
+        with explain_read_errors(data_dir, split):
+            for _, labels in batches:
+                num_examples += int(next(iter(labels.values())).shape[0])
+                if elapsed + time.perf_counter() - started >= seconds:
+                    break
+        elapsed += time.perf_counter() - started
+        epoch += 1
+    return num_examples / elapsed
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the plan of a split's epochs."""
+    parser = CommandParser(
+        prog="python -m pipeline.plan",
+        description="Show the batches of an epoch, their padding, and the reader's speed.",
+    )
+    parser.add_argument("data_dir", metavar="DIR", help="a dataset directory")
+    parser.add_argument("--split", default="train", help="which split")
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per batch, over all replicas")
+    parser.add_argument("--batch_tokens", type=int, help="positions per batch instead")
+    parser.add_argument("--num_replicas", type=int, default=1, help="a batch is a multiple of this")
+    parser.add_argument("--buckets", default="auto", help="auto, off or padded lengths such as 64,128,256")
+    parser.add_argument("--max_len", type=int, help="cut longer examples; the dataset's own if not given")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure the reader; 0 does not")
+    args = parser.parse_args(argv)
+    require(args.seconds >= 0, f"--seconds: expected 0 or more, got {args.seconds}")
+    options = BatchOptions(
+        global_batch_size=args.batch_size,
+        max_len=args.max_len,
+        buckets=parse_buckets(args.buckets),
+        batch_tokens=args.batch_tokens,
+        batch_multiple=args.num_replicas,
+    )
+    stored = open_split(args.data_dir, args.split)
+    plan = plan_batches(stored.length_histogram, stored.info.max_len, options)
+    per_batch_share = per_batch_padding_share(stored.lengths, args.batch_size, plan.max_len)
+    print(describe_plan(args.split, stored.info.split(args.split), plan, per_batch_share))
+    if args.seconds:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        rate = measure_reader(args.data_dir, args.split, options, args.seconds)
+        print(f"reader           {rate:,.0f} examples/s on this machine ({args.seconds:g} s, the first read included)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
