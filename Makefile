@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
 
 # Quiet TensorFlow's start-up chatter; errors still show.
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: help demo test test-slow test-remote lint bench lock clean
 
@@ -16,7 +16,7 @@ demo: .venv/train.stamp  ## corpus → dataset → training → test report, in 
 	$(PY) -m benchmarks.demo --output demo
 
 test: .venv/dev.stamp lint  ## lint and the fast tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/dev.stamp  ## the tests that take minutes: kills, several processes, whole-corpus equality
 	$(PY) -m pytest -m slow
@@ -35,6 +35,7 @@ bench: .venv/bench.stamp  ## every benchmark, ours against its peers; keep the m
 	$(PY) -m benchmarks.preprocess
 	$(PY) -m benchmarks.reader
 	$(PY) -m benchmarks.train_step
+	$(PY) -m benchmarks.export
 
 lock:  ## resolve the pinned requirements again
 	.venv/bin/pip install --quiet uv

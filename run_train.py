@@ -178,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
     config = TrainConfig(**options)
     if not debug:
         # What stops TensorFlow comes as an exception; what its C++ side prints beside is about itself.
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         import_tensorflow_quietly()
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table

@@ -37,6 +37,6 @@ setup(
         ],
         "bench": ["datasets", "psutil", "tensorflow-text==2.21.*", "tokenizers"],  # the peers
         "remote": ["apache-beam[aws,gcp]", "gcp-storage-emulator", "moto[server]", "pytest"],  # object stores, emulated
-        "dev": ["hypothesis", "mypy", "pytest", "ruff", "vulture"],
+        "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "vulture"],
     },
 )
