@@ -10,6 +10,7 @@ of them, and the table gives medians. PyTorch takes part where `torch` and `tran
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import os
 import statistics
 import sys
@@ -30,6 +31,8 @@ from model.bert_config import BertConfig
 from model.checkpoint import CONFIG_FILE_NAME
 from model.classifier import build_classifier
 from model.dropout import dropout_rng
+from pipeline.batch_plan import Buckets
+from pipeline.input_pipeline import train_dataset
 
 HEADS = {"category": 14, "second": 3}
 REFERENCE = "keras-bert, float32"
@@ -85,13 +88,13 @@ def keras_bert_classifier(config: BertConfig, *, length: int, pooling: str) -> t
     return tf.keras.Model(inputs, outputs)
 
 
-def keras_step(classifier: tf.keras.Model, batch: Batch, *, xla: bool) -> StepFn:
-    """Return a function that trains a Keras classifier for one step and returns the loss."""
+def keras_step(classifier: tf.keras.Model, batches: Batch | list[Batch], *, xla: bool) -> StepFn:
+    """Return a function that trains a Keras classifier on the next batch and returns the loss."""
     optimizer = tf.keras.optimizers.Adam(LEARNING_RATE, jit_compile=False)
     optimizer.build(classifier.trainable_variables)
     loss_fn = tf.keras.losses.SparseCategoricalCrossentropy()
 
-    @tf.function(jit_compile=xla)
+    @tf.function(jit_compile=xla, reduce_retracing=True)
     def train(indices: tf.Tensor, segments: tf.Tensor, labels: dict[str, tf.Tensor]) -> tf.Tensor:
         with tf.GradientTape() as tape, dropout_rng(0, optimizer.iterations):
             outputs = classifier([indices, segments], training=True)
@@ -100,9 +103,14 @@ def keras_step(classifier: tf.keras.Model, batch: Batch, *, xla: bool) -> StepFn
         optimizer.apply_gradients(zip(gradients, classifier.trainable_variables, strict=True))
         return loss
 
-    arguments = (tf.constant(batch.indices), tf.constant(batch.segments),
-                 {head: tf.constant(label) for head, label in batch.labels.items()})  # fmt: skip
-    return lambda: float(train(*arguments))
+    turns = itertools.cycle([batches] if isinstance(batches, Batch) else batches)
+
+    def step() -> float:
+        batch = next(turns)
+        labels = {head: tf.constant(label) for head, label in batch.labels.items()}
+        return float(train(tf.constant(batch.indices), tf.constant(batch.segments), labels))
+
+    return step
 
 
 def torch_step(config: BertConfig, batch: Batch, *, bfloat16: bool) -> StepFn:
@@ -192,6 +200,43 @@ def compare_full_batches(config: BertConfig, options: argparse.Namespace, *, poo
         print("\nHugging Face PyTorch: not installed (pip install torch transformers), not measured.")
 
 
+def titles_of(data_dir: str, batch_size: int, *, buckets: Buckets, num_batches: int) -> list[Batch]:
+    """Return the first batches of an epoch."""
+    batches = train_dataset(data_dir, batch_size, buckets=buckets).take(num_batches).as_numpy_iterator()
+    return [Batch(indices=x["indices"], segments=x["segments"], labels=y) for x, y in batches]
+
+
+def compare_titles(config: BertConfig, options: argparse.Namespace) -> None:
+    """Measure real titles: padded to 512 in batches of 4, as the original write-up does it, and in planned buckets."""
+    rounds = options.rounds
+    candidates = {REFERENCE: ("", titles_of(options.titles, 4, buckets="off", num_batches=rounds + 2))}
+    for policy, label in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
+        for size in (4, 32):
+            batches = titles_of(options.titles, size, buckets="auto", num_batches=rounds + 2)
+            candidates[f"ours, {label}, buckets, batches of {size}"] = (policy, batches)
+    length = candidates[REFERENCE][1][0].indices.shape[1]
+    steps = {
+        name: keras_step(
+            our_classifier(config, policy=policy, pooling="cls")
+            if policy
+            else keras_bert_classifier(config, length=length, pooling="cls"),
+            batches,
+            xla=False,
+        )
+        for name, (policy, batches) in candidates.items()
+    }
+    seconds = measure(steps, rounds)
+    rates = {name: candidates[name][1][0].indices.shape[0] / statistics.median(seconds[name]) for name in seconds}
+    print(
+        f"\nReal titles, {config.num_hidden_layers} layers of width {config.hidden_size}, medians of {rounds} rounds\n"
+    )
+    print("| candidate | examples/s | times the reference |")
+    print("|---|---:|---:|")
+    for name, rate in rates.items():
+        shown = f"{name}, padded to {length}, batches of 4" if name == REFERENCE else name
+        print(f"| {shown} | {rate:.1f} | {rate / rates[REFERENCE]:.1f} |")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description="Time one training step of each encoder.")
@@ -202,11 +247,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dropout", type=float, default=0.1, help="dropout rate (default 0.1)")
     parser.add_argument("--poolings", default="cls,max", help="which poolings to compare (default cls,max)")
     parser.add_argument("--xla", action="store_true", help="measure ours compiled by XLA as well")
+    parser.add_argument("--titles", metavar="DIR", help="a dataset directory of titles: compare buckets with fixed 512")
     options = parser.parse_args(argv)
 
     config = BertConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=options.layers).with_dropout(options.dropout)
     for pooling in options.poolings.split(","):
         compare_full_batches(config, options, pooling=pooling)
+    if options.titles:
+        compare_titles(config, options)
     return 0
 
 
