@@ -17,6 +17,7 @@ alternate between the candidates, so that what else the machine does meets all o
 """
 
 import argparse
+import itertools
 import os
 import random
 import statistics
@@ -215,7 +216,7 @@ def order_rows(num_shards: int, shard_size: int, batch_size: int, epochs: int) -
     rows = []
     for name, orders in (("ours", ours), ("full permutation", full)):
         places = [np.argsort(order) for order in orders]
-        pairs = list(zip(places[:-1], places[1:], strict=True))
+        pairs = list(itertools.pairwise(places))
         correlations = [float(np.corrcoef(first, second)[0, 1]) for first, second in pairs]
         distances = [float(np.abs(first - second).mean()) / num_examples for first, second in pairs]
         whole = orders[0][: num_examples // batch_size * batch_size].reshape(-1, batch_size) // shard_size

@@ -113,7 +113,9 @@ def test_pipeline_never_imports_model_and_only_one_module_tensorflow(module: str
         assert top(imported.name) not in ("model", "keras_bert", "benchmarks", "tests"), f"{module}: {imported}"
         if module != WITH_TENSORFLOW:
             assert top(imported.name) not in TENSORFLOW, f"{module}: {imported}"
-            assert imported.name != WITH_TENSORFLOW, f"{module}: {imported}"
+            # The plan's command measures the reader, which it needs TensorFlow for only then.
+            measures_it = module == "pipeline.plan" and imported.lazy
+            assert imported.name != WITH_TENSORFLOW or measures_it, f"{module}: {imported}"
 
 
 @pytest.mark.parametrize("module", MODULES)
