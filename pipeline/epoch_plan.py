@@ -10,8 +10,8 @@ An epoch's order is made in three steps, together a pure function of (dataset, b
    epoch may be smaller than the others.
 
 How far this is from a full permutation: a corpus of one window is fully permuted. For 64 shards of 10,000 examples
-(`benchmarks/reader.py` measures it), an example's places in two successive epochs are 0.31 of the epoch apart on
-average (full permutation: 0.33), with a rank correlation of 0.08 ± 0.14 (0.00 ± 0.00), and a batch of 32 mixes 14
+(`benchmarks/reader.py` measures it), an example's places in two successive epochs are 0.32 of the epoch apart on
+average (full permutation: 0.33), with a rank correlation of 0.03 ± 0.13 (0.00 ± 0.00), and a batch of 32 mixes 14
 shards (25). What stays the same in every epoch is that the neighbours inside a shard, a thousand or so, come within the
 same window; and the shards themselves are random samples of the corpus.
 

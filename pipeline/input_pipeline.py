@@ -31,12 +31,10 @@ from pipeline.epoch_plan import EpochPlan, Route, plan_evaluation, plan_route, p
 from pipeline.schema import EXAMPLE_FEATURES, HEAD_FEATURES, INDICES, KEY, SEGMENTS
 from pipeline.stored_split import StoredSplit, open_split
 
-# Of each lane. Local disks do not care; object stores charge for every request.
-READ_BUFFER_BYTES = 1 << 20
+# Of each lane; what stays in a second-level cache is copied out of it faster. Object stores have a buffer of their own.
+READ_BUFFER_BYTES = 256 << 10
 # What autotuning may spend on buffers: about ten windows of articles at 512 positions.
 RAM_BUDGET_BYTES = 512 << 20
-# Lengths are stored as uint16.
-MAX_STORED_LENGTH = (1 << 16) - 1
 _KEYS_AT_ONCE = 1024
 
 Rows = dict[str, Any]
@@ -236,7 +234,9 @@ def read_batches(stored: StoredSplit, plan: EpochPlan, route: Route) -> tf.data.
 
 def _read_records(stored: StoredSplit, paths: Any) -> tf.data.Dataset:
     compression = {"none": "", "gzip": "GZIP"}[stored.info.compression]
-    return tf.data.TFRecordDataset(paths, compression, READ_BUFFER_BYTES)
+    # `tf.data.TFRecordDataset` would put a `flat_map` over the paths around this, one more call for every record.
+    records = tf.raw_ops.TFRecordDataset(filenames=paths, compression_type=compression, buffer_size=READ_BUFFER_BYTES)
+    return tf.data.experimental.from_variant(records, tf.TensorSpec([], tf.string))
 
 
 def _read_windows(stored: StoredSplit, plan: EpochPlan) -> tf.data.Dataset:
@@ -272,7 +272,7 @@ def _parse_windows(windows: tf.data.Dataset, stored: StoredSplit, plan: EpochPla
     row_lengths = stored.lengths[route.wanted_examples].astype(np.int32)
     padded_length = max(length for _, length in route.shapes)
     wanted, expected_lengths = tf.constant(route.wanted), tf.constant(row_lengths)
-    has_cut_rows = bool((row_lengths > padded_length).any())
+    longest = int(row_lengths.max(initial=1))
 
     @tf.autograph.experimental.do_not_convert
     def parse(part: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor) -> Rows:
@@ -283,7 +283,7 @@ def _parse_windows(windows: tf.data.Dataset, stored: StoredSplit, plan: EpochPla
             lambda: records,
             lambda: tf.gather(records, tf.slice(wanted, *part)),
         )
-        return _parse(records, tf.slice(expected_lengths, *part), padded_length, has_cut_rows=has_cut_rows)
+        return _parse(records, tf.slice(expected_lengths, *part), longest, padded_length)
 
     parts = tf.data.Dataset.from_tensor_slices(_slices(route.wanted_splits))
     return tf.data.Dataset.zip((parts, windows)).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -294,14 +294,14 @@ def _slices(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return splits[:-1, np.newaxis], np.diff(splits)[:, np.newaxis]
 
 
-def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cut_rows: bool) -> Rows:
+def _parse(records: tf.Tensor, lengths: tf.Tensor, longest: int, padded_length: int) -> Rows:
     """Parse serialized examples into rows of one length.
 
     Args:
         records: string [N].
         lengths: int32 [N], how many tokens each must have.
+        longest: no length is larger.
         padded_length: shorter rows are padded with 0, longer ones cut.
-        has_cut_rows: whether there may be longer ones.
 
     Returns:
         `indices` int32 [N, padded_length], `segments` the same or, if all are 0, [0, padded_length], head → int32 [N].
@@ -315,18 +315,17 @@ def _parse(records: tf.Tensor, lengths: tf.Tensor, padded_length: int, *, has_cu
             return tf.cast(ragged, tf.int32).to_tensor(shape=[None, padded_length])
 
     indices = dense(parsed[INDICES])
-    if has_cut_rows:
+    if longest > padded_length:
         # What tokenizing with this max_len would have put last is what stands last: [SEP].
         last = tf.gather(tf.cast(parsed[INDICES].flat_values, tf.int32), parsed[INDICES].row_splits[1:] - 1)
         last = tf.where(lengths > padded_length, last, indices[:, -1])
         indices = tf.concat([indices[:, :-1], last[:, tf.newaxis]], axis=1)
 
     # Segments come last in a record, a byte of 0 for each token of a single text. To look at these bytes costs a
-    # quarter of parsing them; whatever else they are gets parsed.
+    # fraction of parsing them; whatever else they are gets parsed.
     ends = tf.strings.substr(records, -lengths, lengths)
-    zeros = tf.strings.substr(b"\0" * MAX_STORED_LENGTH, tf.zeros_like(lengths), lengths)
     segments = tf.cond(
-        tf.reduce_all(ends == zeros),
+        tf.reduce_all(tf.io.decode_raw(ends, tf.uint8, fixed_length=longest) == 0),
         lambda: tf.zeros([0, padded_length], tf.int32),
         lambda: dense(tf.io.parse_example(records, _parser_specification([SEGMENTS]))[SEGMENTS]),
     )
