@@ -167,7 +167,7 @@ def _head(head: str, values: Mapping[str, Any], info: DatasetInfo, order: ClassO
         "classes": _classes(head, values, info, order),
         "confusion": shade_matrix(values, order),
         "confusions": _table(confused, frequent_confusions(values)),
-        "calibration": draw_calibration(values["calibration"]),
+        "calibration": draw_calibration(head, values["calibration"]),
         "ece": _percent(values["ece"]),
         "mistakes": _table(
             "key:code right:text probability predicted:text probability",

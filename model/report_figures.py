@@ -85,10 +85,11 @@ def draw_learning_curves(rows: Sequence[Mapping[str, float]], heads: Sequence[st
         return _as_markup(figure, "Loss and accuracy by epoch")
 
 
-def draw_calibration(calibration: Sequence[Mapping[str, Any]]) -> Markup:
+def draw_calibration(head: str, calibration: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw accuracy over confidence, and how many predictions have which confidence.
 
     Args:
+        head: whose they are.
         calibration: bins, see `model.metrics.calibrate`.
     """
     centers = [(bin_["lower"] + bin_["upper"]) / 2 for bin_ in calibration]
@@ -117,7 +118,7 @@ def draw_calibration(calibration: Sequence[Mapping[str, Any]]) -> Markup:
             axes.set_xlim(0, 1)
             axes.set_xlabel("confidence")
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        return _as_markup(figure, "Accuracy and number of predictions by confidence")
+        return _as_markup(figure, f"Accuracy and number of predictions by confidence, {head}")
 
 
 def draw_lengths(length_histogram: Sequence[int], cut_at: int) -> Markup:
@@ -150,7 +151,7 @@ def _count_axis(axes: Axes) -> None:
 def _as_markup(figure: Figure, description: str) -> Markup:
     """Return a figure as an SVG element: nothing in it refers to anything outside the page, or to another figure."""
     text = io.StringIO()
-    # What a figure shows names its parts, so that equal runs give equal pages.
+    # Its parts are named after the description, so that no two on a page are the same, and equal runs give equal pages.
     with matplotlib.rc_context({"svg.hashsalt": description}):
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=metadata)
@@ -163,4 +164,4 @@ def _as_markup(figure: Figure, description: str) -> Markup:
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if f"#{match[1]}" in svg else "", svg)
     for color, name in _CSS_NAMES.items():
         svg = svg.replace(color, f"var(--{name})")
-    return Markup(f'<svg viewBox="{box}" role="img" aria-label="{description}">{svg}')
+    return Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box, description) + Markup(svg)

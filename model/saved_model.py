@@ -143,7 +143,7 @@ def make_signatures(
         if pairs is None:
             return {head: tf.argmax(values, axis=-1) for head, values in probabilities.items()}
         # What `model.decoding` does, in the graph.
-        columns = dict(zip(PAIR_HEADS, tf.constant(pairs.T), strict=True))
+        columns = {head: tf.constant(pairs[:, column]) for column, head in enumerate(PAIR_HEADS)}
         category, second = (tf.gather(probabilities[head], columns[head], axis=1) for head in PAIR_HEADS)
         best = tf.argmax(category * second, axis=-1)
         return {head: tf.gather(columns[head], best) for head in labels}
