@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from model.config import (
     parse_buckets,
     parse_head_values,
 )
-from model.quiet import import_tensorflow_quietly
+from model.quiet import start_tensorflow
 from pipeline.command_line import CommandParser, run_command
 from pipeline.errors import OptionError
 
@@ -176,17 +175,14 @@ def main(argv: Sequence[str]) -> int:
     options = vars(build_parser().parse_args(argv))
     debug = options.pop("debug")
     config = TrainConfig(**options)
-    if not debug:
-        # What stops TensorFlow comes as an exception; what its C++ side prints beside is about itself.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        import_tensorflow_quietly()
+    start_tensorflow(quietly=not debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table
     from model.trainer import train_and_evaluate
 
     report = train_and_evaluate(config)
     speed = f"{report['train_examples_per_second']:,.1f} examples/s in training"
-    sys.stdout.write(f"{result_table(report['split'], report)}\n{speed}\n")
+    sys.stdout.write(f"{result_table(report)}\n{speed}\n")
     return 0
 
 

@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["pipeline", "pipeline.*", "model", "model.*"]),
     py_modules=["run_preprocess", "run_train"],
-    package_data={"pipeline": ["*.tsv"]},
+    package_data={"model": ["report.css", "report.html.jinja"], "pipeline": ["*.tsv"]},
     # No TensorFlow here: on a cluster it would cost every worker half a gigabyte and minutes of start-up.
     install_requires=[
         "apache-beam==2.77.*",
@@ -28,6 +28,7 @@ setup(
     ],
     extras_require={
         "train": [
+            "jinja2>=3.1",
             "keras-bert==0.89.0",  # the reference for ids and for the encoder
             "matplotlib>=3.9",
             "scikit-learn>=1.5",

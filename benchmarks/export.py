@@ -30,10 +30,9 @@ import tensorflow as tf
 from benchmarks.tokenizer import DEFAULT_DATA_DIR, VOCAB_FILE, batches_of, read_articles, read_titles
 from model.bert_config import BertConfig
 from model.classifier import build_classifier
-from model.evaluate import load_finished_run
-from model.export import make_tokenize_fn, write_saved_model
-from model.finished_run import load_run_vocab
+from model.finished_run import load_finished_run, load_run_vocab
 from model.graph_tokenizer import GraphTokenizer
+from model.saved_model import make_tokenize_fn, write_saved_model
 from pipeline.corpus import normalize_text
 from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import load_vocab

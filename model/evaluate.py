@@ -1,201 +1,163 @@
 """Measure a model on a split, and a finished run again: `python -m model.evaluate --run RUN [--split test]`.
 
-accuracy      share of examples whose most probable class is the right one
-macro-F1      mean over classes of the harmonic mean of precision and recall: small classes count like large ones
-exact match   share of examples of which every head is right
+It prints the table that training ends with, and writes `report.json` for machines and `report.html` for people: what
+the figures are is said in `model.metrics`, what the page shows in `model.report`.
 """
 
-import dataclasses
 import json
+import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
-from sklearn.metrics import accuracy_score, f1_score
 
-from model.classifier import build_classifier
-from model.run_dir import RunDir, open_run_dir
-from model.weights import load_model_weights
+from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, check_decode
+from model.metrics import measure
+from model.quiet import start_tensorflow
+from model.run_dir import RunDir
+from model.weights import write_text
 from pipeline.command_line import CommandParser, run_command
 from pipeline.dataset_info import read_dataset_info
-from pipeline.errors import MissingInputError, SchemaMismatchError
-from pipeline.input_pipeline import eval_dataset, explain_read_errors
-from pipeline.schema import INDICES, SEGMENTS
+from pipeline.errors import OptionError, OutputWriteError
+from pipeline.filesystem import is_remote
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What a model says about a split, in stored order.
-
-    Attributes:
-        labels: head -> int32 [N], the right classes.
-        probabilities: head -> float32 [N, classes].
-    """
-
-    labels: Mapping[str, np.ndarray]
-    probabilities: Mapping[str, np.ndarray]
-
-
-def predict_split(
-    model: tf.keras.Model,
+def evaluate_split(
+    model: "tf.keras.Model",
     data_dir: str,
     split: str,
     *,
-    heads: Sequence[str],
-    max_len: int | None = None,
+    labels: Mapping[str, Sequence[str]],
+    pairs: np.ndarray | None,
+    max_len: int,
     batch_size: int = 64,
-) -> Predictions:
-    """Ask a model about every example of a split.
+    decode: str = INDEPENDENT,
+) -> dict[str, Any]:
+    """Measure a model on a split.
 
     Args:
         model: see `model.classifier.build_classifier`.
         data_dir: a dataset directory.
         split: which split.
-        heads: whose labels and probabilities to return.
-        max_len: texts are cut to this many tokens; `None` takes the dataset's.
+        labels: head -> names of its classes in id order.
+        pairs: int [P, 2], the pairs of labels that occur in training; `None` where there is one head.
+        max_len: texts are cut to this many tokens.
         batch_size: texts at a time.
-
-    Raises:
-        MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
-    """
-
-    signature = [{name: tf.TensorSpec([None, None], tf.int32) for name in (INDICES, SEGMENTS)}]
-
-    @tf.function(input_signature=signature, autograph=False)
-    def predict(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        outputs = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
-        return {head: outputs[head] for head in heads}
-
-    labels: dict[str, list[np.ndarray]] = {head: [] for head in heads}
-    probabilities: dict[str, list[np.ndarray]] = {head: [] for head in heads}
-    with explain_read_errors(data_dir, split):
-        for inputs, right in eval_dataset(data_dir, split, batch_size, max_len):
-            outputs = predict(inputs)
-            for head in heads:
-                labels[head].append(right[head].numpy())
-                probabilities[head].append(outputs[head].numpy())
-    return Predictions(
-        labels={head: np.concatenate(parts) for head, parts in labels.items()},
-        probabilities={head: np.concatenate(parts) for head, parts in probabilities.items()},
-    )
-
-
-def measure(predictions: Predictions) -> dict[str, Any]:
-    """Return the measures of a split as JSON values.
+        decode: see `model.decoding`.
 
     Returns:
-        `num_examples`; `heads`: head -> `accuracy`, `macro_f1` (over the classes that occur); `exact_match`.
+        `split`, what `model.metrics.measure` returns, and `evaluate_seconds`, the time of the model's answers alone.
+
+    Raises:
+        OptionError: joint decoding without pairs.
+        MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
-    heads, all_right = {}, np.True_
-    for head, labels in predictions.labels.items():
-        predicted = predictions.probabilities[head].argmax(axis=-1)
-        all_right = all_right & (predicted == labels)
-        heads[head] = {
-            "accuracy": float(accuracy_score(labels, predicted)),
-            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
-        }
-    return {"num_examples": int(np.size(all_right)), "heads": heads, "exact_match": float(np.mean(all_right))}
+    from model.predictor import predict_split
+    from pipeline.input_pipeline import read_keys
+
+    started = time.perf_counter()
+    predictions = predict_split(model, data_dir, split, heads=labels, max_len=max_len, batch_size=batch_size)
+    seconds = time.perf_counter() - started
+    keys = read_keys(data_dir, split)
+    measures = measure(predictions, labels=labels, keys=keys, pairs=pairs, decode=decode)
+    return {"split": split, **measures, "evaluate_seconds": seconds}
 
 
-def result_table(split: str, measures: Mapping[str, Any]) -> str:
-    """Return the measures of a split as a table for people."""
-    lines = [f"{split} ({measures['num_examples']:,} examples)", f"{'head':<16}{'accuracy':>10}{'macro-F1':>10}"]
-    lines += [
-        f"{head:<16}{values['accuracy']:>10.2%}{values['macro_f1']:>10.2%}"
-        for head, values in measures["heads"].items()
+def result_table(report: Mapping[str, Any]) -> str:
+    """Return the figures of a report as a table for people."""
+    decode = "" if report["decode"] == INDEPENDENT else f", {report['decode']} decoding"
+    lines = [
+        f"{report['split']} ({report['num_examples']:,} examples{decode})",
+        f"{'head':<14}{'accuracy':>13}{'macro-F1':>13}{'ECE':>13}",
     ]
-    if len(measures["heads"]) > 1:
-        lines.append(f"{'exact match':<16}{measures['exact_match']:>10.2%}")
+    lines += [
+        f"{head:<14}{values['accuracy']:>13.2%}{values['macro_f1']:>13.2%}{values['ece']:>13.2%}"
+        for head, values in report["heads"].items()
+    ]
+    if "decoding" in report:
+        lines.append(f"{'both heads':<14}{'exact match':>13}{'impossible':>13}")
+        lines += [
+            f"{name:<14}{values['exact_match']:>13.2%}{values['impossible_pairs']:>13.2%}"
+            for name, values in report["decoding"].items()
+        ]
     return "\n".join(lines)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FinishedRun:
-    """A run that has ended, with its model.
+def write_report(run: RunDir, report: Mapping[str, Any], data_dir: str, output: Path) -> None:
+    """Write `report.html`, then `report.json`.
 
-    Attributes:
-        run: the directory.
-        description: content of its `config.json`.
-        report: content of its `report.json`.
-        model: with the weights of the best epoch; float32.
-    """
-
-    run: RunDir
-    description: Mapping[str, Any]
-    report: Mapping[str, Any]
-    model: tf.keras.Model
-
-    @property
-    def labels(self) -> Mapping[str, Sequence[str]]:
-        """Head -> names of its classes in id order."""
-        labels: Mapping[str, Sequence[str]] = self.description["labels"]
-        return labels
-
-    @property
-    def max_len(self) -> int:
-        """Texts are cut to this many tokens."""
-        return int(self.description["max_len"])
-
-
-def load_finished_run(path: str) -> FinishedRun:
-    """Load the model of a finished run; everything it needs is in the run's directory.
+    Args:
+        run: with its configuration and metrics.
+        report: what `evaluate_split` returned, and what training says about itself.
+        data_dir: the dataset that was measured.
+        output: a directory, made if it is not there.
 
     Raises:
-        MissingInputError: there is no run here, or it is not finished.
-        InputFormatError: a file of it is damaged.
+        OutputWriteError: they cannot be written.
     """
-    run = open_run_dir(path)
-    description = run.read_config()
-    if not run.report.is_file():
-        raise MissingInputError(f"{run.path}: this run is not finished; start the same run_train.py command again")
-    config = description["config"]
-    model = build_classifier(
-        run.bert,
-        {head: len(names) for head, names in description["labels"].items()},
-        pooling=config["pooling"],
-        encoder=config["encoder"],
-        policy="float32",
-    )
-    load_model_weights(run.weights, model)
-    report = json.loads(run.report.read_text(encoding="utf-8"))
-    return FinishedRun(run=run, description=description, report=report, model=model)
+    from model.report import render_report
 
-
-def check_same_labels(finished: FinishedRun, data_dir: str) -> None:
-    """Check that a dataset speaks of the classes, and with the vocabulary, that a run was trained on.
-
-    Raises:
-        MissingInputError, SchemaMismatchError: the dataset cannot be read, or it does not.
-    """
-    info = read_dataset_info(data_dir)
-    if info.vocab_sha256 != finished.description["bert"]["vocab_sha256"]:
-        raise SchemaMismatchError(
-            f"{data_dir}: made with another vocabulary than the run; preprocess with --vocab {finished.run.vocab}"
-        )
-    for head, names in finished.labels.items():
-        found = info.labels[head].names
-        if list(found) != list(names):
-            raise SchemaMismatchError(
-                f"{data_dir}: its {head} labels are {', '.join(found[:3])}, … ({len(found)}), "
-                f"the run's are {', '.join(names[:3])}, … ({len(names)}); give the dataset the run was trained on"
-            )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputWriteError(f"{output}: cannot make this directory: {error.strerror}") from error
+    written = RunDir(output)
+    write_text(written.report_page, render_report(run, report, read_dataset_info(data_dir), data_dir))
+    write_text(written.report, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure a finished run on a split and print the table."""
-    parser = CommandParser(prog="python -m model.evaluate", description="Measure a finished run on a split.")
+    """Measure a finished run on a split: print the table, write the report."""
+    parser = CommandParser(
+        prog="python -m model.evaluate",
+        description="Measure a finished run on a split: print a table, write report.json and report.html.",
+    )
     parser.add_argument("--run", required=True, metavar="RUN", help="directory that run_train.py wrote")
-    parser.add_argument("--data", metavar="DIR", default="", help="dataset directory, if not the one it was trained on")
-    parser.add_argument("--split", default="", help="which split to measure, if not the one of its report")
+    parser.add_argument("--data", metavar="DIR", help="dataset directory (default: the one it was trained on)")
+    parser.add_argument("--split", metavar="SPLIT", help="split to measure (default: the one of the run's report)")
+    parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=DECODE_HELP)
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to write the report (default: evaluation/SPLIT in the run's directory)"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="texts at a time")
     arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1:
+        raise OptionError(f"--batch_size: expected at least 1, got {arguments.batch_size}")
+    if arguments.output is not None and is_remote(arguments.output):
+        raise OptionError(f"--output {arguments.output}: expected a local directory; copy it afterwards")
+    start_tensorflow(quietly=not arguments.debug)
+    # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
+    from model.finished_run import check_same_labels, load_finished_run
+
     finished = load_finished_run(arguments.run)
+    check_decode(arguments.decode, finished.labels)
     data_dir = arguments.data or finished.description["config"]["data_dir"]
     split = arguments.split or finished.report["split"]
     check_same_labels(finished, data_dir)
-    predictions = predict_split(finished.model, data_dir, split, heads=list(finished.labels), max_len=finished.max_len)
-    sys.stdout.write(result_table(split, measure(predictions)) + "\n")
+    measures = evaluate_split(
+        finished.model,
+        data_dir,
+        split,
+        labels=finished.labels,
+        pairs=finished.pairs,
+        max_len=finished.max_len,
+        batch_size=arguments.batch_size,
+        decode=arguments.decode,
+    )
+    # What training says about itself stays true, whatever is measured now.
+    report = {**finished.report, **measures}
+    output = Path(arguments.output) if arguments.output else finished.run.path / "evaluation" / split
+    write_report(finished.run, report, data_dir, output)
+    sys.stdout.write(result_table(report) + "\n")
+    logger.info("report in %s", RunDir(output).report_page)
     return 0
 
 

@@ -19,22 +19,30 @@ import stat
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
-from model.evaluate import FinishedRun, load_finished_run
-from model.finished_run import load_run_vocab
+from model.decoding import (
+    DECODE_HELP,
+    DECODINGS,
+    INDEPENDENT,
+    JOINT,
+    PAIR_HEADS,
+    check_decode,
+    decode_labels,
+    pair_scores,
+)
+from model.quiet import start_tensorflow
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import TSV_COLUMNS, require
-from pipeline.corpus import normalize_text
+from pipeline.config import TSV_COLUMNS, require, require_choice
 from pipeline.errors import InputFormatError
-from pipeline.schema import INDICES, SEGMENTS
-from pipeline.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from model.predictor import Predictor
 
 TEXT_COLUMN = "text"
 MAX_LINE_BYTES = 16 << 20
@@ -42,8 +50,6 @@ MAX_LINE_BYTES = 16 << 20
 # Some 15,000 titles or 350 articles: enough that sorting them by length leaves little padding.
 _BLOCK_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
-_EMPTY = "nothing is left of it after normalization"
-_NO_TOKEN = "holds nothing but spaces and characters that are dropped"
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +62,7 @@ class PredictConfig:
         run_dir: a finished run.
         input_path: `None` reads standard input.
         tsv_columns: `None` takes the whole line as text.
+        decode: see `model.decoding`.
     """
 
     run_dir: str
@@ -63,8 +70,10 @@ class PredictConfig:
     tsv_columns: tuple[str, ...] | None = None
     top_k: int | None = None
     batch_size: int = 64
+    decode: Literal["independent", "joint"] = "independent"
 
     def __post_init__(self) -> None:
+        require_choice("decode", self.decode, DECODINGS)
         require(self.top_k is None or self.top_k >= 1, f"--top_k: expected at least 1, got {self.top_k}")
         require(self.batch_size >= 1, f"--batch_size: expected at least 1, got {self.batch_size}")
         if self.tsv_columns is not None:
@@ -78,73 +87,6 @@ class PredictConfig:
             self.input_path is None or not filesystem.is_remote(self.input_path),
             f"--input {self.input_path}: expected a local file; copy it here, or pipe it in",
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextPredictions:
-    """What a run says about some texts.
-
-    Attributes:
-        probabilities: head -> float32 [N, classes]; NaN in the rows of `errors`.
-        errors: row -> why this text has no labels.
-    """
-
-    probabilities: Mapping[str, np.ndarray]
-    errors: Mapping[int, str]
-
-
-class Predictor:
-    """A finished run, ready to label texts."""
-
-    def __init__(self, finished: FinishedRun, *, batch_size: int = 64):
-        """Prepare.
-
-        Args:
-            finished: see `model.evaluate.load_finished_run`.
-            batch_size: texts at a time; those of similar length go together.
-
-        Raises:
-            MissingInputError, InputFormatError: the run's vocabulary is missing or damaged.
-        """
-        self.labels = finished.labels
-        self._tokenizer = Tokenizer(load_run_vocab(finished), max_len=finished.max_len)
-        self._predict_fn = _make_predict_fn(finished)
-        self._batch_size = batch_size
-
-    def predict(self, texts: Sequence[str]) -> TextPredictions:
-        """Label texts, as they are (not normalized); in order.
-
-        Raises:
-            InputFormatError: a text holds a lone surrogate.
-        """
-        normalized = [normalize_text(text) for text in texts]
-        rows = self._tokenizer.encode_arrays(normalized)
-        lengths = rows.lengths
-        errors = {row: _NO_TOKEN if normalized[row] else _EMPTY for row in np.flatnonzero(lengths == 2).tolist()}
-        probabilities = {
-            head: np.full((len(texts), len(names)), np.nan, np.float32) for head, names in self.labels.items()
-        }
-        order = np.argsort(lengths, kind="stable")
-        order = order[lengths[order] > 2]
-        for start in range(0, order.size, self._batch_size):
-            batch = order[start : start + self._batch_size]
-            indices = np.zeros((batch.size, lengths[batch[-1]]), np.int32)
-            for place, row in enumerate(batch.tolist()):
-                ids = rows.ids[rows.row_splits[row] : rows.row_splits[row + 1]]
-                indices[place, : ids.size] = ids
-            outputs = self._predict_fn({INDICES: indices, SEGMENTS: np.zeros_like(indices)})
-            for head, values in outputs.items():
-                probabilities[head][batch] = values.numpy()
-        return TextPredictions(probabilities=probabilities, errors=errors)
-
-
-def _make_predict_fn(finished: FinishedRun) -> Callable[[dict[str, np.ndarray]], dict[str, tf.Tensor]]:
-    @tf.function(input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in (INDICES, SEGMENTS)}])
-    def predict(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        outputs = finished.model([inputs[INDICES], inputs[SEGMENTS]], training=False)
-        return {head: outputs[head] for head in finished.labels}
-
-    return predict
 
 
 class ByteReader(Protocol):
@@ -214,7 +156,12 @@ def parse_line(line: bytes, columns: tuple[str, ...] | None) -> str | BadLine:
 
 
 def predict_lines(
-    predictor: Predictor, lines: Sequence[bytes], *, columns: tuple[str, ...] | None = None, top_k: int | None = None
+    predictor: "Predictor",
+    lines: Sequence[bytes],
+    *,
+    columns: tuple[str, ...] | None = None,
+    top_k: int | None = None,
+    pairs: np.ndarray | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield for each line what is printed about it, as JSON values without its number.
 
@@ -222,7 +169,8 @@ def predict_lines(
         predictor: labels the texts.
         lines: see `read_blocks`.
         columns: see `parse_line`.
-        top_k: how many of the most probable labels to list; `None` for the most probable one alone.
+        top_k: how many of the most probable labels, or pairs of labels, to list; `None` for the most probable alone.
+        pairs: int [P, 2], the pairs to choose from; `None` lets each head choose by itself.
     """
     parsed = [parse_line(line, columns) for line in lines]
     predictions = predictor.predict([text for text in parsed if isinstance(text, str)])
@@ -234,20 +182,46 @@ def predict_lines(
         if row in predictions.errors:
             yield {"error": predictions.errors[row]}
         else:
-            yield {
-                head: _describe_head(names, predictions.probabilities[head][row], top_k)
-                for head, names in predictor.labels.items()
-            }
+            probabilities = {head: values[row] for head, values in predictions.probabilities.items()}
+            if pairs is None:
+                yield {
+                    head: _describe_head(names, probabilities[head], top_k) for head, names in predictor.labels.items()
+                }
+            else:
+                yield _describe_pairs(predictor.labels, probabilities, pairs, top_k)
         row += 1
 
 
 def _describe_head(names: Sequence[str], probabilities: np.ndarray, top_k: int | None) -> dict[str, Any]:
-    # The decimal number that stands for this float32: 0.9, not 0.8999999761581421.
     ranked = [
-        {"label": names[label], "probability": float(str(probabilities[label]))}
+        {"label": names[label], "probability": _written(probabilities[label])}
         for label in np.argsort(-probabilities, kind="stable")[: top_k or 1].tolist()
     ]
     return ranked[0] if top_k is None else {**ranked[0], "top": ranked}
+
+
+def _describe_pairs(
+    labels: Mapping[str, Sequence[str]], probabilities: Mapping[str, np.ndarray], pairs: np.ndarray, top_k: int | None
+) -> dict[str, Any]:
+    row = {head: values[np.newaxis] for head, values in probabilities.items()}
+    best = {head: int(chosen[0]) for head, chosen in decode_labels(row, decode=JOINT, pairs=pairs).items()}
+    answer: dict[str, Any] = {
+        head: {"label": names[best[head]], "probability": _written(probabilities[head][best[head]])}
+        for head, names in labels.items()
+    }
+    if top_k is not None:
+        scores = pair_scores(row, pairs)[0]
+        answer["top"] = [
+            {head: labels[head][pairs[place, column]] for column, head in enumerate(PAIR_HEADS)}
+            | {"probability": _written(scores[place])}
+            for place in np.argsort(-scores, kind="stable")[:top_k].tolist()
+        ]
+    return answer
+
+
+def _written(probability: np.float32) -> float:
+    """Return the decimal number that stands for this float32: 0.9, not 0.8999999761581421."""
+    return float(str(probability))
 
 
 def _open_input(path: str | None) -> io.BufferedReader:
@@ -269,10 +243,18 @@ def predict_input(config: PredictConfig) -> None:
     """Label every line of the input on standard output.
 
     Raises:
+        OptionError: joint decoding of a run with one head.
         MissingInputError: there is no such run or input, or the run is not finished.
         InputFormatError: a file of the run is damaged, or the input is a damaged gzip stream.
     """
-    predictor = Predictor(load_finished_run(config.run_dir), batch_size=config.batch_size)
+    # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
+    from model.finished_run import load_finished_run
+    from model.predictor import Predictor
+
+    finished = load_finished_run(config.run_dir)
+    check_decode(config.decode, finished.labels)
+    pairs = finished.pairs if config.decode == JOINT else None
+    predictor = Predictor(finished, batch_size=config.batch_size)
     started = time.perf_counter()
     num_lines = num_errors = 0
     # A bar between the answers would help nobody.
@@ -282,7 +264,7 @@ def predict_input(config: PredictConfig) -> None:
             logger.info("reading lines from the terminal, Ctrl-D ends")
         stream: ByteReader = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP_MAGIC else raw
         for lines in read_blocks(stream):
-            answers = predict_lines(predictor, lines, columns=config.tsv_columns, top_k=config.top_k)
+            answers = predict_lines(predictor, lines, columns=config.tsv_columns, top_k=config.top_k, pairs=pairs)
             for number, answer in enumerate(answers, num_lines + 1):
                 sys.stdout.write(json.dumps({"line": number, **answer}, ensure_ascii=False) + "\n")
                 num_errors += "error" in answer
@@ -309,18 +291,25 @@ def main(argv: Sequence[str]) -> int:
         help="what the tab-separated columns of a line hold: text, and category, second or '-' for those that are not "
         "used; --tsv_columns=-,text where the first is '-'",
     )
-    parser.add_argument("--top_k", type=int, metavar="K", help="list the K most probable labels of each head")
+    parser.add_argument(
+        "--top_k",
+        type=int,
+        metavar="K",
+        help="list the K most probable labels of each head; with --decode joint, pairs",
+    )
+    parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=DECODE_HELP)
     parser.add_argument("--batch_size", type=int, default=64, help="texts at a time")
     arguments = parser.parse_args(argv)
-    predict_input(
-        PredictConfig(
-            run_dir=arguments.run,
-            input_path=arguments.input,
-            tsv_columns=None if arguments.tsv_columns is None else tuple(arguments.tsv_columns.split(",")),
-            top_k=arguments.top_k,
-            batch_size=arguments.batch_size,
-        )
+    config = PredictConfig(
+        run_dir=arguments.run,
+        input_path=arguments.input,
+        tsv_columns=None if arguments.tsv_columns is None else tuple(arguments.tsv_columns.split(",")),
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size,
+        decode=arguments.decode,
     )
+    start_tensorflow(quietly=not arguments.debug)
+    predict_input(config)
     return 0
 
 

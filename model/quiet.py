@@ -12,8 +12,17 @@ _CHATTER = re.compile(
 )
 
 
-def import_tensorflow_quietly() -> None:
-    """Import TensorFlow and let it look for devices, holding back what it always says then; all else is passed on."""
+def start_tensorflow(*, quietly: bool) -> None:
+    """Import TensorFlow and let it look for devices, before any other module imports it.
+
+    Args:
+        quietly: hold back what it always says then; what Python says is passed on.
+    """
+    if not quietly:
+        return
+    # What stops TensorFlow comes as an exception; what its C++ side prints beside is about itself. The package's own
+    # default, which shows more, has been set by now.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:

@@ -10,7 +10,9 @@ RUN/
   best/             weights of the best epoch so far, epoch-00003.npz
   weights.npz       at the end: all weights, heads included, of the best epoch
   bert/             at the end: the same encoder as a Google-format BERT directory
-  report.json       at the very end: results on the test split; its presence means "finished"
+  report.html       at the end: results on the test split and how they came about, for people
+  report.json       at the very end: the same results for machines; its presence means "finished"
+  evaluation/       what `model.evaluate` wrote later, a report for each split
 """
 
 import contextlib
@@ -96,6 +98,11 @@ class RunDir:
     def report(self) -> Path:
         """The result."""
         return self.path / "report.json"
+
+    @property
+    def report_page(self) -> Path:
+        """The result, for people."""
+        return self.path / "report.html"
 
     def best_weights(self, epoch: int) -> Path:
         """Weights of the best epoch so far, counted from 1."""

@@ -6,8 +6,11 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.checkpoint import CHECKPOINT_NAME, BertDir, read_bert_dir
 from model.config import TrainConfig
+from model.decoding import has_pairs, name_pairs, observed_pairs
 from pipeline import filesystem
 from pipeline.command_line import VERSION
 from pipeline.dataset_info import VOCAB_NAME, DatasetInfo, read_dataset_info
@@ -36,8 +39,14 @@ class RunInputs:
         """Return head -> number of classes."""
         return {head: len(self.info.labels[head]) for head in heads}
 
+    def label_pairs(self, heads: tuple[str, ...]) -> np.ndarray | None:
+        """Return the pairs of labels that occur in training, int64 [P, 2]; `None` without both heads."""
+        return observed_pairs(self.info.split(TRAIN_SPLIT)) if has_pairs(heads) else None
+
     def describe(self, config: TrainConfig) -> dict[str, Any]:
         """Return the content of a run's `config.json`: all that evaluation, prediction and export need to know."""
+        labels = {head: list(self.info.labels[head].names) for head in config.heads}
+        pairs = self.label_pairs(config.heads)
         return {
             "config": config.describe(),
             "dataset": {"fingerprint": self.info.fingerprint},
@@ -46,7 +55,8 @@ class RunInputs:
                 # The index holds a checksum of every variable, so it identifies the weights without reading them.
                 "checkpoint_sha256": _sha256(self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")),
             },
-            "labels": {head: list(self.info.labels[head].names) for head in config.heads},
+            "labels": labels,
+            "label_pairs": None if pairs is None else name_pairs(pairs, labels),
             "max_len": self.max_len,
             "versions": versions(),
         }

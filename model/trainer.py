@@ -7,7 +7,6 @@ The same call with the same configuration continues a run that was interrupted. 
 """
 
 import contextlib
-import json
 import logging
 import shutil
 import textwrap
@@ -20,7 +19,7 @@ from model.callbacks import format_seconds
 from model.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
 from model.config import TrainConfig
-from model.evaluate import measure, predict_split
+from model.evaluate import evaluate_split, write_report
 from model.loop import TrainingLoop
 from model.optimizer import AdamW, LossScale, Schedule
 from model.preemption import PreemptionWatch, watch_for_preemption
@@ -36,7 +35,7 @@ from model.strategy import (
     resolve_xla,
 )
 from model.training_state import Progress, remove_temporary, restore_newest
-from model.weights import load_model_weights, named_variables, write_text
+from model.weights import load_model_weights, named_variables
 from pipeline.batch_plan import BatchOptions, plan_batches
 
 logger = logging.getLogger(__name__)
@@ -196,17 +195,16 @@ def _finish(run: RunDir, inputs: RunInputs, config: TrainConfig, loop: TrainingL
     """Go back to the best epoch's weights, measure them, and write what a finished run has; the report last."""
     model, monitor, progress = loop.model, loop.monitor, loop.progress
     load_model_weights(run.best_weights(monitor.best_epoch), model)
-    predictions = predict_split(
-        model,
-        config.data_dir,
-        inputs.test_split,
-        heads=config.heads,
-        max_len=inputs.max_len,
-        batch_size=config.eval_batch_size,
-    )
     report = {
-        "split": inputs.test_split,
-        **measure(predictions),
+        **evaluate_split(
+            model,
+            config.data_dir,
+            inputs.test_split,
+            labels={head: inputs.info.labels[head].names for head in config.heads},
+            pairs=inputs.label_pairs(config.heads),
+            max_len=inputs.max_len,
+            batch_size=config.eval_batch_size,
+        ),
         "monitored": config.monitored,
         "best_value": monitor.best,
         "best_epoch": monitor.best_epoch,
@@ -219,15 +217,15 @@ def _finish(run: RunDir, inputs: RunInputs, config: TrainConfig, loop: TrainingL
     if loop.devices.is_chief:
         shutil.copyfile(run.best_weights(monitor.best_epoch), run.weights)
         save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
-        write_text(run.report, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        write_report(run, report, config.data_dir, run.path)
         logger.info(
-            "trained %d epochs, %s steps, in %s; the best was epoch %d; results in %s",
+            "trained %d epochs, %s steps, in %s; the best was epoch %d; report in %s",
             *(
                 progress.epoch,
                 f"{progress.step:,}",
                 format_seconds(progress.train_seconds),
                 monitor.best_epoch,
-                run.path,
+                run.report_page,
             ),
         )
     return report

@@ -15,6 +15,14 @@ VERSION = "0.1.0"
 _INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to an option's help, where there is one and the help does not say it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default not in (None, False) and "(default:" not in (action.help or "")
+        return super()._get_help_string(action) if has_default else action.help
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and which takes no abbreviated options."""
 
@@ -24,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
         self.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error and Beam's own messages")

@@ -8,6 +8,17 @@ from pipeline.dataset_info import DatasetInfo, SplitInfo
 from pipeline.schema import HEAD_FEATURES
 
 _PERCENTILES = (5, 50, 95)
+SPLIT_COLUMNS = (
+    "split",
+    "examples",
+    "shards",
+    "MB",
+    "tokens",
+    "mean",
+    *(f"p{p}" for p in _PERCENTILES),
+    "cut",
+    "[UNK]",
+)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -40,8 +51,8 @@ def describe_dataset(info: DatasetInfo, data_dir: str) -> str:
         "",
     ]
     lines += format_table(
-        ("split", "examples", "shards", "MB", "tokens", "mean", *(f"p{p}" for p in _PERCENTILES), "cut", "[UNK]"),
-        [_split_row(name, split) for name, split in info.splits.items()],
+        SPLIT_COLUMNS,
+        [split_row(name, split) for name, split in info.splits.items()],
     )
     for head in HEAD_FEATURES:
         names = info.labels[head].names
@@ -57,7 +68,8 @@ def describe_dataset(info: DatasetInfo, data_dir: str) -> str:
     return "\n".join(lines)
 
 
-def _split_row(name: str, split: SplitInfo) -> tuple[str, ...]:
+def split_row(name: str, split: SplitInfo) -> tuple[str, ...]:
+    """Return what SPLIT_COLUMNS announce: sizes, lengths in tokens, and the shares cut to `max_len` and [UNK]."""
     num_bytes = sum(shard.num_bytes for shard in split.shards)
     columns = [
         name,

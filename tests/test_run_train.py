@@ -177,7 +177,8 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
     assert status == -signal.SIGKILL
     table = finish(start(disturbed))
     assert re.search(
-        r"^test \(13 examples\)\n.*\ncategory +[\d.]+%.*\nsecond +.*\nexact match +.*\n.*examples/s", table
+        r"^test \(13 examples\)\n.*\ncategory +[\d.]+%.*\nsecond .*\nboth.*\nindependent .*\njoint .*\n.*examples/s",
+        table,
     )
     assert finish(undisturbed).splitlines()[:-1] == table.splitlines()[:-1]
     assert_same_bytes(tmp_path / "disturbed", tmp_path / "undisturbed")

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import export
-from model.evaluate import load_finished_run
-from model.export import HARD_TEXTS, check_records, export_run, main, make_tokenize_fn, rebuild_text
+from model import saved_model as saved_model_module
+from model.decoding import decode_labels
+from model.export import main
+from model.finished_run import load_finished_run
 from model.graph_tokenizer import GraphTokenizer
-from model.predict import Predictor
+from model.predictor import Predictor
+from model.saved_model import HARD_TEXTS, check_records, export_run, make_tokenize_fn, rebuild_text
 from pipeline.command_line import run_command
 from pipeline.corpus import normalize_text
 from pipeline.errors import (
@@ -162,6 +164,32 @@ def test_other_models(tmp_path, options):
         np.testing.assert_allclose(answers[f"{head}_probabilities"], probabilities, atol=1e-5)
 
 
+def test_joint_decoding_in_the_graph(tmp_path):
+    run = make_finished_run(tmp_path)
+    pairs = {"体育": ["静"], "财经/交易": ["动"], "娱乐": ["动", "静"]}
+    config = run / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"label_pairs": pairs}), "utf-8")
+    assert main(["--run", str(run), "--output", str(tmp_path / "joint"), "--decode", "joint"]) == 0
+    answers = tf.saved_model.load(str(tmp_path / "joint")).signatures["serving_default"](text=tf.constant(TEXTS))
+    finished = load_finished_run(str(run))
+    probabilities = Predictor(finished).predict(TEXTS).probabilities
+    chosen = decode_labels(probabilities, decode="joint", pairs=finished.pairs)
+    assert any((chosen[head] != values.argmax(axis=1)).any() for head, values in probabilities.items())
+    for head, names in zip(("category", "second"), LABELS, strict=True):
+        assert [label.decode() for label in answers[f"{head}_label"].numpy()] == [
+            names[label] for label in chosen[head]
+        ]
+        np.testing.assert_allclose(
+            answers[f"{head}_probability"],
+            np.take_along_axis(probabilities[head], chosen[head][:, None], 1)[:, 0],
+            atol=1e-5,
+        )
+        np.testing.assert_allclose(answers[f"{head}_probabilities"], probabilities[head], atol=1e-5)
+    single = make_finished_run(tmp_path / "single", heads=("category",))
+    with pytest.raises(OptionError, match="--decode joint: needs the heads"):
+        export_run(str(single), str(tmp_path / "none"), decode="joint")
+
+
 def test_shorter_rows_from_a_dataset_that_was_moved(tmp_path):
     run = make_finished_run(tmp_path, max_len=7)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
@@ -210,7 +238,7 @@ class WrongTokenizer(GraphTokenizer):
 )
 def test_refuses_wrong_ids(run, tmp_path, monkeypatch, token, message):
     monkeypatch.setattr(
-        export, "GraphTokenizer", lambda vocab, max_len: WrongTokenizer(vocab, max_len=max_len, token=token)
+        saved_model_module, "GraphTokenizer", lambda vocab, max_len: WrongTokenizer(vocab, max_len=max_len, token=token)
     )
     with pytest.raises(SchemaMismatchError, match=message):
         export_run(str(run), str(tmp_path / "saved_model"))
@@ -247,7 +275,7 @@ def test_leaves_nothing_when_it_cannot_write(run, tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_sync", fail)
+    monkeypatch.setattr(saved_model_module, "_sync", fail)
     with pytest.raises(OutputWriteError, match="No space left"):
         export_run(str(run), str(tmp_path / "saved_model"))
     assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import model.predict
-from model.evaluate import load_finished_run, predict_split
-from model.predict import PredictConfig, Predictor, main, parse_line, predict_lines, read_blocks
+from model.finished_run import load_finished_run
+from model.predict import PredictConfig, main, parse_line, predict_lines, read_blocks
+from model.predictor import Predictor, predict_split
 from pipeline.command_line import run_command
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
 from tests.model.finished_runs import LABELS, TEXTS, make_finished_run
@@ -94,6 +95,49 @@ def test_top_k(run, tmp_path, capsys, expected):
     (answer,) = predict_file(run, TEXTS[0].encode(), tmp_path, capsys, "--top_k", "9")
     assert len(answer["category"]["top"]) == 3
     assert sum(entry["probability"] for entry in answer["category"]["top"]) == pytest.approx(1)
+
+
+def test_joint_decoding_answers_with_pairs_of_the_training_split(run, tmp_path, capsys, expected):
+    """Of the fixture's 3 × 2 pairs all occur; without 体育+动 and 财经/交易+静 both heads must often give way."""
+    content = "\n".join(text.replace("\n", "。") for text in TEXTS).encode()
+    free = predict_file(run, content, tmp_path, capsys, "--decode", "joint")
+    assert [(answer["category"], answer["second"]) for answer in free] == [
+        (answer["category"], answer["second"]) for answer in predict_file(run, content, tmp_path, capsys)
+    ]
+    config = run / "config.json"
+    before = config.read_text("utf-8")
+    try:
+        pairs = {"体育": ["静"], "财经/交易": ["动"], "娱乐": ["动", "静"]}
+        config.write_text(json.dumps(json.loads(before) | {"label_pairs": pairs}), "utf-8")
+        answers = predict_file(run, content, tmp_path, capsys, "--decode", "joint", "--top_k", "3")
+    finally:
+        config.write_text(before, "utf-8")
+    allowed = [(category, second) for category, seconds in pairs.items() for second in seconds]
+    ids = [{name: number for number, name in enumerate(names)} for names in LABELS]
+    assert len(answers) == len(TEXTS)
+    for number, answer in enumerate(answers):
+        scores = {
+            pair: expected["category"][number][ids[0][pair[0]]] * expected["second"][number][ids[1][pair[1]]]
+            for pair in allowed
+        }
+        assert list(answer) == ["line", "category", "second", "top"]
+        best = max(scores, key=scores.get)
+        for head, name, known in zip(("category", "second"), best, ids, strict=True):
+            probability = pytest.approx(float(expected[head][number][known[name]]), abs=1e-6)
+            assert answer[head] == {"label": name, "probability": probability}
+        ranked = [(entry["category"], entry["second"]) for entry in answer["top"]]
+        assert ranked == sorted(allowed, key=scores.get, reverse=True)[:3]
+        assert [entry["probability"] for entry in answer["top"]] == pytest.approx(
+            [float(scores[pair]) for pair in ranked], abs=1e-6
+        )
+    changed = [a["category"]["label"] != b["category"]["label"] for a, b in zip(answers, free, strict=True)]
+    assert any(changed)
+
+
+def test_joint_decoding_needs_two_heads(tmp_path):
+    run = make_finished_run(tmp_path, heads=("second",))
+    with pytest.raises(OptionError, match="--decode joint: needs the heads category and second, this run has second"):
+        main(["--run", str(run), "--decode", "joint"])
 
 
 def test_bad_lines_are_answered_in_their_place(run, tmp_path, capsys, expected):
@@ -201,6 +245,7 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch):
         ({"tsv_columns": ("text", "text")}, "--tsv_columns: expected text once"),
         ({"tsv_columns": ("text", "title")}, "--tsv_columns: .* got 'text,title'"),
         ({"input_path": "gs://bucket/file"}, "--input gs://bucket/file: expected a local file"),
+        ({"decode": "jointly"}, "--decode"),
     ],
 )
 def test_options(options, message):
@@ -245,4 +290,5 @@ def test_standard_input(run, expected):
     rest = [json.loads(line) for line in output.splitlines()]
     assert [list(line)[:2] for line in rest] == [["line", "error"], ["line", "category"]]
     assert b"3 lines in" in log
+    assert len(log.splitlines()) == 2, log  # TensorFlow says nothing about itself
     assert b"1 of them have no labels" in log

@@ -15,6 +15,8 @@ import tensorflow as tf
 
 import model.loop
 from model import evaluate
+from model.finished_run import check_same_labels, load_finished_run
+from model.predictor import predict_split
 from model.preemption import PreemptedError
 from model.trainer import train_and_evaluate
 from model.training_state import list_states
@@ -76,9 +78,13 @@ def test_learns(finished):
 def test_leaves_what_one_needs(finished):
     config, run, report = finished
     assert json.loads((run / "report.json").read_text()) == report
+    page = (run / "report.html").read_text()
+    assert f"{report['exact_match']:.2%}" in page
+    assert page.count("<svg") == 4  # curves, lengths, and each head's calibration
     description = json.loads((run / "config.json").read_text())
     assert description["config"] == config.describe()
     assert description["labels"] == {"category": ["a", "b", "c"], "second": ["x", "y"]}
+    assert description["label_pairs"] == {"a": ["x"], "b": ["x"], "c": ["y"]}
     assert description["max_len"] == 16
     with (run / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -110,12 +116,15 @@ def test_logs_scalars_by_step(finished):
 def test_can_be_measured_again_from_its_directory(finished, capsys):
     config, run, report = finished
     assert evaluate.main(["--run", str(run)]) == 0
-    assert capsys.readouterr().out == evaluate.result_table("test", report) + "\n"
-    loaded = evaluate.load_finished_run(str(run))
-    dev = evaluate.predict_split(loaded.model, config.data_dir, "dev", heads=["category"], batch_size=7)
+    assert capsys.readouterr().out == evaluate.result_table(report) + "\n"
+    again = json.loads((run / "evaluation" / "test" / "report.json").read_text())
+    assert again.pop("evaluate_seconds") > 0
+    assert again == {name: value for name, value in report.items() if name != "evaluate_seconds"}
+    loaded = load_finished_run(str(run))
+    dev = predict_split(loaded.model, config.data_dir, "dev", heads=["category"], batch_size=7)
     assert dev.labels["category"].shape == (NUM_EXAMPLES["dev"],)
     np.testing.assert_allclose(dev.probabilities["category"].sum(axis=1), 1.0, rtol=1e-5)
-    accuracy = evaluate.measure(dev)["heads"]["category"]["accuracy"]
+    accuracy = (dev.probabilities["category"].argmax(axis=1) == dev.labels["category"]).mean()
     with (run / "metrics.csv").open(newline="") as stream:
         row = list(csv.DictReader(stream))[report["best_epoch"] - 1]
     assert accuracy == pytest.approx(float(row["val_category_accuracy"]))
@@ -123,16 +132,16 @@ def test_can_be_measured_again_from_its_directory(finished, capsys):
 
 def test_measuring_refuses_what_it_was_not_trained_on(finished, tmp_path):
     _, run, _ = finished
-    loaded = evaluate.load_finished_run(str(run))
+    loaded = load_finished_run(str(run))
     labels = (("a", "b", "other"), ("x", "y"))
     write_tiny_dataset(tmp_path / "labels", {"test": tiny_examples([5])}, max_len=16, labels=labels, vocab=VOCAB)
     with pytest.raises(SchemaMismatchError, match="its category labels are a, b, other"):
-        evaluate.check_same_labels(loaded, str(tmp_path / "labels"))
+        check_same_labels(loaded, str(tmp_path / "labels"))
     write_tiny_dataset(tmp_path / "vocab", {"test": tiny_examples([5])}, max_len=16, vocab=VOCAB[:-1])
     with pytest.raises(SchemaMismatchError, match="made with another vocabulary"):
-        evaluate.check_same_labels(loaded, str(tmp_path / "vocab"))
+        check_same_labels(loaded, str(tmp_path / "vocab"))
     with pytest.raises(MissingInputError, match="no run here"):
-        evaluate.load_finished_run(str(tmp_path))
+        load_finished_run(str(tmp_path))
 
 
 def test_a_finished_run_is_left_alone(finished):
@@ -244,9 +253,9 @@ def test_a_damaged_shard_is_named(inputs, finished, tmp_path):
     with pytest.raises(CorruptShardError) as error:
         train_and_evaluate(tiny_config(**options, **IN_PROCESS))
     assert error.value.path == str(shards["train"])
-    loaded = evaluate.load_finished_run(str(finished[1]))
+    loaded = load_finished_run(str(finished[1]))
     with pytest.raises(CorruptShardError) as error:
-        evaluate.predict_split(loaded.model, str(data_dir), "test", heads=["second"])
+        predict_split(loaded.model, str(data_dir), "test", heads=["second"])
     assert error.value.path == str(shards["test"])
 
 

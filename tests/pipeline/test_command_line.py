@@ -116,3 +116,16 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     os.close(reader)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, b"")
+
+
+def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser(prog="command", description="Does something.")
+    parser.add_argument("--run", required=True, help="what to run")
+    parser.add_argument("--count", type=int, default=64, help="how many")
+    parser.add_argument("--split", help="which one (default: all)")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "what to run --count" in text
+    assert "how many (default: 64) --split" in text
+    assert text.endswith("which one (default: all)")

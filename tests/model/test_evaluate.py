@@ -1,0 +1,118 @@
+"""The command: which run, which split, which dataset, where the report goes, and only the table on its output."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.evaluate import main
+from model.finished_run import load_finished_run
+from model.predictor import Predictor
+from pipeline.command_line import run_command
+from pipeline.errors import EmptySplitError, InputFormatError, OptionError, SchemaMismatchError
+from tests.model.finished_runs import LABELS, TEXTS, VOCAB, make_finished_run, make_text_data_dir
+from tests.model.test_report import check_self_contained
+from tests.tiny_dataset import tiny_examples, write_tiny_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_finished_run(tmp_path_factory.mktemp("evaluate"))
+
+
+def read_report(directory):
+    check_self_contained((directory / "report.html").read_text("utf-8"))
+    return json.loads((directory / "report.json").read_text("utf-8"))
+
+
+def test_measures_what_prediction_says(run, capsys):
+    before = (run / "report.json").read_bytes()
+    assert main(["--run", str(run)]) == 0
+    assert (run / "report.json").read_bytes() == before  # the run's own result stays
+    report = read_report(run / "evaluation" / "test")
+    right = {"category": np.arange(len(TEXTS)) % 3, "second": np.arange(len(TEXTS)) % 2}
+    predicted = {
+        head: values.argmax(axis=1)
+        for head, values in Predictor(load_finished_run(str(run))).predict(TEXTS).probabilities.items()
+    }
+    for head, labels in right.items():
+        hits = predicted[head] == labels
+        assert report["heads"][head]["accuracy"] == pytest.approx(hits.mean())
+        assert {m["key"] for m in report["heads"][head]["mistakes"]} == {f"texts:{n}" for n in np.flatnonzero(~hits)}
+    both = np.all([predicted[head] == labels for head, labels in right.items()], axis=0)
+    assert report["exact_match"] == pytest.approx(both.mean())
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "test (11 examples)"
+    assert [line.split()[0] for line in table[1:]] == ["head", "category", "second", "both", "independent", "joint"]
+    assert f"{report['exact_match']:.2%}" in table[5]
+
+
+def test_split_decoding_and_output(run, tmp_path, capsys):
+    output = tmp_path / "deep" / "er"
+    options = ["--split", "dev", "--decode", "joint", "--batch_size", "2", "--output", str(output)]
+    assert main(["--run", str(run), *options]) == 0
+    report = read_report(output)
+    assert (report["split"], report["num_examples"], report["decode"]) == ("dev", 5, "joint")
+    assert report["exact_match"] == report["decoding"]["joint"]["exact_match"]
+    assert capsys.readouterr().out.startswith("dev (5 examples, joint decoding)\n")
+
+
+def test_another_dataset_with_the_same_labels(run, tmp_path):
+    data_dir = make_text_data_dir(tmp_path / "other", TEXTS[:4])
+    assert main(["--run", str(run), "--data", str(data_dir), "--output", str(tmp_path / "report")]) == 0
+    assert read_report(tmp_path / "report")["num_examples"] == 4
+    page = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert "The run was trained on another one." in page
+
+
+def test_one_head(tmp_path, capsys):
+    run = make_finished_run(tmp_path, heads=("second",))
+    assert main(["--run", str(run)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert "decoding" not in read_report(run / "evaluation" / "test")
+    with pytest.raises(OptionError, match="--decode joint: needs the heads category and second"):
+        main(["--run", str(run), "--decode", "joint"])
+
+
+def test_refuses_what_does_not_fit(run, tmp_path, capsys):
+    labels = (LABELS[0], ("静", "动"))
+    write_tiny_dataset(tmp_path / "labels", {"test": tiny_examples([5])}, max_len=20, vocab=VOCAB, labels=labels)
+    with pytest.raises(SchemaMismatchError, match="its second labels are 静, 动"):
+        main(["--run", str(run), "--data", str(tmp_path / "labels")])
+    write_tiny_dataset(tmp_path / "vocab", {"test": tiny_examples([5])}, max_len=20, labels=LABELS)
+    with pytest.raises(SchemaMismatchError, match="made with another vocabulary"):
+        main(["--run", str(run), "--data", str(tmp_path / "vocab")])
+    with pytest.raises(EmptySplitError, match="split 'validation' has no examples"):
+        main(["--run", str(run), "--split", "validation"])
+    for options, message in (
+        (["--batch_size", "0"], "--batch_size: expected at least 1, got 0"),
+        (["--output", "gs://bucket/report"], "--output gs://bucket/report: expected a local directory"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            main(["--run", str(run), *options])
+    (tmp_path / "file").write_text("mine")
+    assert run_command(main, ["--run", str(run), "--output", str(tmp_path / "file")]) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_does_not_say_which_labels_go_together(tmp_path):
+    run = make_finished_run(tmp_path)
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    for pairs in (None, {"体育": ["跑"]}, ["体育"]):
+        (run / "config.json").write_text(json.dumps(config | {"label_pairs": pairs}), "utf-8")
+        with pytest.raises(InputFormatError, match=r"config\.json: does not say which labels occur together"):
+            main(["--run", str(run)])
+
+
+def test_says_nothing_about_itself(run, tmp_path):
+    """One line on stderr: where the report is."""
+    command = [sys.executable, "-m", "model.evaluate", "--run", str(run), "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stderr == f"report in {tmp_path / 'report.html'}\n"
+    assert done.stdout.startswith("test (11 examples)\n")
