@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-remote lint bench lock clean
+.PHONY: help demo test test-slow test-remote lint bench bench-quick lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -30,12 +30,11 @@ lint: .venv/dev.stamp  ## format, lint, types, dead code
 	.venv/bin/mypy
 	.venv/bin/vulture
 
-bench: .venv/bench.stamp  ## every benchmark, ours against its peers; keep the machine quiet meanwhile
-	$(PY) -m benchmarks.tokenizer
-	$(PY) -m benchmarks.preprocess
-	$(PY) -m benchmarks.reader
-	$(PY) -m benchmarks.train_step
-	$(PY) -m benchmarks.export
+bench: .venv/bench.stamp  ## every benchmark, ours against its peers, into benchmarks/results/; keep the machine quiet meanwhile
+	$(PY) -m benchmarks.summary
+
+bench-quick: .venv/bench.stamp  ## the same, rough figures in three minutes
+	$(PY) -m benchmarks.summary --quick --output benchmarks/results/quick
 
 lock:  ## resolve the pinned requirements again
 	.venv/bin/pip install --quiet uv

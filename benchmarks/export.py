@@ -27,6 +27,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.results import Comparison, add_results_option, record
 from benchmarks.tokenizer import DEFAULT_DATA_DIR, VOCAB_FILE, batches_of, read_articles, read_titles
 from model.bert_config import BertConfig
 from model.classifier import build_classifier
@@ -76,8 +77,10 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     return indices
 
 
-def compare(title: str, texts: list[str], candidates: Sequence[Candidate], batch_size: int, num_rounds: int) -> None:
-    """Time all candidates on `texts` and print their table."""
+def compare(
+    title: str, texts: list[str], candidates: Sequence[Candidate], batch_size: int, num_rounds: int
+) -> list[Comparison]:
+    """Time all candidates on `texts`, print their table, and return text in against Python's tokenizer and ids."""
     batches = list(batches_of(texts, batch_size))
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for number, candidate in itertools.product(range(num_rounds + 1), candidates):
@@ -92,6 +95,20 @@ def compare(title: str, texts: list[str], candidates: Sequence[Candidate], batch
     for name, values in seconds.items():
         median = statistics.median(values)
         print(f"{name:56}{len(texts) / median:>10,.0f}{1e3 * median / len(batches):>10.1f}")
+    rates = [len(texts) / statistics.median(values) for values in seconds.values()]
+    return [
+        Comparison(
+            benchmark="export",
+            subject=title.lower(),
+            unit="texts/s",
+            ours=candidates[ours].name,
+            our_rate=rates[ours],
+            peer=candidates[ours + 1].name,
+            peer_rate=rates[ours + 1],
+            rounds=num_rounds,
+        )
+        for ours in (0, 2)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_len", type=int, default=512, help="longest row of ids, without --run (default 512)")
     parser.add_argument("--batch", type=int, default=64, help="texts per call (default 64)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    add_results_option(parser)
     options = parser.parse_args(argv)
     vocab_path = options.data / VOCAB_FILE
     if not vocab_path.is_file():
@@ -146,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("Articles", read_articles(options.data)[:NUM_ARTICLES]),
             ("Headlines", read_titles(options.data)[:NUM_TITLES]),
         ):
-            compare(title, texts, candidates, options.batch, options.rounds)
+            record(options.results, compare(title, texts, candidates, options.batch, options.rounds))
             num_different = 0
             for batch in batches_of(texts, options.batch):
                 ours, in_graph = encode(tokenizer, batch), tokenize_fn(tf.constant(batch))[0].numpy()

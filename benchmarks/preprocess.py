@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import Run, describe_machine, median, run_measured
+from benchmarks.results import Comparison, add_results_option, record
 from pipeline.sample_corpus import write_sample_corpus
 from pipeline.summary import format_table
 
@@ -138,6 +139,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab", default="../shared/data/bert_base_chinese/vocab.txt")
     parser.add_argument("--one", nargs=4, metavar=("WAY", "CORPUS", "VOCAB", "OUTPUT"), help=argparse.SUPPRESS)
+    add_results_option(parser)
     args = parser.parse_args()
     if args.one:
         way, corpus, vocab, output = args.one
@@ -172,6 +174,23 @@ def _compare(args: argparse.Namespace, directory: str) -> str:
             print(f"round {number + 1}, {way}: {run.work_seconds:.1f} s", file=sys.stderr)
     rates = {way: sizes[way] / median([run.work_seconds for run in runs[way]]) for way in ways}
     whole = {way: sizes[way] / median([run.seconds for run in runs[way]]) for way in ways}
+    record(
+        args.results,
+        [
+            Comparison(
+                benchmark="preprocess",
+                subject="tree of articles",
+                unit="documents/s",
+                ours=f"ours, {sizes['ours']:,} documents",
+                our_rate=rates["ours"],
+                peer=f"{way[4:]}, {sizes[way]:,} documents",
+                peer_rate=rate,
+                rounds=args.rounds,
+            )
+            for way, rate in rates.items()
+            if way != "ours"
+        ],
+    )
     rows = [
         (
             way,

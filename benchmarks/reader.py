@@ -1,9 +1,9 @@
 """How fast batches reach the model, how much of them is padding, and how random their order is.
 
-    python -m benchmarks.reader [--data DIR] [--rounds 5] [--batch_size 32] [--copies 96]
+    python -m benchmarks.reader [--data DIR] [--rounds 5] [--batch_size 32] [--copies 288]
 
-Everyone reads the same dataset directories, made here from real articles (each one `--copies` times, so that a pass
-takes long enough to be timed; a shuffled copy costs a reader what a new article would) and real headlines:
+Everyone reads the same dataset directories, made here from real articles and headlines (`--copies` of each article, so
+that a pass takes long enough to be timed; a shuffled copy costs a reader what a new article would):
 
 - floor: `TFRecordDataset → shuffle → batch → prefetch`, serialized records that nobody parses;
 - ours: `train_dataset`, everything the model needs;
@@ -11,15 +11,14 @@ takes long enough to be timed; a shuffled copy costs a reader what a new article
 - write-up: what people do without a dataset: a Python generator that tokenizes in every epoch with keras-bert and pads
   to 512.
 
-Rates are those of the middle half of a pass: starting up, which a real epoch does not notice, is told apart (from
-making the iterator to the first batch). `in a graph` consumes the batches in a `tf.function`, as a training loop does;
-`in Python` with a `for` loop, where TensorFlow alone takes 0.1 ms for a batch of one tensor and 0.2 ms for one of four.
+Rates are of whole passes, from making the iterator to the last batch, consumed in a graph as a training loop does.
 Rounds alternate between the candidates, so that what else the machine does meets all of them; the tables give medians.
 """
 
 import argparse
 import dataclasses
 import itertools
+import math
 import os
 import random
 import statistics
@@ -38,6 +37,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.measure import describe_machine
+from benchmarks.results import Comparison, add_results_option, record
 from pipeline.batch_plan import (
     BatchOptions,
     choose_edges,
@@ -45,6 +45,7 @@ from pipeline.batch_plan import (
     plan_batches,
     positions_needed,
 )
+from pipeline.corpus import normalize_text
 from pipeline.epoch_plan import plan_training_epoch
 from pipeline.input_pipeline import train_dataset
 from pipeline.schema import INDICES, LABEL, SECOND_LABEL, SEGMENTS
@@ -60,8 +61,8 @@ VOCAB_FILE = "bert_base_chinese/vocab.txt"
 MAX_LEN = 512
 SHUFFLE_BUFFER = 10_000
 LABELS = ([f"c{number}" for number in range(14)], [f"s{number}" for number in range(3)])
-TakeFn = Callable[[Iterator[object], tf.Tensor], None]
-
+# So much shorter are titles than articles: as many times fewer copies take as long.
+TITLE_SHARE = 36
 # Enough articles for a second of tokenizing in every round.
 WRITE_UP_DOCUMENTS = 1_500
 
@@ -128,13 +129,18 @@ def per_example(stored: StoredSplit, batch_size: int) -> tf.data.Dataset:
     return examples.padded_batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-def write_up_batches(texts: list[str], tokenizer: keras_bert.Tokenizer, batch_size: int) -> Iterator[object]:
-    """Tokenize and pad while training: the generator of the write-up, its labels left out, one epoch of it."""
-    texts = texts.copy()
-    while texts:
-        pairs = [tokenizer.encode(texts.pop(), max_len=MAX_LEN) for _ in range(min(batch_size, len(texts)))]
-        random.shuffle(pairs)
-        yield [np.array([indices for indices, _ in pairs]), np.array([segments for _, segments in pairs])]
+def write_up_batches(path: Path, tokenizer: keras_bert.Tokenizer, batch_size: int) -> Iterator[object]:
+    """Read, tokenize and pad while training: the generator of the write-up, one epoch of it."""
+    ids = [{name: index for index, name in enumerate(names)} for names in LABELS]
+    with path.open(encoding="utf-8") as lines:
+        while chunk := list(itertools.islice(lines, batch_size)):
+            rows = []
+            for line in chunk:
+                text, category, second = line.rstrip("\n").split("\t")
+                rows.append((*tokenizer.encode(text, max_len=MAX_LEN), ids[0][category], ids[1][second]))
+            random.shuffle(rows)
+            indices, segments, categories, seconds = (np.array(column) for column in zip(*rows, strict=True))
+            yield [indices, segments], [categories, seconds]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Pass:
 
     Attributes:
         first_seconds: from making the iterator to the first batch.
-        rate: examples/s in the middle half.
+        rate: examples/s, from making the iterator to the last batch.
     """
 
     first_seconds: float
@@ -151,69 +157,86 @@ class Pass:
 
 
 @tf.function
-def take_in_a_graph(batches: Iterator[object], count: tf.Tensor) -> None:
-    """Take some batches inside of one function."""
+def take(batches: Iterator[object], count: tf.Tensor) -> None:
+    """Take batches inside of one function, as a training loop does."""
     for _ in tf.range(count):
         next(batches)
 
 
-def take_in_python(batches: Iterator[object], count: tf.Tensor) -> None:
-    """Take some batches one by one."""
-    for _ in range(int(count)):
-        next(batches)
-
-
-def measure_pass(dataset: tf.data.Dataset, num_examples: int, batch_size: int, take_fn: TakeFn) -> Pass:
+def measure_pass(dataset: tf.data.Dataset, num_examples: int, num_batches: int) -> Pass:
     """Time one pass."""
-    quarter = num_examples // batch_size // 4
+    rest = tf.constant(num_batches - 1)
+    take.get_concrete_function(iter(dataset.take(1)), rest)  # tracing is no part of it
     started = time.perf_counter()
     batches = iter(dataset)
     next(batches)
     first_seconds = time.perf_counter() - started
-    take_fn(batches, tf.constant(quarter))
-    started = time.perf_counter()
-    take_fn(batches, tf.constant(2 * quarter))
-    return Pass(first_seconds, 2 * quarter * batch_size / (time.perf_counter() - started))
+    take(batches, rest)
+    return Pass(first_seconds, num_examples / (time.perf_counter() - started))
 
 
 def measure_rates(
     stored: StoredSplit, texts: list[str], vocab_path: Path, batch_size: int, rounds: int
-) -> list[tuple[str, ...]]:
-    """Return the table's rows: candidate, seconds to the first batch, for each loop its rate and ours against it."""
+) -> dict[str, list[Pass]]:
+    """Return each candidate's passes."""
     makers: dict[str, Callable[[], tf.data.Dataset]] = {
         "floor": lambda: floor(stored, batch_size),
         "ours": lambda: train_dataset(stored.data_dir, batch_size),
         "per example": lambda: per_example(stored, batch_size),
     }
     num_examples = len(stored.lengths)
+    num_batches = {name: math.ceil(num_examples / batch_size) for name in makers}
+    num_batches["ours"] = int(makers["ours"]().cardinality())
     tokenizer = keras_bert.Tokenizer({token: index for index, token in enumerate(load_vocab(str(vocab_path)))})
-    written_up = (texts * (WRITE_UP_DOCUMENTS // len(texts) + 1))[:WRITE_UP_DOCUMENTS]
-    in_graph: dict[str, list[Pass]] = {name: [] for name in [*makers, "write-up"]}
-    in_python: dict[str, list[Pass]] = {name: [] for name in [*makers, "write-up"]}
+    written_up = Path(stored.data_dir) / "write-up.txt"
+    lines = (texts * (WRITE_UP_DOCUMENTS // len(texts) + 1))[:WRITE_UP_DOCUMENTS]
+    written_up.write_text("".join(f"{normalize_text(line)}\tc0\ts0\n" for line in lines), encoding="utf-8")
+    passes: dict[str, list[Pass]] = {name: [] for name in [*makers, "write-up"]}
     for _ in range(rounds):
         for name, make in makers.items():
-            in_graph[name].append(measure_pass(make(), num_examples, batch_size, take_in_a_graph))
-            in_python[name].append(measure_pass(make(), num_examples, batch_size, take_in_python))
+            passes[name].append(measure_pass(make(), num_examples, num_batches[name]))
         started = time.perf_counter()
         for _ in write_up_batches(written_up, tokenizer, batch_size):
             pass
-        rate = len(written_up) / (time.perf_counter() - started)
-        # A generator runs in Python in either case.
-        in_graph["write-up"].append(Pass(batch_size / rate, rate))
-        in_python["write-up"].append(Pass(batch_size / rate, rate))
+        rate = len(lines) / (time.perf_counter() - started)
+        passes["write-up"].append(Pass(batch_size / rate, rate))
+    return passes
 
-    def rate_of(passes: list[Pass]) -> float:
-        return statistics.median(one.rate for one in passes)
 
+def rate_of(passes: list[Pass]) -> float:
+    """Return the median rate."""
+    return statistics.median(one.rate for one in passes)
+
+
+def rate_rows(passes: dict[str, list[Pass]]) -> list[tuple[str, ...]]:
+    """Return the table's rows: candidate, seconds to the first batch, its rate and ours against it."""
     rows = []
-    for name in in_graph:
-        first = statistics.median(one.first_seconds for one in in_graph[name] + in_python[name])
-        columns = [name, f"{first:.2f}"]
-        for passes in (in_graph, in_python):
-            rate = rate_of(passes[name])
-            columns += [f"{rate:,.0f}", f"{rate_of(passes['ours']) / rate:.2f}×"]
-        rows.append(tuple(columns))
+    for name, values in passes.items():
+        first, rate = statistics.median(one.first_seconds for one in values), rate_of(values)
+        rows.append((name, f"{first:.2f}", f"{rate:,.0f}", f"{rate_of(passes['ours']) / rate:.2f}×"))
     return rows
+
+
+def comparisons(subject: str, passes: dict[str, list[Pass]], rounds: int) -> list[Comparison]:
+    """Return ours against each peer."""
+    peers = {
+        "floor": "bare records: shuffle, batch, prefetch",
+        "per example": "parsed one by one, padded_batch",
+        "write-up": "the write-up's generator",
+    }
+    return [
+        Comparison(
+            benchmark="reader",
+            subject=subject,
+            unit="examples/s",
+            ours="train_dataset",
+            our_rate=rate_of(passes["ours"]),
+            peer=peer,
+            peer_rate=rate_of(passes[name]),
+            rounds=rounds,
+        )
+        for name, peer in peers.items()
+    ]
 
 
 def padding_row(name: str, stored: StoredSplit, batch_size: int) -> tuple[str, ...]:
@@ -261,31 +284,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA_DIR)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--copies", type=int, default=96, help="of each article")
+    parser.add_argument("--batch_size", type=int, default=32, help="of articles")
+    parser.add_argument("--title_batch_size", type=int, default=128, help="of titles, which are short")
+    parser.add_argument("--copies", type=int, default=288, help="of each article")
+    add_results_option(parser)
     args = parser.parse_args()
     vocab_path = args.data / VOCAB_FILE
     tokenizer = Tokenizer.from_vocab(str(vocab_path), max_len=MAX_LEN)
-    print(f"{describe_machine()}, TensorFlow {tf.__version__}; {args.rounds} rounds, batches of {args.batch_size}")
+    print(f"{describe_machine()}, TensorFlow {tf.__version__}; {args.rounds} rounds")
     padding = []
     with tempfile.TemporaryDirectory() as directory:
-        for name, texts, copies in (
-            ("articles", read_articles(args.data), args.copies),
-            ("titles", read_titles(args.data), 1),
+        for name, texts, copies, batch_size in (
+            ("articles", read_articles(args.data), args.copies, args.batch_size),
+            ("titles", read_titles(args.data), max(1, args.copies // TITLE_SHARE), args.title_batch_size),
         ):
             stored = write_dataset(Path(directory) / name, texts, copies, tokenizer)
-            padding.append(padding_row(name, stored, args.batch_size))
+            padding.append(padding_row(name, stored, batch_size))
             num_bytes = sum(shard.num_bytes for shard in stored.info.split("train").shards)
             print(
                 f"\n{name}: {len(texts):,} texts × {copies} in {len(stored.paths)} shards, "
-                f"{num_bytes / len(stored.lengths):,.0f} bytes each; examples/s"
+                f"{num_bytes / len(stored.lengths):,.0f} bytes each, batches of {batch_size}"
             )
-            rows = measure_rates(stored, texts, vocab_path, args.batch_size, args.rounds)
-            print(
-                "\n".join(
-                    format_table(("candidate", "first batch, s", "in a graph", "ours is", "in Python", "ours is"), rows)
-                )
-            )
+            passes = measure_rates(stored, texts, vocab_path, batch_size, args.rounds)
+            record(args.results, comparisons(name, passes, args.rounds))
+            header: tuple[str, ...] = ("candidate", "first batch, s", "examples/s", "ours is")
+            print("\n".join(format_table(header, rate_rows(passes))))
     print("\npadding")
     header = ("", f"all to {MAX_LEN}", "per batch", "planned", "optimum", "planned lengths")
     print("\n".join(format_table(header, padding)))

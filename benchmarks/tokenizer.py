@@ -30,6 +30,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import keras_bert
 
+from benchmarks.results import Comparison, add_results_option, record
 from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import CLS_TOKEN, SEP_TOKEN, UNK_TOKEN, load_vocab
 
@@ -171,8 +172,10 @@ def read_titles(data_dir: Path) -> list[str]:
     return [line.split("\t")[0] for table in tables for line in table.read_text("utf-8").split("\n") if line]
 
 
-def compare(title: str, texts: list[str], candidates: Sequence[Candidate | Absent], num_rounds: int) -> None:
-    """Time all candidates on `texts` and print their table."""
+def compare(
+    title: str, texts: list[str], candidates: Sequence[Candidate | Absent], num_rounds: int
+) -> list[Comparison]:
+    """Time all candidates on `texts`, print their table, and return ours against each peer."""
     present = [candidate for candidate in candidates if isinstance(candidate, Candidate)]
     reference = next(candidate for candidate in present if candidate.name == REFERENCE)
     # Tuples of integers are nothing the garbage collector would go through while others are measured.
@@ -205,6 +208,22 @@ def compare(title: str, texts: list[str], candidates: Sequence[Candidate | Absen
             f"{entry.name:46}{len(texts) / median:>12,.0f}{reference_seconds / median:>15.2f}"
             f"{len(texts):>11,}{num_different[entry.name]:>10,}"
         )
+    rates = {name: len(texts) / statistics.median(values) for name, values in seconds.items()}
+    ours = next(iter(rates))
+    return [
+        Comparison(
+            benchmark="tokenizer",
+            subject=title.lower(),
+            unit="texts/s",
+            ours=ours,
+            our_rate=rates[ours],
+            peer=name,
+            peer_rate=rate,
+            rounds=num_rounds,
+        )
+        for name, rate in rates.items()
+        if not name.startswith("ours")
+    ]
 
 
 def versions() -> str:
@@ -229,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max_len", type=int, default=512, help="longest row of ids (default 512)")
     parser.add_argument("--batch", type=int, default=512, help="texts per call of those that take many (default 512)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    add_results_option(parser)
     options = parser.parse_args(argv)
 
     vocab_path = options.data / VOCAB_FILE
@@ -243,8 +263,8 @@ def main(argv: list[str] | None = None) -> int:
         tf_text(vocab, options.max_len, options.batch),
     ]
     print(versions())
-    compare("Articles", read_articles(options.data), candidates, options.rounds)
-    compare("Headlines", read_titles(options.data), candidates, options.rounds)
+    record(options.results, compare("Articles", read_articles(options.data), candidates, options.rounds))
+    record(options.results, compare("Headlines", read_titles(options.data), candidates, options.rounds))
     return 0
 
 

@@ -27,6 +27,7 @@ import keras_bert
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.results import Comparison, add_results_option, record
 from model.bert_config import BertConfig
 from model.checkpoint import CONFIG_FILE_NAME
 from model.classifier import build_classifier
@@ -195,9 +196,31 @@ def compare_full_batches(config: BertConfig, options: argparse.Namespace, *, poo
     title = (f"One training step, {config.num_hidden_layers} layers of width {config.hidden_size}, "
              f"batch {options.batch} x {options.length}, pooling {pooling}, dropout {options.dropout}, "
              f"median of {options.rounds} rounds")  # fmt: skip
-    print_table(title, measure(steps, options.rounds), num_examples=options.batch)
+    seconds = measure(steps, options.rounds)
+    print_table(title, seconds, num_examples=options.batch)
+    rates = {name: options.batch / statistics.median(values) for name, values in seconds.items()}
+    record(options.results, comparisons(f"{options.batch} x {options.length}, {pooling}", rates, options.rounds))
     if not has_torch:
         print("\nHugging Face PyTorch: not installed (pip install torch transformers), not measured.")
+
+
+def comparisons(subject: str, rates: dict[str, float], rounds: int) -> list[Comparison]:
+    """Return each of ours against the reference, and against PyTorch in float32 where it took part."""
+    return [
+        Comparison(
+            benchmark="train step",
+            subject=subject,
+            unit="examples/s",
+            ours=ours,
+            our_rate=rates[ours],
+            peer=peer,
+            peer_rate=rates[peer],
+            rounds=rounds,
+        )
+        for ours in rates
+        for peer in rates
+        if ours.startswith("ours") and not peer.startswith("ours")
+    ]
 
 
 def titles_of(data_dir: str, batch_size: int, *, buckets: Buckets, num_batches: int) -> list[Batch]:
@@ -227,6 +250,7 @@ def compare_titles(config: BertConfig, options: argparse.Namespace) -> None:
     }
     seconds = measure(steps, rounds)
     rates = {name: candidates[name][1][0].indices.shape[0] / statistics.median(seconds[name]) for name in seconds}
+    record(options.results, comparisons("titles", rates, rounds))
     print(
         f"\nReal titles, {config.num_hidden_layers} layers of width {config.hidden_size}, medians of {rounds} rounds\n"
     )
@@ -248,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--poolings", default="cls,max", help="which poolings to compare (default cls,max)")
     parser.add_argument("--xla", action="store_true", help="measure ours compiled by XLA as well")
     parser.add_argument("--titles", metavar="DIR", help="a dataset directory of titles: compare buckets with fixed 512")
+    add_results_option(parser)
     options = parser.parse_args(argv)
 
     config = BertConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=options.layers).with_dropout(options.dropout)
