@@ -27,8 +27,9 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
-from benchmarks.tokenizer import DEFAULT_DATA_DIR, VOCAB_FILE, batches_of, read_articles, read_titles
+from benchmarks.tokenizer import batches_of
 from model.bert_config import BertConfig
 from model.classifier import build_classifier
 from model.finished_run import load_finished_run, load_run_vocab
@@ -115,21 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description="Time the exported model on real articles and headlines.")
     parser.add_argument("--run", help="a finished run (default: a small BERT with random weights)")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("TWO_HEADED_BERT_DATA", DEFAULT_DATA_DIR)),
-        help="directory of the real data (default: $TWO_HEADED_BERT_DATA, else ../shared/data)",
-    )
+    add_data_option(parser)
     parser.add_argument("--max_len", type=int, default=512, help="longest row of ids, without --run (default 512)")
     parser.add_argument("--batch", type=int, default=64, help="texts per call (default 64)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
     add_results_option(parser)
     options = parser.parse_args(argv)
-    vocab_path = options.data / VOCAB_FILE
-    if not vocab_path.is_file():
-        print(f"{vocab_path}: no such file; --data or TWO_HEADED_BERT_DATA must name the real data", file=sys.stderr)
-        return 2
+    vocab_path = options.data / VOCAB
 
     with tempfile.TemporaryDirectory() as directory:
         if options.run:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import describe_machine, run_measured
+from benchmarks.real_data import DATA_DIR, VOCAB
 from pipeline.dataset_info import read_dataset_info
 from pipeline.sample_corpus import write_sample_corpus
 
@@ -23,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a directory with 4 GB to spare")
     parser.add_argument("--documents", type=int, default=THUCNEWS_DOCUMENTS)
-    parser.add_argument("--vocab", default="../shared/data/bert_base_chinese/vocab.txt")
+    parser.add_argument("--vocab", default=str(DATA_DIR / VOCAB))
     parser.add_argument("--remove", action="store_true", help="remove the corpus afterwards, which takes minutes")
     args = parser.parse_args()
     corpus, output = args.work / f"corpus-{args.documents}", args.work / "dataset"

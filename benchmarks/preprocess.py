@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import Run, describe_machine, median, run_measured
+from benchmarks.real_data import DATA_DIR, VOCAB
 from benchmarks.results import Comparison, add_results_option, record
 from pipeline.sample_corpus import write_sample_corpus
 from pipeline.summary import format_table
@@ -137,7 +138,7 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--beam_documents", type=int, default=5_000, help="for (b), which is slow")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--vocab", default="../shared/data/bert_base_chinese/vocab.txt")
+    parser.add_argument("--vocab", default=str(DATA_DIR / VOCAB))
     parser.add_argument("--one", nargs=4, metavar=("WAY", "CORPUS", "VOCAB", "OUTPUT"), help=argparse.SUPPRESS)
     add_results_option(parser)
     args = parser.parse_args()

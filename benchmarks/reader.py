@@ -37,6 +37,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.measure import describe_machine
+from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
 from pipeline.batch_plan import (
     BatchOptions,
@@ -56,8 +57,6 @@ from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import load_vocab
 from tests.tiny_dataset import TinyExample, write_tiny_dataset
 
-DEFAULT_DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
-VOCAB_FILE = "bert_base_chinese/vocab.txt"
 MAX_LEN = 512
 SHUFFLE_BUFFER = 10_000
 LABELS = ([f"c{number}" for number in range(14)], [f"s{number}" for number in range(3)])
@@ -65,26 +64,6 @@ LABELS = ([f"c{number}" for number in range(14)], [f"s{number}" for number in ra
 TITLE_SHARE = 36
 # Enough articles for a second of tokenizing in every round.
 WRITE_UP_DOCUMENTS = 1_500
-
-
-def read_articles(data_dir: Path) -> list[str]:
-    """Read the full news articles."""
-    texts = [
-        line.split("\t")[1]
-        for path in sorted((data_dir / "fulltext").glob("cnews_*.tsv"))
-        for line in path.read_text(encoding="utf-8").split("\n")
-        if line
-    ]
-    files = sorted((data_dir / "fulltext" / "THUCNews").glob("*/*.txt"))
-    return texts + [path.read_text(encoding="utf-8") for path in files]
-
-
-def read_titles(data_dir: Path) -> list[str]:
-    """Read the news headlines."""
-    directory = data_dir / "thucnews_titles"
-    train = [line.split("\t")[0] for line in (directory / "train.txt").read_text(encoding="utf-8").split("\n") if line]
-    extra = (directory / "extra_zhenhanbai.tsv").read_text(encoding="utf-8").split("\n")
-    return train + [line.split("\t")[1] for line in extra if line]
 
 
 def write_dataset(directory: Path, texts: list[str], copies: int, tokenizer: Tokenizer) -> StoredSplit:
@@ -282,14 +261,14 @@ def order_rows(num_shards: int, shard_size: int, batch_size: int, epochs: int) -
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA_DIR)
+    add_data_option(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32, help="of articles")
     parser.add_argument("--title_batch_size", type=int, default=128, help="of titles, which are short")
     parser.add_argument("--copies", type=int, default=288, help="of each article")
     add_results_option(parser)
     args = parser.parse_args()
-    vocab_path = args.data / VOCAB_FILE
+    vocab_path = args.data / VOCAB
     tokenizer = Tokenizer.from_vocab(str(vocab_path), max_len=MAX_LEN)
     print(f"{describe_machine()}, TensorFlow {tf.__version__}; {args.rounds} rounds")
     padding = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 
 from benchmarks.measure import describe_machine
+from benchmarks.real_data import DATA_DIR, TITLES, VOCAB
 from benchmarks.results import Comparison, read_results
 from pipeline.summary import format_table
 
@@ -23,9 +24,6 @@ matplotlib.rcParams["svg.hashsalt"] = "summary"
 
 import matplotlib.pyplot as plt  # noqa: E402 - the back end is chosen first
 
-DATA = Path("../shared/data")
-TITLES = DATA / "thucnews_titles"
-VOCAB = DATA / "bert_base_chinese/vocab.txt"
 TITLES_DATASET = "{titles}"
 
 # Benchmark -> its options, all and quick.
@@ -73,8 +71,15 @@ def _preprocess_titles(output: str) -> None:
     """Make a dataset of the real headlines, for the training step."""
     subprocess.run(
         [
-            *(sys.executable, "run_preprocess.py", "--input", f"train={TITLES / 'train.txt'}"),
-            *("--category_names", str(TITLES / "class_zh.txt"), "--vocab", str(VOCAB), "--output", output),
+            *(sys.executable, "run_preprocess.py", "--input", f"train={DATA_DIR / TITLES / 'train.txt'}"),
+            *(
+                "--category_names",
+                str(DATA_DIR / TITLES / "class_zh.txt"),
+                "--vocab",
+                str(DATA_DIR / VOCAB),
+                "--output",
+                output,
+            ),
         ],
         check=True,
         stdout=subprocess.DEVNULL,

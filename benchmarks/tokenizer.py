@@ -30,12 +30,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import keras_bert
 
+from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
 from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import CLS_TOKEN, SEP_TOKEN, UNK_TOKEN, load_vocab
 
-DEFAULT_DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
-VOCAB_FILE = "bert_base_chinese/vocab.txt"
 REFERENCE = "keras-bert, encode"
 
 
@@ -158,20 +157,6 @@ def batches_of(texts: list[str], batch_size: int) -> Iterator[list[str]]:
         yield texts[start : start + batch_size]
 
 
-def read_articles(data_dir: Path) -> list[str]:
-    """Read the full articles, from tables (category, text) and from the original directory tree."""
-    tables = sorted(data_dir.glob("fulltext/*.tsv"))
-    rows = [line for table in tables for line in table.read_text("utf-8").split("\n") if line]
-    files = sorted(data_dir.glob("fulltext/THUCNews/*/*.txt"))
-    return [row.split("\t", 1)[1] for row in rows] + [file.read_text("utf-8") for file in files]
-
-
-def read_titles(data_dir: Path) -> list[str]:
-    """Read the headlines, from tables (title, class)."""
-    tables = [data_dir / "thucnews_titles" / name for name in ("train.txt", "dev.txt")]
-    return [line.split("\t")[0] for table in tables for line in table.read_text("utf-8").split("\n") if line]
-
-
 def compare(
     title: str, texts: list[str], candidates: Sequence[Candidate | Absent], num_rounds: int
 ) -> list[Comparison]:
@@ -239,22 +224,14 @@ def versions() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description="Time tokenizers on real articles and headlines.")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("TWO_HEADED_BERT_DATA", DEFAULT_DATA_DIR)),
-        help="directory of the real data (default: $TWO_HEADED_BERT_DATA, else ../shared/data)",
-    )
+    add_data_option(parser)
     parser.add_argument("--max_len", type=int, default=512, help="longest row of ids (default 512)")
     parser.add_argument("--batch", type=int, default=512, help="texts per call of those that take many (default 512)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
     add_results_option(parser)
     options = parser.parse_args(argv)
 
-    vocab_path = options.data / VOCAB_FILE
-    if not vocab_path.is_file():
-        print(f"{vocab_path}: no such file; --data or TWO_HEADED_BERT_DATA must name the real data", file=sys.stderr)
-        return 2
+    vocab_path = options.data / VOCAB
     vocab = load_vocab(vocab_path)
     candidates: list[Candidate | Absent] = [
         *ours(vocab, options.max_len, options.batch),

@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 
 from benchmarks.measure import describe_machine
+from benchmarks.real_data import DATA_DIR, VOCAB
 from model.decoding import DECODINGS, INDEPENDENT, are_impossible, decode_labels, observed_pairs
 from model.finished_run import load_finished_run
 from model.metrics import Predictions, exact_match
@@ -31,7 +32,6 @@ from pipeline.dataset_info import read_dataset_info
 from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.summary import format_table
 
-DATA = Path("../shared/data")
 CATEGORY_RUN, SECOND_RUN, SHARED_RUN = CATEGORY_HEAD, SECOND_HEAD, f"{CATEGORY_HEAD},{SECOND_HEAD}"
 
 
@@ -113,8 +113,8 @@ def compare(directory: Path, options: argparse.Namespace) -> list[tuple[str, ...
 def main() -> int:
     """Run the comparison and print its table: means over the seeds, with standard deviations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, default=DATA / "hierarchical/duee_single.tsv")
-    parser.add_argument("--vocab", type=Path, default=DATA / "bert_base_chinese/vocab.txt")
+    parser.add_argument("--input", type=Path, default=DATA_DIR / "hierarchical/duee_single.tsv")
+    parser.add_argument("--vocab", type=Path, default=DATA_DIR / VOCAB)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--layers", type=int, default=2)

@@ -7,6 +7,24 @@ import pytest
 
 DEFAULT_DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# Every file, and every directory, of texts.
+TEXTS = (
+    ("fulltext", "cnews_qianshuang_dl-exp.tsv"),
+    ("fulltext", "cnews_ClydeKuo_cnn.tsv"),
+    ("fulltext", "cnews_misc.tsv"),
+    ("fulltext", "THUCNews"),
+    ("thucnews_titles", "train.txt"),
+    ("thucnews_titles", "dev.txt"),
+    ("thucnews_titles", "extra_zhenhanbai.tsv"),
+    ("thucnews_titles", "extra_maoqinluo.tsv"),
+    ("hierarchical", "duee_single.tsv"),
+    ("hierarchical", "duee_multi.tsv"),
+    ("hierarchical", "smp_domain_intent.tsv"),
+    ("hierarchical", "news_finance_auto_fulltext.tsv"),
+    ("hierarchical", "toutiao_mlc_sample_multilabel.tsv"),
+    ("hierarchical", "toutiao_all_cat.txt"),
+)
+
 
 def real_data(*parts: str) -> Path:
     """Return a path inside the real data, or skip the calling test and say why.

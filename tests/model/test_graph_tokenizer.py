@@ -18,7 +18,7 @@ from pipeline.corpus import normalize_text
 from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import load_vocab
 from tests.pipeline.test_tokenization import HARD, SMALL_VOCAB
-from tests.real_data import real_data
+from tests.real_data import TEXTS, real_data
 
 MAX_LEN = 24
 ALL_CHARACTERS = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
@@ -292,26 +292,7 @@ def test_real_articles(chinese):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "parts",
-    [
-        ("fulltext", "cnews_qianshuang_dl-exp.tsv"),
-        ("fulltext", "cnews_ClydeKuo_cnn.tsv"),
-        ("fulltext", "cnews_misc.tsv"),
-        ("fulltext", "THUCNews"),
-        ("thucnews_titles", "train.txt"),
-        ("thucnews_titles", "dev.txt"),
-        ("thucnews_titles", "extra_zhenhanbai.tsv"),
-        ("thucnews_titles", "extra_maoqinluo.tsv"),
-        ("hierarchical", "duee_single.tsv"),
-        ("hierarchical", "duee_multi.tsv"),
-        ("hierarchical", "smp_domain_intent.tsv"),
-        ("hierarchical", "news_finance_auto_fulltext.tsv"),
-        ("hierarchical", "toutiao_mlc_sample_multilabel.tsv"),
-        ("hierarchical", "toutiao_all_cat.txt"),
-    ],
-    ids="/".join,
-)
+@pytest.mark.parametrize("parts", TEXTS, ids="/".join)
 def test_real_texts(chinese, parts):
     """Against keras-bert itself."""
     pair, reference = Pair(chinese, 512), keras_bert.Tokenizer(chinese)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline import characters, tokenization, wordpiece
 from pipeline.errors import EmptyDocumentError, InputFormatError, MissingInputError, OptionError
 from pipeline.tokenization import Tokenizer, load_vocab
-from tests.real_data import real_data
+from tests.real_data import TEXTS, real_data
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 # Whole words, first pieces, continuations that overlap, single characters of every class, both sigmas, jamo, and
@@ -417,26 +417,7 @@ def test_docstring_example(chinese: dict[str, int]) -> None:
     assert f"({indices}, {segments})" in (tokenization.__doc__ or "")
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        ("fulltext", "cnews_qianshuang_dl-exp.tsv"),
-        ("fulltext", "cnews_ClydeKuo_cnn.tsv"),
-        ("fulltext", "cnews_misc.tsv"),
-        ("fulltext", "THUCNews"),
-        ("thucnews_titles", "train.txt"),
-        ("thucnews_titles", "dev.txt"),
-        ("thucnews_titles", "extra_zhenhanbai.tsv"),
-        ("thucnews_titles", "extra_maoqinluo.tsv"),
-        ("hierarchical", "duee_single.tsv"),
-        ("hierarchical", "duee_multi.tsv"),
-        ("hierarchical", "smp_domain_intent.tsv"),
-        ("hierarchical", "news_finance_auto_fulltext.tsv"),
-        ("hierarchical", "toutiao_mlc_sample_multilabel.tsv"),
-        ("hierarchical", "toutiao_all_cat.txt"),
-    ],
-    ids="/".join,
-)
+@pytest.mark.parametrize("parts", TEXTS, ids="/".join)
 def test_real_texts(chinese: dict[str, int], parts: tuple[str, ...]) -> None:
     texts = list(dict.fromkeys(real_texts(*parts)))
     reference = keras_bert.Tokenizer(chinese)
