@@ -56,6 +56,11 @@ def join(directory: str, *names: str) -> str:
     return "/".join([directory.rstrip("/"), *names]) if is_remote(directory) else os.path.join(directory, *names)
 
 
+def canonical(path: str) -> str:
+    """Return a path in the one spelling that can be compared."""
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
 def exists(path: str) -> bool:
     """Tell whether a file or directory exists (remote: whether an object of exactly this name does)."""
     return bool(_file_systems(path).exists(path)) if is_remote(path) else os.path.exists(path)
@@ -108,6 +113,13 @@ def match(pattern: str) -> list[str]:
     if is_remote(pattern):
         return sorted(metadata.path for metadata in _file_systems(pattern).match([pattern])[0].metadata_list)
     return sorted(local_glob.glob(pattern, recursive=True))
+
+
+def list_names(directory: str) -> list[str]:
+    """Return the names of what lies directly in a directory, hidden files left out, sorted."""
+    if is_remote(directory):
+        return [path.rsplit("/", 1)[-1] for path in match(join(directory, "*"))]
+    return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
 
 def list_below(directory: str) -> list[str]:

@@ -55,7 +55,7 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
 
 def _place(path: str) -> str:
     """Return a path in the one spelling that can be compared, with a slash at the end."""
-    return (path if filesystem.is_remote(path) else os.path.realpath(path)).rstrip("/") + "/"
+    return filesystem.canonical(path).rstrip("/") + "/"
 
 
 def _expand(path: str) -> list[str]:
