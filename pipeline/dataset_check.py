@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline import filesystem
+from pipeline.config import COMPRESSIONS
 from pipeline.dataset_info import (
     CHANGED,
     DATASET_INFO_NAME,
@@ -21,7 +23,7 @@ from pipeline.dataset_info import (
 from pipeline.errors import InputFormatError, MissingInputError
 from pipeline.publish import REJECTED_NAME, is_ours
 from pipeline.record_scan import Fault
-from pipeline.schema import CATEGORY_HEAD, HEAD_FEATURES, SECOND_HEAD
+from pipeline.schema import CATEGORY_HEAD, HEAD_FEATURES, SECOND_HEAD, schema_as_json
 from pipeline.shard_check import ShardFindings
 from pipeline.shards import SHARD_NAME
 from pipeline.vocabulary import parse_vocab
@@ -34,10 +36,15 @@ def fault_of_info(what: str) -> Fault:
     return Fault(file=DATASET_INFO_NAME, what=what)
 
 
-def check_description(info: DatasetInfo, *, is_unchanged: bool) -> Iterator[Fault]:
-    """Hold the numbers in `dataset.json` against each other."""
+def check_description(text: bytes, info: DatasetInfo, *, is_unchanged: bool) -> Iterator[Fault]:
+    """Hold what `dataset.json` says in several places against each other."""
     if not is_unchanged:
         yield fault_of_info(f"{CHANGED}; what it says may be wrong anywhere")
+    content = json.loads(text)
+    if content.get("fingerprint") != info.fingerprint:
+        yield fault_of_info("its fingerprint is not that of the checksums it lists")
+    if _essence(content["schema"].get("features")) != _essence(schema_as_json()):
+        yield fault_of_info("its schema is not the one of this format version")
     documents = info.documents
     num_rejected = sum(documents.rejected.values())
     if documents.read != documents.written + num_rejected:
@@ -50,10 +57,20 @@ def check_description(info: DatasetInfo, *, is_unchanged: bool) -> Iterator[Faul
     for head, label_map in info.labels.items():
         if len(set(label_map.names)) < len(label_map):
             yield fault_of_info(f"two labels of {head} have the same name")
+    if info.compression not in COMPRESSIONS:
+        yield fault_of_info(f"expected compression {' or '.join(COMPRESSIONS)}, got {info.compression!r}")
     if info.vocab_size < 1 or info.max_len < 1:
         yield fault_of_info(f"expected a vocabulary and a max_len, got {info.vocab_size} and {info.max_len}")
     for name, split in info.splits.items():
         yield from (fault_of_info(f"split {name}: {what}") for what in _misfits_of_split(name, split, info))
+
+
+def _essence(features: Any) -> Any:
+    """Return what a reader depends on of a schema: all but the prose."""
+    try:
+        return [{name: value for name, value in feature.items() if name != "meaning"} for feature in features]
+    except (TypeError, AttributeError):
+        return features
 
 
 def _misfits_of_split(name: str, split: SplitInfo, info: DatasetInfo) -> Iterator[str]:

@@ -254,7 +254,7 @@ def find_misfit(value: Any, hint: Any = None, place: str = "") -> str | None:
         return None
     if kind is types.UnionType:
         return None if value is None else find_misfit(value, arguments[0], place)
-    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value < 1 << 63)):
         expected = "a whole number" if kind is int else kind.__name__
         return f"field {place}: expected {expected}, got {value!r:.80}"
     if dataclasses.is_dataclass(value):

@@ -352,7 +352,7 @@ class _Judge:
                 in_place = ids.ends(marked, special[token])[place]
                 self._note(~in_place, functools.partial(self._describe_edge, token=token, place=place))
             if np.count_nonzero(marked) != np.count_nonzero(in_place):
-                self._note(ids.per_example(marked) > in_place, lambda _, token=token: f"{token} stands inside the text")
+                self._note(ids.per_example(marked) > in_place, _always(f"{token} stands inside the text"))
 
     def _describe_edge(self, at: int, *, token: str, place: int) -> str:
         special = self._expected.special_ids or {}
@@ -386,6 +386,10 @@ class _Judge:
             b"\n".join(keys).decode()
         except UnicodeDecodeError:
             self._note(np.array([not _is_utf_8(key) for key in keys]), lambda at: f"its key is not UTF-8: {keys[at]!r}")
+
+
+def _always(what: str) -> Callable[[int], str]:
+    return lambda _: what
 
 
 def _is_utf_8(data: bytes) -> bool:

@@ -137,10 +137,11 @@ def _copy_shard(findings: Findings, shard: FileInfo, staging_dir: str, info: Dat
         content = compress(frame_records(records), info.compression)
     _write(staging_dir, shard.name, content)
     kept_numbers = set(found.numbers[rows].tolist())
+    missing = [number for number in range(shard.num_examples) if number not in kept_numbers]
     lost = [
         Rejection(f"{shard.name}:{number}", LOST, _reason(found, number, (shard.name, number) in findings.repeated))
-        for number in range(shard.num_examples)
-        if number not in kept_numbers
+        # Where bytes were added that are no record, numbers may have moved.
+        for number in missing[: max(shard.num_examples - len(rows), 0)]
     ]
     return _Kept(file=FileInfo.of(shard.name, len(rows), content), rows=rows, lost=lost)
 

@@ -58,6 +58,12 @@ class ShardReader:
         data_dir: the dataset directory.
         name: of the shard.
         on_progress: called with the number of bytes read since the last call.
+
+    Attributes:
+        faults: of the framing.
+        num_records, gaps: see `RecordScanner`.
+        sha256: of the file; `None` if not all of it could be read.
+        num_bytes: read.
     """
 
     def __init__(self, data_dir: str, name: str, on_progress: Callable[[int], None] = lambda _: None):
@@ -84,18 +90,20 @@ class ShardReader:
             try:
                 for frames in scanner.blocks():
                     yield frames
-                    self._on_progress(file.num_bytes - self.num_bytes)
-                    self.num_bytes = file.num_bytes
+                    self._advance(file.num_bytes)
+                self._advance(file.num_bytes)
+                self.sha256 = file.sha256()
             except OSError as error:
                 what = f"cannot be read beyond byte {file.num_bytes}: {error.strerror}"
                 self.faults.append(Fault(file=self._name, what=what))
-        self._on_progress(file.num_bytes - self.num_bytes)
-        self.num_bytes = file.num_bytes
-        self.sha256 = file.sha256()
         self.num_records, self.gaps = scanner.num_records, scanner.gaps
         self.faults = [*scanner.faults, *self.faults]
         if isinstance(source, Inflated) and source.problem:
             self._add_gzip_problem(source)
+
+    def _advance(self, num_bytes: int) -> None:
+        self._on_progress(num_bytes - self.num_bytes)
+        self.num_bytes = num_bytes
 
     def _add_gzip_problem(self, source: Inflated) -> None:
         """Say where the compressed stream is damaged, in place of where its content therefore ends."""
@@ -188,9 +196,9 @@ def _gather(name: str, parts: list[tuple[Frames, Columns]]) -> ShardFindings:
 
 
 def _shift_after_gap(reader: ShardReader, shard: FileInfo) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that mends record numbers: a gap counts as one record, and was more if others are missing."""
+    """Return a function that mends record numbers: a gap counts as one record, but may have been several, or none."""
     missing = shard.num_examples - reader.num_records
-    if len(reader.gaps) != 1 or missing <= 0 or reader.sha256 is None:
+    if len(reader.gaps) != 1 or missing < -1 or reader.sha256 is None:
         return lambda numbers: numbers
     gap = reader.gaps[0]
     return lambda numbers: numbers + missing * (numbers > gap)

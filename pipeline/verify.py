@@ -53,14 +53,14 @@ def verify(
         WorkerDiedError: a process was killed.
     """
     findings = Findings(data_dir=data_dir, max_faults=max_faults)
-    path = require_dataset(data_dir)
+    text = filesystem.read_bytes(require_dataset(data_dir))
     try:
-        info, is_unchanged = DatasetInfo.from_any_json(filesystem.read_bytes(path), DATASET_INFO_NAME)
+        info, is_unchanged = DatasetInfo.from_any_json(text, DATASET_INFO_NAME)
     except SchemaMismatchError as error:
         findings.note(dataset_check.fault_of_info(str(error).removeprefix(f"{DATASET_INFO_NAME}: ")))
         return findings
     findings.info = info
-    findings.note(*dataset_check.check_description(info, is_unchanged=is_unchanged))
+    findings.note(*dataset_check.check_description(text, info, is_unchanged=is_unchanged))
     vocab, faults = dataset_check.check_vocab(data_dir, info)
     findings.note(*faults)
     findings.is_described = is_unchanged and vocab is not None
