@@ -5,7 +5,6 @@ that can be interrupted anywhere and taken up again: as long as the staging dire
 dataset is complete there, and whoever comes next finishes moving it.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -31,7 +30,7 @@ from pipeline.dataset_info import (
     SplitInfo,
     npy_bytes,
 )
-from pipeline.errors import OptionError, OutputExistsError
+from pipeline.errors import OptionError, OutputExistsError, SchemaMismatchError
 from pipeline.references import DatasetPlan, Job, check_rejected
 from pipeline.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
 from pipeline.shard_writer import ShardReport, write_empty_shard
@@ -173,9 +172,8 @@ def _one_mover(output_dir: str) -> Iterator[None]:
     if filesystem.is_remote(output_dir):
         yield
         return
-    descriptor = os.open(output_dir, os.O_RDONLY)
+    descriptor = filesystem.lock(output_dir)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -234,7 +232,7 @@ def claim_output(output_dir: str, *, option: str, overwrite: bool) -> Iterator[s
     if not filesystem.is_remote(output_dir) and existed and not os.path.isdir(output_dir):
         raise OptionError(f"{option} {output_dir}: expected a directory, found a file")
     if existed:
-        _finish_or_remove_leftovers(output_dir, option)
+        _finish_or_remove_leftovers(output_dir, option, overwrite=overwrite)
         _check_output(output_dir, option, overwrite=overwrite)
     staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
     filesystem.make_directory(staging_dir)
@@ -263,7 +261,7 @@ def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
         )
 
 
-def _finish_or_remove_leftovers(output_dir: str, option: str) -> None:
+def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool) -> None:
     """Publish what a job had completed when it died, and remove what it had not."""
     if filesystem.is_remote(output_dir):
         return
@@ -276,6 +274,15 @@ def _finish_or_remove_leftovers(output_dir: str, option: str) -> None:
             raise OptionError(
                 f"{option} {output_dir}: another job is writing there; wait for it, or give another directory"
             )
-        move_into_place(output_dir, path)
-        _discard_incomplete(path)
-        os.close(lock)
+        try:
+            move_into_place(output_dir, path)
+            _discard_incomplete(path)
+        except SchemaMismatchError as error:
+            if not overwrite:
+                raise OutputExistsError(
+                    f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
+                    f"version cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
+                ) from None
+            filesystem.delete_directory(path)
+        finally:
+            os.close(lock)
