@@ -10,7 +10,7 @@ from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, read_dataset_info
-from pipeline.errors import CorruptShardError, MissingInputError
+from pipeline.errors import CorruptShardError, MissingInputError, one_line
 from pipeline.publish import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.summary import describe_dataset
@@ -48,7 +48,7 @@ def describe_example(features: dict[str, Any], info: DatasetInfo, tokens: Sequen
     )
     more = f" … {len(ids) - _TOKENS_SHOWN} more" if len(ids) > _TOKENS_SHOWN else ""
     shown = " ".join(tokens[index] for index in ids[:_TOKENS_SHOWN])
-    return f"{features[KEY][0].decode()}  ({labels}; {len(ids)} tokens)\n    {shown}{more}"
+    return one_line(f"{features[KEY][0].decode()}  ({labels}; {len(ids)} tokens)") + f"\n    {shown}{more}"
 
 
 def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> str:
@@ -61,7 +61,7 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
     for line in filter(None, rejected.split("\n")):
         rejection = json.loads(line)
         if rejection["key"] == key:
-            return f"{key}: rejected: {rejection['reason']}: {rejection['detail']}"
+            return one_line(f"{key}: rejected: {rejection['reason']}: {rejection['detail']}")
     for split, split_info in info.splits.items():
         if not split_info.num_examples:
             continue

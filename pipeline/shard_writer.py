@@ -186,7 +186,9 @@ def _read_again(content: bytes | Exception, reference: Reference, seed: int) -> 
     if isinstance(content, DocumentRejectedError):
         raise content
     if isinstance(content, Exception):
-        raise DocumentRejectedError("unreadable", f"it was there at first, then: {content}")
+        # Without the path, which would be another elsewhere.
+        reason = content.strerror if isinstance(content, OSError) else None
+        raise DocumentRejectedError("unreadable", f"it was there at first, then: {reason or content}")
     text = decode_text(content, reference.locator.encoding)
     if place(text, seed).digest != reference.digest:
         raise DocumentRejectedError("changed", "its text changed while the job was running")
