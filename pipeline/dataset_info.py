@@ -348,5 +348,8 @@ def read_lengths(data_dir: str, info: DatasetInfo, split: str) -> np.ndarray:
         raise CorruptShardError(
             f"{path}: its checksum differs from {DATASET_INFO_NAME}; write the dataset again", path=path
         )
-    lengths: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        lengths: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise CorruptShardError(f"{path}: not a NumPy file of numbers; write the dataset again", path=path) from error
     return lengths
