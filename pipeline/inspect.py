@@ -20,8 +20,16 @@ from pipeline.vocabulary import load_vocab
 _TOKENS_SHOWN = 64
 
 
-def iterate_examples(data_dir: str, info: DatasetInfo, split: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+def iterate_examples(
+    data_dir: str, info: DatasetInfo, split: str, *, holding: bytes = b""
+) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """Yield (shard name, record number, byte offset, features) of every example of a split, in stored order.
+
+    Args:
+        data_dir: the dataset directory.
+        info: its description.
+        split: which split.
+        holding: leave out, unparsed, all records that do not hold these bytes.
 
     Raises:
         CorruptShardError: at the first record that is damaged.
@@ -32,6 +40,8 @@ def iterate_examples(data_dir: str, info: DatasetInfo, split: str) -> Iterator[t
             raise CorruptShardError(f"{path}: listed in {DATASET_INFO_NAME} but not there", path=path)
         with filesystem.open_for_reading(path) as stream:
             for number, (offset, record) in enumerate(read_records(stream, path)):
+                if holding not in record:
+                    continue
                 try:
                     yield shard.name, number, offset, parse_example(record)
                 except ValueError as error:
@@ -57,6 +67,8 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
     Raises:
         MissingInputError: it was not in the corpus.
     """
+    # An argument that is not UTF-8 is no key, but no reason to fail either.
+    encoded = key.encode(errors="backslashreplace")
     rejected = filesystem.read_bytes(filesystem.join(data_dir, REJECTED_NAME)).decode()
     for line in filter(None, rejected.split("\n")):
         rejection = json.loads(line)
@@ -65,8 +77,8 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
     for split, split_info in info.splits.items():
         if not split_info.num_examples:
             continue
-        for shard, number, offset, features in iterate_examples(data_dir, info, split):
-            if features[KEY] == [key.encode()]:
+        for shard, number, offset, features in iterate_examples(data_dir, info, split, holding=encoded):
+            if features[KEY] == [encoded]:
                 return f"{split}, {shard}, record {number}, byte {offset}\n{describe_example(features, info, tokens)}"
     raise MissingInputError(
         f"{data_dir}: no document {key!r} among {info.documents.read:,}; keys look like 体育/123.txt"
