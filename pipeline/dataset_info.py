@@ -6,6 +6,7 @@ checksum.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -239,6 +240,9 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+_hints = functools.cache(get_type_hints)
+
+
 def find_misfit(value: Any, hint: Any = None, place: str = "") -> str | None:
     """Return where a description is not what its type says, `None` where it is.
 
@@ -258,7 +262,7 @@ def find_misfit(value: Any, hint: Any = None, place: str = "") -> str | None:
         expected = "a whole number" if kind is int else kind.__name__
         return f"field {place}: expected {expected}, got {value!r:.80}"
     if dataclasses.is_dataclass(value):
-        hints = get_type_hints(type(value))
+        hints = _hints(type(value))
         parts = [(getattr(value, name), hints[name], f"{place}.{name}".strip(".")) for name in hints]
     elif isinstance(value, Mapping):
         parts = [(key, arguments[0], place) for key in value]
