@@ -280,8 +280,7 @@ def _judge(frames: Frames, places: _Places, rows: np.ndarray, expected: Expectat
 
 
 def _scalars(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    cursor = _Cursor(data, starts, stops)
-    return cursor.varint()
+    return _Cursor(data, starts, stops).varint()
 
 
 def hash_keys(keys: Sequence[bytes]) -> np.ndarray:
