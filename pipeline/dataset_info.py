@@ -264,7 +264,7 @@ def find_misfit(value: Any, hint: Any = None, place: str = "") -> str | None:
         expected = "a whole number" if kind is int else kind.__name__
         return f"field {place}: expected {expected}, got {value!r:.80}"
     if dataclasses.is_dataclass(value):
-        hints = _hints(type(value))
+        hints: dict[str, Any] = _hints(kind)
         parts = [(getattr(value, name), hints[name], f"{place}.{name}".strip(".")) for name in hints]
     elif isinstance(value, Mapping):
         parts = [(key, arguments[0], place) for key in value]
