@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 
 _REPEATED_STOPS = re.compile("。。+")
+_ESCAPED_BYTE = re.compile(rb"\\x[0-9a-f]{2}")
 _NEWLINES = re.compile("\r\n?")
 
 
@@ -104,5 +105,12 @@ def decode_text(content: bytes, encoding: str) -> str:
 
 
 def key_from_path(path: bytes) -> str:
-    """Return a path as it stands in a key: UTF-8, with bytes that are not UTF-8 written as `\\xNN`."""
-    return path.decode("utf-8", "backslashreplace")
+    """Return a path as it stands in a key: UTF-8, with bytes that are not UTF-8 written as `\\xNN`.
+
+    Where a name holds such a spelling itself, its backslashes are doubled, so that different paths have different keys.
+    """
+    key = path.decode("utf-8", "backslashreplace")
+    is_escaped = key.encode() != path
+    if b"\\" in path and (is_escaped or _ESCAPED_BYTE.search(path)):
+        return path.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return key

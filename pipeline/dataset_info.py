@@ -6,12 +6,14 @@ checksum.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import re
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -23,6 +25,8 @@ from pipeline.schema import FORMAT_VERSION, HEAD_FEATURES, schema_as_json, schem
 DATASET_INFO_NAME = "dataset.json"
 VOCAB_NAME = "vocab.txt"
 LENGTHS_DTYPE = np.dtype("<u2")
+CHANGED = "changed after it was written (its checksum differs)"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,9 @@ class DocumentCounts:
         rejected: reason → documents, listed one by one in the rejected file.
         duplicates: documents whose text was met before (written or rejected, by policy).
         conflicting: keys of documents with equal text but different labels, a list for each such text.
+        in_several_splits: sequences of ids that examples of more than one split have. Where all splits are drawn by
+            hash, those are texts that differ only in what the tokenizer does not see or cuts off; published splits may
+            share whole texts. `None` in datasets of earlier versions, which did not count them.
     """
 
     read: int
@@ -97,6 +104,7 @@ class DocumentCounts:
     rejected: Mapping[str, int]
     duplicates: int
     conflicting: list[list[str]]
+    in_several_splits: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,7 @@ class DatasetInfo:
         seed: decides split, shard and order.
         configuration: the resolved options that shaped the content.
         versions: of what wrote it.
+        rejected_file: lists the documents that are not used; `None` in datasets of earlier versions.
     """
 
     max_len: int
@@ -125,6 +134,7 @@ class DatasetInfo:
     seed: int
     configuration: Mapping[str, Any]
     versions: Mapping[str, str]
+    rejected_file: FileInfo | None = None
 
     def split(self, name: str) -> SplitInfo:
         """Return a split that has examples.
@@ -167,12 +177,27 @@ class DatasetInfo:
         """Parse the text of `dataset.json`.
 
         Raises:
-            SchemaMismatchError: it is not one, or was written under another format or schema.
+            SchemaMismatchError: it is not one, was changed, or was written under another format or schema.
+        """
+        info, is_unchanged = cls.from_any_json(text, source)
+        if not is_unchanged:
+            raise SchemaMismatchError(f"{source}: {CHANGED}; write it again")
+        return info
+
+    @classmethod
+    def from_any_json(cls, text: str | bytes, source: str) -> tuple["DatasetInfo", bool]:
+        """Parse the text of a `dataset.json` that somebody may have changed.
+
+        Returns:
+            What it says, and whether it is what was written.
+
+        Raises:
+            SchemaMismatchError: it makes no sense, or was written under another format or schema.
         """
         try:
             content = json.loads(text)
             version, schema = content["format_version"], content["schema"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SchemaMismatchError(
                 f"{source}: not a dataset description ({error}); write the dataset again"
             ) from None
@@ -187,23 +212,68 @@ class DatasetInfo:
                 f"{source}: written under another schema: expected fingerprint {schema_fingerprint()[:12]}, "
                 f"got {str(found)[:12]}; write the dataset again"
             )
-        if content.pop("checksum", None) != _checksum(content):
-            raise SchemaMismatchError(f"{source}: changed after it was written (its checksum differs); write it again")
+        is_unchanged = content.pop("checksum", None) == _checksum(content)
         try:
-            return cls(
-                **{field.name: content[field.name] for field in dataclasses.fields(cls)}
+            fields = {field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content}
+            rejected_file = fields.get("rejected_file")
+            info = cls(
+                **fields
                 | {
                     "labels": {head: LabelMap(tuple(content["labels"][head])) for head in HEAD_FEATURES},
                     "splits": {name: _split_from_json(split) for name, split in content["splits"].items()},
                     "documents": DocumentCounts(**content["documents"]),
+                    "rejected_file": rejected_file and FileInfo(**rejected_file),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise SchemaMismatchError(f"{source}: field {error} is missing or malformed; write it again") from None
+            problem: str | None = f"field {error} is missing or malformed"
+        else:
+            problem = find_misfit(info)
+        if problem and not is_unchanged:
+            problem = f"{CHANGED}: {problem}"
+        if problem:
+            raise SchemaMismatchError(f"{source}: {problem}; write it again")
+        return info, is_unchanged
 
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def find_misfit(value: Any, hint: Any = None, place: str = "") -> str | None:
+    """Return where a description is not what its type says, `None` where it is.
+
+    Args:
+        value: a `DatasetInfo`, or a part of one.
+        hint: the part's type; by default that of the value.
+        place: the part's name.
+    """
+    hint = hint or type(value)
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    parts: list[tuple[Any, Any, str]] = []
+    if hint is Any:
+        return None
+    if kind is types.UnionType:
+        return None if value is None else find_misfit(value, arguments[0], place)
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value < 1 << 63)):
+        expected = "a whole number" if kind is int else kind.__name__
+        return f"field {place}: expected {expected}, got {value!r:.80}"
+    if dataclasses.is_dataclass(value):
+        hints: dict[str, Any] = _hints(kind)
+        parts = [(getattr(value, name), hints[name], f"{place}.{name}".strip(".")) for name in hints]
+    elif isinstance(value, Mapping):
+        parts = [(key, arguments[0], place) for key in value]
+        parts += [(item, arguments[1], f"{place}.{key}") for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(item, arguments[0], place) for item in value]
+    if isinstance(value, FileInfo) and isinstance(value.name, str) and not _PLAIN_NAME.fullmatch(value.name):
+        return f"field {place}: expected the name of a file in the same directory, got {value.name!r:.80}"
+    return next((misfit for part in parts if (misfit := find_misfit(*part))), None)
 
 
 def _split_from_json(content: dict[str, Any]) -> SplitInfo:
@@ -212,12 +282,11 @@ def _split_from_json(content: dict[str, Any]) -> SplitInfo:
     return SplitInfo(**content | {"lengths_file": lengths_file, "shards": shards})
 
 
-def read_dataset_info(data_dir: str) -> DatasetInfo:
-    """Read the description of a dataset directory, local or remote.
+def require_dataset(data_dir: str) -> str:
+    """Return the path of the description of a dataset directory, local or remote.
 
     Raises:
         MissingInputError: there is no such directory, or no complete dataset in it.
-        SchemaMismatchError: it was written under another format version or schema.
     """
     path = filesystem.join(str(data_dir), DATASET_INFO_NAME)
     if not filesystem.is_remote(path) and not filesystem.exists(str(data_dir)):
@@ -227,6 +296,17 @@ def read_dataset_info(data_dir: str) -> DatasetInfo:
             f"{data_dir}: no {DATASET_INFO_NAME} in it, so this is no dataset or its job has not finished; "
             "make it with run_preprocess.py"
         )
+    return path
+
+
+def read_dataset_info(data_dir: str) -> DatasetInfo:
+    """Read the description of a dataset directory, local or remote.
+
+    Raises:
+        MissingInputError: there is no such directory, or no complete dataset in it.
+        SchemaMismatchError: it was written under another format version or schema, or changed since.
+    """
+    path = require_dataset(data_dir)
     return DatasetInfo.from_json(filesystem.read_bytes(path), path)
 
 
@@ -274,5 +354,8 @@ def read_lengths(data_dir: str, info: DatasetInfo, split: str) -> np.ndarray:
         raise CorruptShardError(
             f"{path}: its checksum differs from {DATASET_INFO_NAME}; write the dataset again", path=path
         )
-    lengths: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        lengths: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise CorruptShardError(f"{path}: not a NumPy file of numbers; write the dataset again", path=path) from error
     return lengths

@@ -8,6 +8,11 @@ its traceback. Messages say what is wrong, where, what was expected, what was fo
 _CONTROL_CHARACTERS = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
+def one_line(text: str) -> str:
+    """Return a text with everything that would break a line, or steer a terminal, written as an escape."""
+    return text.translate(_CONTROL_CHARACTERS)
+
+
 class PipelineError(Exception):
     """Base of every error this project raises on purpose; as a string it is one line, whatever names it quotes."""
 
@@ -15,7 +20,7 @@ class PipelineError(Exception):
 
     def __str__(self) -> str:
         message = str(self.args[0]) if self.args else ""
-        return message.translate(_CONTROL_CHARACTERS)
+        return one_line(message)
 
 
 class OptionError(PipelineError, ValueError):
@@ -70,6 +75,12 @@ class CorruptShardError(PipelineError):
         self.path = path
         self.record = record
         self.offset = offset
+
+
+class WorkerDiedError(PipelineError):
+    """A process that did part of the work was killed."""
+
+    exit_status = 1
 
 
 class NonFiniteLossError(PipelineError):

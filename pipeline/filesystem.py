@@ -4,17 +4,24 @@ Everything written is written whole under a temporary name and then renamed, so 
 failed writer never damages what was there.
 """
 
+import errno
 import fcntl
 import glob as local_glob
 import importlib.util
+import logging
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
-from pipeline.errors import MissingInputError, OptionError, OutputWriteError
+from pipeline.errors import MissingInputError, OptionError, OutputWriteError, PipelineError
 
 TEMPORARY_SUFFIX = ".tmp"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+logger = logging.getLogger(__name__)
 
 # Scheme → (the client library Beam uses, what to install it with).
 _REMOTE = {
@@ -44,6 +51,21 @@ def _file_systems(path: str) -> Any:
     return FileSystems
 
 
+@contextmanager
+def _remote_errors(path: str, action: str, kind: type[PipelineError]) -> Iterator[None]:
+    """Turn what a client library makes of a refusal, a missing bucket or a lost connection into an error of ours.
+
+    Every library has exceptions of its own, and Beam lets most of them through.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise kind(f"{path}: cannot {action}: {reason}; check name, rights and connection, then run again") from error
+
+
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -56,15 +78,24 @@ def join(directory: str, *names: str) -> str:
     return "/".join([directory.rstrip("/"), *names]) if is_remote(directory) else os.path.join(directory, *names)
 
 
+def canonical(path: str) -> str:
+    """Return a path in the one spelling that can be compared."""
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
 def exists(path: str) -> bool:
     """Tell whether a file or directory exists (remote: whether an object of exactly this name does)."""
-    return bool(_file_systems(path).exists(path)) if is_remote(path) else os.path.exists(path)
+    if not is_remote(path):
+        return os.path.exists(path)
+    with _remote_errors(path, "look for this", MissingInputError):
+        return bool(_file_systems(path).exists(path))
 
 
 def size(path: str) -> int:
     """Return a file's size in bytes."""
     if is_remote(path):
-        return int(_file_systems(path).match([path])[0].metadata_list[0].size_in_bytes)
+        with _remote_errors(path, "look for this", MissingInputError):
+            return int(_file_systems(path).match([path])[0].metadata_list[0].size_in_bytes)
     return os.path.getsize(path)
 
 
@@ -77,11 +108,8 @@ def open_for_reading(path: str) -> IO[bytes]:
     if is_remote(path):
         from apache_beam.io.filesystem import CompressionTypes
 
-        file_systems = _file_systems(path)
-        try:
-            stream: IO[bytes] = file_systems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-        except OSError as error:
-            raise MissingInputError(f"{path}: cannot open this file: {error}") from error
+        with _remote_errors(path, "open this file", MissingInputError):
+            stream: IO[bytes] = _file_systems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         return stream
     try:
         return open(path, "rb")
@@ -106,8 +134,16 @@ def read_bytes(path: str) -> bytes:
 def match(pattern: str) -> list[str]:
     """Return the files that a glob pattern names, sorted by name."""
     if is_remote(pattern):
-        return sorted(metadata.path for metadata in _file_systems(pattern).match([pattern])[0].metadata_list)
+        with _remote_errors(pattern, "list this", MissingInputError):
+            return sorted(metadata.path for metadata in _file_systems(pattern).match([pattern])[0].metadata_list)
     return sorted(local_glob.glob(pattern, recursive=True))
+
+
+def list_names(directory: str) -> list[str]:
+    """Return the names of what lies directly in a directory, hidden files left out, sorted."""
+    if is_remote(directory):
+        return [path.rsplit("/", 1)[-1] for path in match(join(directory, "*"))]
+    return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
 
 def list_below(directory: str) -> list[str]:
@@ -137,14 +173,16 @@ def write_atomically(path: str, data: bytes | memoryview) -> None:
         OutputWriteError: the disk is full, read-only or not ours to write.
     """
     if path.startswith("s3://") and not len(data):
-        _write_empty_s3_object(path)
+        with _remote_errors(path, "write", OutputWriteError):
+            _write_empty_s3_object(path)
         return
     if is_remote(path):
         # An object appears when its stream is closed. Closing after an error would publish a part, so nothing that can
         # fail happens between opening and closing except the write itself.
-        stream = _file_systems(path).create(path)
-        stream.write(data)
-        stream.close()
+        with _remote_errors(path, "write", OutputWriteError):
+            stream = _file_systems(path).create(path)
+            stream.write(data)
+            stream.close()
         return
     temporary = f"{path}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     try:
@@ -177,7 +215,8 @@ def rename(source: str, destination: str) -> None:
         OutputWriteError: the file system refused.
     """
     if is_remote(source):
-        _file_systems(source).rename([source], [destination])
+        with _remote_errors(destination, "replace", OutputWriteError):
+            _file_systems(source).rename([source], [destination])
         return
     try:
         os.replace(source, destination)
@@ -193,8 +232,9 @@ def delete(paths: list[str]) -> None:
     """
     for path in paths:
         if is_remote(path):
-            if exists(path):
-                _file_systems(path).delete([path])
+            with _remote_errors(path, "delete", OutputWriteError):
+                if exists(path):
+                    _file_systems(path).delete([path])
         else:
             try:
                 os.unlink(path)
@@ -212,11 +252,28 @@ def try_lock(directory: str) -> int | None:
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(descriptor, directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def lock(directory: str) -> int:
+    """Wait for the lock of a local directory; return a file descriptor, whose closing gives it back."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    _flock(descriptor, directory, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _flock(descriptor: int, directory: str, operation: int) -> None:
+    """Lock an open directory, or say that its file system cannot: some network file systems have no locks."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s: no locks on this file system (%s); let no other job write there", directory, error.strerror)
 
 
 def delete_directory(path: str) -> None:

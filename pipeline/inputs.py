@@ -55,7 +55,7 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
 
 def _place(path: str) -> str:
     """Return a path in the one spelling that can be compared, with a slash at the end."""
-    return (path if filesystem.is_remote(path) else os.path.realpath(path)).rstrip("/") + "/"
+    return filesystem.canonical(path).rstrip("/") + "/"
 
 
 def _expand(path: str) -> list[str]:
@@ -132,17 +132,33 @@ def _check_columns(source: TsvSource) -> None:
 def _key_prefixes(inputs: list[tuple[str, str]]) -> list[str]:
     """Return what goes before each input's keys: as little as keeps them apart.
 
-    A tree's keys need none, a TSV's start with its file name; inputs that would collide use more of their path.
+    A tree's keys need nothing, a TSV's start with its file name. Inputs that would collide use their name, and as many
+    of the directories around it as it takes: never the whole path, which would be another on another machine.
     """
-    short = ["" if kind != "tsv" else os.path.basename(path) for path, kind in inputs]
-    named = [os.path.basename(path.rstrip("/")) for path, _ in inputs]
-    prefixes: list[str] = []
-    for index, (path, kind) in enumerate(inputs):
-        for candidates in (short, named):
-            if candidates.count(candidates[index]) == 1:
-                prefix = candidates[index]
-                break
-        else:
-            prefix = path.rstrip("/")
-        prefixes.append(f"{prefix}/" if kind != "tsv" and prefix else prefix)
-    return [key_from_path(os.fsencode(prefix)) for prefix in prefixes]
+    places = [filesystem.canonical(path).strip("/").split("/") for path, _ in inputs]
+    depths = [int(kind == "tsv") for _, kind in inputs]
+    while True:
+        prefixes = ["/".join(place[len(place) - depth :]) for place, depth in zip(places, depths, strict=True)]
+        prefixes = [
+            f"{prefix}/" if kind != "tsv" and prefix else prefix
+            for prefix, (_, kind) in zip(prefixes, inputs, strict=True)
+        ]
+        deeper = [
+            min(depth + _collides(index, prefixes, inputs), len(place))
+            for index, (depth, place) in enumerate(zip(depths, places, strict=True))
+        ]
+        if deeper == depths:
+            return [key_from_path(os.fsencode(prefix)) for prefix in prefixes]
+        depths = deeper
+
+
+def _collides(index: int, prefixes: list[str], inputs: list[tuple[str, str]]) -> bool:
+    """Tell whether a key of one input could be a key of another."""
+    own, (_, kind) = prefixes[index], inputs[index]
+    others = [
+        prefix
+        for at, prefix in enumerate(prefixes)
+        # A TSV's keys end in a line's number, those of a tree in a file's name.
+        if at != index and (inputs[at][1] == "tsv") == (kind == "tsv")
+    ]
+    return any(other == own if kind == "tsv" else other.startswith(own) or own.startswith(other) for other in others)

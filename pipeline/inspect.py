@@ -10,7 +10,7 @@ from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, read_dataset_info
-from pipeline.errors import CorruptShardError, MissingInputError
+from pipeline.errors import CorruptShardError, MissingInputError, one_line
 from pipeline.publish import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.summary import describe_dataset
@@ -20,8 +20,16 @@ from pipeline.vocabulary import load_vocab
 _TOKENS_SHOWN = 64
 
 
-def iterate_examples(data_dir: str, info: DatasetInfo, split: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+def iterate_examples(
+    data_dir: str, info: DatasetInfo, split: str, *, holding: bytes = b""
+) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """Yield (shard name, record number, byte offset, features) of every example of a split, in stored order.
+
+    Args:
+        data_dir: the dataset directory.
+        info: its description.
+        split: which split.
+        holding: leave out, unparsed, all records that do not hold these bytes.
 
     Raises:
         CorruptShardError: at the first record that is damaged.
@@ -32,6 +40,8 @@ def iterate_examples(data_dir: str, info: DatasetInfo, split: str) -> Iterator[t
             raise CorruptShardError(f"{path}: listed in {DATASET_INFO_NAME} but not there", path=path)
         with filesystem.open_for_reading(path) as stream:
             for number, (offset, record) in enumerate(read_records(stream, path)):
+                if holding not in record:
+                    continue
                 try:
                     yield shard.name, number, offset, parse_example(record)
                 except ValueError as error:
@@ -48,7 +58,7 @@ def describe_example(features: dict[str, Any], info: DatasetInfo, tokens: Sequen
     )
     more = f" … {len(ids) - _TOKENS_SHOWN} more" if len(ids) > _TOKENS_SHOWN else ""
     shown = " ".join(tokens[index] for index in ids[:_TOKENS_SHOWN])
-    return f"{features[KEY][0].decode()}  ({labels}; {len(ids)} tokens)\n    {shown}{more}"
+    return one_line(f"{features[KEY][0].decode()}  ({labels}; {len(ids)} tokens)") + f"\n    {shown}{more}"
 
 
 def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> str:
@@ -57,16 +67,18 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
     Raises:
         MissingInputError: it was not in the corpus.
     """
+    # An argument that is not UTF-8 is no key, but no reason to fail either.
+    encoded = key.encode(errors="backslashreplace")
     rejected = filesystem.read_bytes(filesystem.join(data_dir, REJECTED_NAME)).decode()
     for line in filter(None, rejected.split("\n")):
         rejection = json.loads(line)
         if rejection["key"] == key:
-            return f"{key}: rejected: {rejection['reason']}: {rejection['detail']}"
+            return one_line(f"{key}: rejected: {rejection['reason']}: {rejection['detail']}")
     for split, split_info in info.splits.items():
         if not split_info.num_examples:
             continue
-        for shard, number, offset, features in iterate_examples(data_dir, info, split):
-            if features[KEY] == [key.encode()]:
+        for shard, number, offset, features in iterate_examples(data_dir, info, split, holding=encoded):
+            if features[KEY] == [encoded]:
                 return f"{split}, {shard}, record {number}, byte {offset}\n{describe_example(features, info, tokens)}"
     raise MissingInputError(
         f"{data_dir}: no document {key!r} among {info.documents.read:,}; keys look like 体育/123.txt"

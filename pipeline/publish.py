@@ -5,7 +5,6 @@ that can be interrupted anywhere and taken up again: as long as the staging dire
 dataset is complete there, and whoever comes next finishes moving it.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -13,13 +12,14 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
 from pipeline import filesystem
 from pipeline.command_line import VERSION
 from pipeline.config import PreprocessConfig
+from pipeline.corpus import Rejection
 from pipeline.dataset_info import (
     DATASET_INFO_NAME,
     LENGTHS_DTYPE,
@@ -30,7 +30,7 @@ from pipeline.dataset_info import (
     SplitInfo,
     npy_bytes,
 )
-from pipeline.errors import OptionError, OutputExistsError
+from pipeline.errors import OptionError, OutputExistsError, SchemaMismatchError
 from pipeline.references import DatasetPlan, Job, check_rejected
 from pipeline.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
 from pipeline.shard_writer import ShardReport, write_empty_shard
@@ -67,6 +67,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     config = job.config
     unwanted = [rejection for rejection in rejections if rejection.reason != "duplicate"]
     check_rejected(len(unwanted), written + len(rejections), unwanted, config)
+    rejected = rejected_bytes(rejections)
     info = DatasetInfo(
         max_len=config.max_len,
         compression=config.compression,
@@ -80,17 +81,34 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
             rejected=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
             duplicates=sum(report.num_duplicates for report in reports),
             conflicting=sorted(keys for report in reports for keys in report.conflicting),
+            in_several_splits=_count_in_several_splits(reports),
         ),
         seed=config.seed,
         configuration=config.describe_content(),
         versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
+        rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
     )
-    lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
-    _stage(job, REJECTED_NAME, "".join(lines).encode("utf-8", "backslashreplace"))
+    _stage(job, REJECTED_NAME, rejected)
     _stage(job, VOCAB_NAME, job.vocab_content)
     _stage(job, DATASET_INFO_NAME, info.to_json().encode())
     move_into_place(config.output_dir, job.staging_dir)
     return info.to_json()
+
+
+def rejected_bytes(rejections: Sequence[Rejection]) -> bytes:
+    """Return the content of the rejected file."""
+    lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
+    return "".join(lines).encode("utf-8", "backslashreplace")
+
+
+def _count_in_several_splits(reports: Sequence[ShardReport]) -> int:
+    """Count sequences of ids that examples of more than one split have."""
+    by_split: dict[str, list[np.ndarray]] = {}
+    for report in reports:
+        by_split.setdefault(report.split, []).append(np.frombuffer(report.ids_digests, dtype=np.uint64))
+    distinct = [np.unique(np.concatenate(parts)) for parts in by_split.values()]
+    _, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *distinct]), return_counts=True)
+    return int(np.count_nonzero(counts > 1))
 
 
 def _is_published(reports: Sequence[ShardReport], job: Job) -> bool:
@@ -138,12 +156,12 @@ def move_into_place(output_dir: str, staging_dir: str) -> None:
         described = DatasetInfo.from_json(filesystem.read_bytes(complete), complete)
         # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
         filesystem.delete([published])
-        staged = [path for path in filesystem.list_below(staging_dir) if path != complete and _is_ours(_name(path))]
+        staged = [path for path in filesystem.list_below(staging_dir) if path != complete and is_ours(_name(path))]
         for path in staged:
             filesystem.rename(path, filesystem.join(output_dir, _name(path)))
         keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
-        former = [path for path in _files_in(output_dir) if _is_ours(_name(path)) and _name(path) not in keep]
-        filesystem.delete(former)
+        former = [name for name in filesystem.list_names(output_dir) if is_ours(name) and name not in keep]
+        filesystem.delete([filesystem.join(output_dir, name) for name in former])
         filesystem.rename(complete, published)
         filesystem.delete_directory(staging_dir)
 
@@ -154,9 +172,8 @@ def _one_mover(output_dir: str) -> Iterator[None]:
     if filesystem.is_remote(output_dir):
         yield
         return
-    descriptor = os.open(output_dir, os.O_RDONLY)
+    descriptor = filesystem.lock(output_dir)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -183,17 +200,24 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Tell whether a file's name is one that the files of a dataset have."""
     return bool(SHARD_NAME.match(name) or _OTHER_FILES.match(name))
 
 
-def _files_in(directory: str) -> list[str]:
-    return filesystem.match(filesystem.join(directory, "*"))
+def staging_directory(config: PreprocessConfig) -> AbstractContextManager[str]:
+    """Claim the output directory of a job; see `claim_output`."""
+    return claim_output(config.output_dir, option="--output", overwrite=config.overwrite)
 
 
 @contextmanager
-def staging_directory(config: PreprocessConfig) -> Iterator[str]:
-    """Claim the output directory for one job, and clean up after jobs that died there.
+def claim_output(output_dir: str, *, option: str, overwrite: bool) -> Iterator[str]:
+    """Claim a directory for one writer of a dataset, and clean up after those that died there.
+
+    Args:
+        output_dir: where the dataset is to be.
+        option: by which the user said so, for messages.
+        overwrite: whether a dataset that is there may be replaced.
 
     Yields:
         The path of a new, empty staging directory. When the job is over it is gone, whatever happened; only if moving
@@ -204,13 +228,12 @@ def staging_directory(config: PreprocessConfig) -> Iterator[str]:
         OptionError: it is no directory, or another job is writing there.
         OutputWriteError: it cannot be written.
     """
-    output_dir = config.output_dir
     existed = filesystem.is_remote(output_dir) or os.path.exists(output_dir)
     if not filesystem.is_remote(output_dir) and existed and not os.path.isdir(output_dir):
-        raise OptionError(f"--output {output_dir}: expected a directory, found a file")
+        raise OptionError(f"{option} {output_dir}: expected a directory, found a file")
     if existed:
-        _finish_or_remove_leftovers(output_dir)
-        _check_output(config)
+        _finish_or_remove_leftovers(output_dir, option, overwrite=overwrite)
+        _check_output(output_dir, option, overwrite=overwrite)
     staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
     filesystem.make_directory(staging_dir)
     lock = None if filesystem.is_remote(staging_dir) else filesystem.try_lock(staging_dir)
@@ -224,22 +247,21 @@ def staging_directory(config: PreprocessConfig) -> Iterator[str]:
             os.rmdir(output_dir)
 
 
-def _check_output(config: PreprocessConfig) -> None:
-    output_dir = config.output_dir
+def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
     if filesystem.exists(filesystem.join(output_dir, DATASET_INFO_NAME)):
-        if not config.overwrite:
+        if not overwrite:
             raise OutputExistsError(
-                f"--output {output_dir}: holds a dataset already; give another directory, or add --overwrite"
+                f"{option} {output_dir}: holds a dataset already; give another directory, or add --overwrite"
             )
         return
-    strange = [_name(path) for path in _files_in(output_dir) if not _is_ours(_name(path))]
+    strange = [name for name in filesystem.list_names(output_dir) if not is_ours(name)]
     if strange:
         raise OutputExistsError(
-            f"--output {output_dir}: holds {len(strange)} other files ({', '.join(strange[:3])}); give a new directory"
+            f"{option} {output_dir}: holds {len(strange)} other files ({', '.join(strange[:3])}); give a new directory"
         )
 
 
-def _finish_or_remove_leftovers(output_dir: str) -> None:
+def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool) -> None:
     """Publish what a job had completed when it died, and remove what it had not."""
     if filesystem.is_remote(output_dir):
         return
@@ -250,8 +272,17 @@ def _finish_or_remove_leftovers(output_dir: str) -> None:
         lock = filesystem.try_lock(path)
         if lock is None:
             raise OptionError(
-                f"--output {output_dir}: another job is writing there; wait for it, or give another directory"
+                f"{option} {output_dir}: another job is writing there; wait for it, or give another directory"
             )
-        move_into_place(output_dir, path)
-        _discard_incomplete(path)
-        os.close(lock)
+        try:
+            move_into_place(output_dir, path)
+            _discard_incomplete(path)
+        except SchemaMismatchError as error:
+            if not overwrite:
+                raise OutputExistsError(
+                    f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
+                    f"version cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
+                ) from None
+            filesystem.delete_directory(path)
+        finally:
+            os.close(lock)

@@ -13,8 +13,8 @@ from typing import IO
 from pipeline import filesystem
 from pipeline.corpus import DocumentRejectedError, Locator
 
-# A member that claims or turns out to be larger is a bomb or no document.
-MAX_MEMBER_BYTES = 256 << 20
+# What is larger is a bomb or no document, and would fill the memory.
+MAX_DOCUMENT_BYTES = 256 << 20
 _LOCAL_HEADER_BYTES = 30
 
 # Remote storage answers after tens of milliseconds, so one worker keeps this many requests on their way.
@@ -32,9 +32,12 @@ def _read_file(path: bytes) -> bytes | OSError:
             kind = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(kind):
                 raise OSError(errno.EINVAL, "a directory" if stat.S_ISDIR(kind) else "not a regular file")
-            parts = []
+            parts, num_bytes = [], 0
             while part := os.read(descriptor, 1 << 20):
                 parts.append(part)
+                num_bytes += len(part)
+                if num_bytes > MAX_DOCUMENT_BYTES:
+                    raise OSError(errno.EFBIG, f"more than {MAX_DOCUMENT_BYTES:,} bytes")
             return b"".join(parts)
         finally:
             os.close(descriptor)
@@ -67,18 +70,18 @@ def read_member(stream: IO[bytes], offset: int, length: int) -> bytes:
     method = int.from_bytes(header[8:10], "little")
     skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     stream.seek(skip, os.SEEK_CUR)
-    if length > MAX_MEMBER_BYTES:
-        raise DocumentRejectedError("too_large", f"{length:,} bytes, more than {MAX_MEMBER_BYTES:,}")
+    if length > MAX_DOCUMENT_BYTES:
+        raise DocumentRejectedError("too_large", f"{length:,} bytes, more than {MAX_DOCUMENT_BYTES:,}")
     data = stream.read(length)
     if method == zipfile.ZIP_STORED:
         return data
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        content = decompressor.decompress(data, MAX_MEMBER_BYTES + 1)
+        content = decompressor.decompress(data, MAX_DOCUMENT_BYTES + 1)
     except zlib.error as error:
         raise DocumentRejectedError("corrupt_member", str(error)) from None
-    if len(content) > MAX_MEMBER_BYTES:
-        raise DocumentRejectedError("too_large", f"more than {MAX_MEMBER_BYTES:,} bytes when decompressed")
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise DocumentRejectedError("too_large", f"more than {MAX_DOCUMENT_BYTES:,} bytes when decompressed")
     if not decompressor.eof:
         raise DocumentRejectedError("corrupt_member", "its compressed data ends early")
     return content

@@ -202,7 +202,7 @@ def plan_dataset(survey: Survey, job: Job) -> DatasetPlan:
 
     Raises:
         TooManyRejectedError: more documents were rejected than the options allow.
-        InputFormatError: there is no document, or only one second label to choose from.
+        InputFormatError: there is no usable document.
     """
     config = job.config
     num_usable = survey.num_documents.total()

@@ -5,6 +5,7 @@ they are sorted first and the file appears by one rename.
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ class ShardReport:
         file: the file written, `None` where there is none.
         num_tokens, num_unknown_tokens, num_truncated: sums over its examples.
         lengths: uint16 bytes, one length per example, in stored order.
+        ids_digests: 8 bytes per example, in stored order; equal where all ids are equal.
         joint_labels: (category id, second id) → examples.
         rejections: documents that cannot be used.
         num_duplicates: documents whose text stood before in this shard.
@@ -48,6 +50,7 @@ class ShardReport:
     num_unknown_tokens: int = 0
     num_truncated: int = 0
     lengths: bytes = b""
+    ids_digests: bytes = b""
     joint_labels: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
     rejections: list[Rejection] = dataclasses.field(default_factory=list)
     num_duplicates: int = 0
@@ -162,6 +165,10 @@ def _serialize_batch(
     report.num_truncated += int(np.count_nonzero(tokens.truncated))
     report.joint_labels.update(labels)
     report.lengths += tokens.lengths.astype(LENGTHS_DTYPE).tobytes()
+    report.ids_digests += b"".join(
+        hashlib.blake2b(tokens.ids[start:stop].tobytes(), digest_size=8).digest()
+        for start, stop in itertools.pairwise(tokens.row_splits.tolist())
+    )
     categories, seconds = np.array(labels, dtype=np.int64).reshape(-1, 2).T
     return serialize_examples(
         {
@@ -179,7 +186,9 @@ def _read_again(content: bytes | Exception, reference: Reference, seed: int) -> 
     if isinstance(content, DocumentRejectedError):
         raise content
     if isinstance(content, Exception):
-        raise DocumentRejectedError("unreadable", f"it was there at first, then: {content}")
+        # Without the path, which would be another elsewhere.
+        reason = content.strerror if isinstance(content, OSError) else None
+        raise DocumentRejectedError("unreadable", f"it was there at first, then: {reason or content}")
     text = decode_text(content, reference.locator.encoding)
     if place(text, seed).digest != reference.digest:
         raise DocumentRejectedError("changed", "its text changed while the job was running")

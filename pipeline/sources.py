@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 from pipeline import filesystem
 from pipeline.corpus import DocumentRejectedError, Locator, RawDocument, Rejection, key_from_path
 from pipeline.errors import InputFormatError, MissingInputError
-from pipeline.reading import read_files, read_member
+from pipeline.reading import MAX_DOCUMENT_BYTES, read_files, read_member
 
 DOCUMENTS_PER_CHUNK = 500
 BYTES_PER_CHUNK = 1 << 20
@@ -266,7 +266,7 @@ class TsvSource:
         """Cut the decompressed content of the file into blocks of about a megabyte that end with a line.
 
         Raises:
-            InputFormatError: it is gzip, and damaged.
+            InputFormatError: it is gzip, and damaged; or a line does not end.
         """
         stream = gzip.GzipFile(fileobj=raw, mode="rb") if _is_gzip(raw) else raw
         pending: list[bytes] = []
@@ -275,6 +275,10 @@ class TsvSource:
                 cut = block.rfind(b"\n") + 1
                 if not cut:
                     pending.append(block)
+                    if len(pending) * BYTES_PER_CHUNK > MAX_DOCUMENT_BYTES:
+                        raise InputFormatError(
+                            f"{self.path}: a line of more than {MAX_DOCUMENT_BYTES:,} bytes; expected a document a line"
+                        )
                     continue
                 yield b"".join([*pending, block[:cut]])
                 pending = [block[cut:]]

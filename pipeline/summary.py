@@ -48,8 +48,10 @@ def describe_dataset(info: DatasetInfo, data_dir: str) -> str:
         f"vocabulary {info.vocab_size:,})",
         f"documents: {documents.read:,} read = {documents.written:,} written + {num_rejected:,} rejected ({rejected}); "
         f"{documents.duplicates:,} duplicates, {len(documents.conflicting):,} texts with conflicting labels",
-        "",
     ]
+    if documents.in_several_splits:
+        lines.append(f"in more than one split: {documents.in_several_splits:,} texts, as the tokenizer sees them")
+    lines.append("")
     lines += format_table(
         SPLIT_COLUMNS,
         [split_row(name, split) for name, split in info.splits.items()],

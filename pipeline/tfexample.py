@@ -25,10 +25,11 @@ from pipeline.errors import CorruptShardError
 from pipeline.schema import EXAMPLE_FEATURES, Feature
 
 RECORD_OVERHEAD_BYTES = 16
-_MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
+MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
 _HEADER = struct.Struct("<QI")
+HEADER_BYTES = _HEADER.size
 _CRC = struct.Struct("<I")
-_MASK_DELTA = 0xA282EAD8
+CRC_MASK_DELTA = 0xA282EAD8
 
 # A column of a batch: one value per document, or (values of all documents, row splits) where there are several.
 Column = Any
@@ -126,7 +127,7 @@ def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:
 def masked_crc32c(data: bytes | memoryview) -> int:
     """Return TFRecord's masked CRC32C of some bytes."""
     crc = google_crc32c.value(bytes(data))
-    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + CRC_MASK_DELTA) & 0xFFFFFFFF
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -178,7 +179,7 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
             length, length_crc = _HEADER.unpack(header)
             if masked_crc32c(header[:8]) != length_crc:
                 raise corrupt("the checksum of the record's length does not match")
-            if length > _MAX_RECORD_BYTES:
+            if length > MAX_RECORD_BYTES:
                 raise corrupt(f"the record claims {length:,} bytes, more than an example can have")
             body = source.read(length + _CRC.size)
             if len(body) < length + _CRC.size:

@@ -5,14 +5,12 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,41 +35,7 @@ from tests.pipeline.corpora import (
     write_zip,
 )
 from tests.real_data import real_data
-
-REPOSITORY = Path(run_preprocess.__file__).parent
-
-
-@dataclasses.dataclass(frozen=True)
-class Workshop:
-    """A directory with a small corpus and a vocabulary.
-
-    Attributes:
-        root: holds `corpus`, `vocab.txt` and, if all goes well, `dataset`.
-    """
-
-    root: Path
-
-    @property
-    def corpus(self) -> Path:
-        return self.root / "corpus"
-
-    @property
-    def vocab(self) -> Path:
-        return self.root / "vocab.txt"
-
-    @property
-    def output(self) -> Path:
-        return self.root / "dataset"
-
-    def run(self, *options: str | Path, inputs: tuple[str | Path, ...] | None = None) -> Outcome:
-        """Run the command on the corpus, or on other inputs."""
-        given = [argument for path in (inputs or (self.corpus,)) for argument in ("--input", str(path))]
-        return run_command_line(*given, "--vocab", self.vocab, "--output", self.output, *QUICK, *options)
-
-    def make(self, *options: str | Path, inputs: tuple[str | Path, ...] | None = None) -> None:
-        """Run the command, which must succeed and say nothing on stderr."""
-        outcome = self.run(*options, inputs=inputs)
-        assert (outcome.status, outcome.stderr) == (0, "")
+from tests.workshop import Workshop, is_alive, only_error, start, wait_for, wait_for_workers
 
 
 @pytest.fixture
@@ -148,7 +112,7 @@ def test_real_documents_with_worker_processes_give_the_same_directory(real_datas
 
 # File → SHA-256 of its content, of shards without compression, of `dataset.json` as `digest_of_info` takes it.
 GOLDEN = {
-    "dataset.json": "06b514931f26627f10e321f72970a8adafa5a68fa121ac5e71b277681198e4c8",
+    "dataset.json": "994f64bb2105d277295e90a9829af4e9a6555f5fa2240db8f34d8e965a0bc69c",
     "dev-00000-of-00002.tfrecord": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "dev-00001-of-00002.tfrecord": "f402201fbea1e21ab872e0b193069c90eae4d4dc9fdc42a7a7399b4747749576",
     "dev-lengths.npy": "5c3b77ba6f192497449708bdb46ddec21d978ca0015c916de71872e2ef18bcc8",
@@ -327,16 +291,6 @@ def test_every_option_reaches_the_configuration() -> None:
 # Everything wrong
 
 
-def only_error(outcome: Outcome, message: str, status: int = 2) -> None:
-    assert outcome.status == status, outcome
-    assert outcome.stdout == ""
-    lines = outcome.stderr.split("\n")
-    assert len(lines) == 2, f"expected one line, got {outcome.stderr!r}"
-    assert lines[1] == ""
-    assert lines[0].startswith("error: ")
-    assert re.search(message, lines[0]), lines[0]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -482,18 +436,6 @@ def test_read_only_output(workshop: Workshop, tmp_path: Path) -> None:
 # As a process
 
 
-def start(workshop: Workshop, *options: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, REPOSITORY / "run_preprocess.py", "--input", workshop.corpus, "--vocab", workshop.vocab]
-    return subprocess.Popen(
-        [*command, "--output", workshop.output, *options],
-        cwd=workshop.root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def test_as_a_process_it_says_one_line_and_no_more(workshop: Workshop) -> None:
     process = start(workshop, "--taxonomy", workshop.vocab)
     stdout, stderr = process.communicate(timeout=60)
@@ -506,45 +448,6 @@ def test_output_in_a_poor_encoding_is_no_failure(workshop: Workshop, monkeypatch
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (0, "")
     assert "\\u4f53\\u80b2" in stdout
-
-
-WORKER = b"pipeline.local_worker"
-
-
-def children_of(parent: int) -> list[int]:
-    """Return the living worker processes that a process has started, through a shell or not."""
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            stat = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace")
-            command = Path(f"/proc/{name}/cmdline").read_bytes()
-        except OSError:
-            continue
-        state, its_parent = stat.rsplit(")", 1)[1].split()[:2]
-        if int(its_parent) == parent and state != "Z" and WORKER in command:
-            found.append(int(name))
-    return found
-
-
-def is_alive(process_id: int) -> bool:
-    try:
-        return WORKER in Path(f"/proc/{process_id}/cmdline").read_bytes()
-    except OSError:
-        return False
-
-
-def wait_for(condition_fn: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition_fn():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-
-
-def wait_for_workers(process: subprocess.Popen[str]) -> list[int]:
-    wait_for(lambda: len(children_of(process.pid)) == 2, "two workers")
-    return children_of(process.pid)
 
 
 @pytest.fixture

@@ -394,7 +394,7 @@ def test_a_record_without_a_feature_is_located(small: Path):
     records[3] = example.SerializeToString()
     shard(small, 0).write_bytes(frame_records(records))
     describe_anew(small, 0)
-    with pytest.raises(CorruptShardError, match=r"expected 1 values of feature 'label', got 0") as caught:
+    with pytest.raises(CorruptShardError, match=r"expected 1 value of feature 'label', got 0") as caught:
         consume(small)
     assert (caught.value.record, caught.value.offset) == (3, offset_of(records, 3))
 

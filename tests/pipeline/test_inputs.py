@@ -153,8 +153,18 @@ def test_key_prefixes_are_as_short_as_they_can_be(tmp_path: Path) -> None:
     assert prefixes(trees[0], tables[0]) == ["", "train.tsv"]
     assert prefixes(trees[0], archive) == ["corpus/", "corpus.zip/"]
     assert prefixes(trees[0], trees[2]) == ["corpus/", "other/"]
-    assert prefixes(*trees) == [f"{trees[0]}/", f"{trees[1]}/", "other/"]
-    assert prefixes(*tables) == [str(tables[0]), str(tables[1]), "dev.tsv"]
+    assert prefixes(*trees) == ["a/corpus/", "b/corpus/", "other/"]
+    assert prefixes(*tables) == ["a/train.tsv", "b/train.tsv", "dev.tsv"]
+    # The keys of `2/a` could be those of a category `corpus` in `1/a`, were both named after their last directory.
+    nested = [write_tree(tmp_path / name, {"体育/1.txt": "x"}) for name in ("1/a", "2/a/corpus", "3/corpus")]
+    assert prefixes(*nested) == ["1/a/", "2/a/corpus/", "3/corpus/"]
+
+
+def test_keys_do_not_say_where_the_corpus_lies(tmp_path: Path) -> None:
+    for place in ("here", "elsewhere/deep"):
+        root = tmp_path / place
+        inputs = [write_lines(root / name, ["x\ty"]) for name in ("a/t.tsv", "b/t.tsv")]
+        assert [source.key_prefix for source in open_all(tmp_path, *inputs)] == ["a/t.tsv", "b/t.tsv"]
 
 
 def test_keys_are_unique_over_all_inputs(tmp_path: Path) -> None:

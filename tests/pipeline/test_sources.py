@@ -303,7 +303,7 @@ def test_truncated_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_no_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_MEMBER_BYTES", 10_000)
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 10_000)
     sizes = {"体育/fits.txt": 10_000, "体育/bomb.txt": 10_001, "体育/nuclear.txt": 3_000_000}
     members = {name: b"\0" * size for name, size in sizes.items()}
     found = read_source(archive(write_zip(tmp_path / "a.zip", members)))

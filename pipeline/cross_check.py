@@ -1,0 +1,122 @@
+"""What only all shards together can tell: keys that stand twice, and texts that stand in two splits.
+
+That no text stands in two splits is told from the ids, since the texts themselves are not stored. Texts that differ
+only in what the tokenizer does not see (case, accents, white space, unknown characters) or cuts off (all beyond
+`max_len`) have the same ids, and so count as the same text; `dataset.json` says how many such there were when it was
+written.
+
+Hashes find the few examples that may be equal; those are read again and compared.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline import dataset_check
+from pipeline.dataset_info import DatasetInfo
+from pipeline.example_check import hash_keys
+from pipeline.findings import Findings
+from pipeline.publish import REJECTED_NAME
+from pipeline.record_scan import Fault
+from pipeline.schema import INDICES, KEY
+from pipeline.shard_check import ShardReader
+from pipeline.tfexample import parse_example
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where an example stands."""
+
+    shard: str
+    record: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}, record {self.record}"
+
+
+def _candidates(hashes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return the hashes that occur more than once, or in more than one group."""
+    if groups is not None:
+        hashes = np.concatenate([np.empty(0, np.uint64), *(np.unique(hashes[groups == g]) for g in np.unique(groups))])
+    values, counts = np.unique(hashes, return_counts=True)
+    return values[counts > 1]
+
+
+def _fetch(findings: Findings, name: str, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
+    """Return offset → features of some examples of a shard, given as marks on its rows."""
+    shard = findings.shards[name]
+    offsets = set(shard.offsets[wanted].tolist())
+    found = {}
+    for frames in ShardReader(findings.data_dir, name).blocks():
+        here = [row for row, offset in enumerate(frames.offsets.tolist()) if offset in offsets]
+        for row in here:
+            content = frames.content[int(frames.starts[row]) : int(frames.stops[row])]
+            found[int(frames.offsets[row])] = parse_example(content)
+    return found
+
+
+def _places(findings: Findings, name: str, column: str, hashes: np.ndarray) -> Iterator[tuple[_Place, dict[str, Any]]]:
+    """Yield the examples of a shard whose hash is one of some, with their features."""
+    shard = findings.shards[name]
+    wanted = np.isin(getattr(shard, column), hashes)
+    if not wanted.any():
+        return
+    features = _fetch(findings, name, wanted)
+    for number, offset in zip(shard.numbers[wanted].tolist(), shard.offsets[wanted].tolist(), strict=True):
+        yield _Place(name, number, offset), features[offset]
+
+
+def check_keys(findings: Findings) -> Iterator[Fault]:
+    """Find keys that stand twice."""
+    rejected = [rejection["key"].encode("utf-8", "backslashreplace") for rejection in findings.rejections]
+    hashes = [shard.key_hashes for shard in findings.shards.values()]
+    repeated = _candidates(np.concatenate([np.empty(0, np.uint64), *hashes, hash_keys(rejected)]))
+    if not len(repeated):
+        return
+    first: dict[bytes, str] = {}
+    for name in findings.shards:
+        for place, features in _places(findings, name, "key_hashes", repeated):
+            key = features[KEY][0]
+            if key in first:
+                findings.repeated.add((name, place.record))
+                what = f"its key {key.decode(errors='replace')!r} stands also in {first[key]}"
+                yield Fault(file=name, what=what, record=place.record, offset=place.offset)
+            first.setdefault(key, str(place))
+    for number, key in enumerate(rejected):
+        if key in first:
+            what = f"record {number}: its key {key.decode(errors='replace')!r} stands also in {first[key]}"
+            yield Fault(file=REJECTED_NAME, what=what)
+        first.setdefault(key, f"{REJECTED_NAME}, record {number}")
+
+
+def check_splits(findings: Findings, info: DatasetInfo) -> Iterator[Fault]:
+    """Find examples of different splits with the same ids, beyond those that were known when it was written."""
+    splits = {shard.name: index for index, split in enumerate(info.splits.values()) for shard in split.shards}
+    shards = findings.shards.values()
+    hashes = np.concatenate([np.empty(0, np.uint64), *(shard.ids_hashes for shard in shards)])
+    groups = np.repeat([splits[shard.name] for shard in shards], [len(shard.ids_hashes) for shard in shards])
+    shared = _candidates(hashes, groups)
+    known = info.documents.in_several_splits or 0
+    findings.num_in_several_splits = len(shared)
+    if len(shared) == known:
+        return
+    places: dict[tuple[int, ...], list[_Place]] = {}
+    for name in findings.shards:
+        for place, features in _places(findings, name, "ids_hashes", shared):
+            places.setdefault(tuple(features[INDICES]), []).append(place)
+    in_several = [same for same in places.values() if len({splits[place.shard] for place in same}) > 1]
+    findings.num_in_several_splits = len(in_several)
+    if len(in_several) < known and not any(shard.num_faults for shard in shards):
+        what = f"expected {known} texts that stand in several splits, got {len(in_several)}"
+        yield dataset_check.fault_of_info(what)
+    if len(in_several) <= known:
+        return
+    beyond = f" ({len(in_several)} such texts, {known} known)" if known else ""
+    for first, *others in in_several:
+        for place in others:
+            if splits[place.shard] != splits[first.shard]:
+                what = f"its text stands also in another split, {first}{beyond}"
+                yield Fault(file=place.shard, what=what, record=place.record, offset=place.offset)

@@ -1,0 +1,218 @@
+"""An output that fills up, cannot be written or disappears, and jobs that are killed: nothing complete is damaged."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline import filesystem
+from pipeline.dataset_info import DATASET_INFO_NAME, read_dataset_info
+from pipeline.salvage import salvage
+from pipeline.verify import verify
+from tests.faults.conftest import Note
+from tests.pipeline.corpora import Outcome, digest_files, made_up_text, write_lines, write_tree
+from tests.workshop import Workshop, children_of, is_alive, only_error, start, wait_for
+
+NUM_LONG = 6_000
+
+
+def check_clean(output: Path) -> None:
+    assert [str(fault) for fault in verify(str(output)).faults] == []
+
+
+@pytest.fixture
+def long_workshop(workshop: Workshop) -> Workshop:
+    """A workshop with a small dataset in its output, and a job of a second or two that is to replace it."""
+    workshop.make()
+    shutil.rmtree(workshop.corpus)
+    lines = [f"{made_up_text(number, 200).strip().replace(chr(10), '')}\t体育" for number in range(NUM_LONG)]
+    write_lines(workshop.corpus, lines)
+    return workshop
+
+
+# Killed at any moment
+
+
+@pytest.mark.parametrize("victim", ["job", "worker"])
+@pytest.mark.parametrize("seed", range(5))
+def test_kill_at_a_random_moment(long_workshop: Workshop, note: Note, victim: str, seed: int) -> None:
+    """SIGKILL, then the same command again: at every moment one dataset is whole, and the rerun succeeds."""
+    made = long_workshop
+    former = digest_files(made.output)
+    draw = random.Random(f"{victim}{seed}")
+    process = start(made, "--overwrite", "--direct_num_workers", "2")
+    wait_for(lambda: len(children_of(process.pid)) == 2 or process.poll() is not None, "two workers")
+    workers = children_of(process.pid)
+    time.sleep(draw.uniform(0, 4))
+    found = workers if victim == "worker" else [process.pid]
+    if process.poll() is None and found:
+        os.kill(draw.choice(found), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr
+    if process.returncode == 1:
+        only_error(Outcome(process.returncode, stdout, stderr), "a worker process died, killed from outside", status=1)
+    after = digest_files(made.output)
+    if DATASET_INFO_NAME in after:
+        assert former.items() <= after.items() or after[DATASET_INFO_NAME] != former[DATASET_INFO_NAME]
+        findings = verify(str(made.output))
+        listed = [fault for fault in findings.faults if "not listed" not in fault.what]
+        assert listed == [], "what is described is whole"
+    else:
+        assert list(made.output.glob(f".partial-*/{DATASET_INFO_NAME}")), "the new one is whole, but not moved yet"
+    made.make("--overwrite")
+    check_clean(made.output)
+    assert read_dataset_info(str(made.output)).documents.read == NUM_LONG
+    wait_for(lambda: not any(map(is_alive, workers)), "the end of the workers")
+    assert [name for name in os.listdir(made.output) if name.startswith(".") or name.endswith(".tmp")] == []
+    state = "was already done" if process.returncode == 0 else stderr.strip() or "(killed)"
+    note(f"SIGKILL of the {victim}", f"{state}; the rerun is clean")
+
+
+# No room, no right, no directory
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Let no file of this process and its children grow beyond a size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 700, 3_000, 20_000])
+def test_no_file_may_grow_beyond_a_limit(workshop: Workshop, note: Note, num_bytes: int) -> None:
+    workshop.make()
+    before = digest_files(workshop.output)
+    write_tree(workshop.corpus, {f"体育/long{i}.txt": made_up_text(100 + i, 900) for i in range(60)})
+    with largest_file(num_bytes):
+        outcome = workshop.run("--overwrite")
+    only_error(outcome, "cannot write: File too large; free some space or fix it, then run again", status=1)
+    assert digest_files(workshop.output) == before
+    note("file size limit", outcome.stderr.strip().replace(str(workshop.root), "…"))
+    workshop.make("--overwrite")
+    check_clean(workshop.output)
+
+
+def mount(note_skip: str, *arguments: str | Path) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{note_skip} needs the right to mount: {done.stderr.strip()}")
+
+
+@pytest.mark.parametrize("kilobytes", [16, 40, 64, 96])
+def test_disk_full(workshop: Workshop, note: Note, kilobytes: int) -> None:
+    disk = workshop.root / "disk"
+    disk.mkdir()
+    mount("a full disk", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", disk)
+    try:
+        output = disk / "dataset"
+        write_tree(workshop.corpus, {f"体育/long{i}.txt": made_up_text(100 + i, 900) for i in range(80)})
+        outcome = workshop.run("--output", output)
+        only_error(outcome, "No space left on device; free some space", status=1)
+        assert not output.exists()
+        note("disk full", outcome.stderr.strip().replace(str(workshop.root), "…"))
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        workshop.make("--output", output)
+        check_clean(output)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_read_only_output_with_a_dataset(workshop: Workshop, note: Note) -> None:
+    workshop.make()
+    before = digest_files(workshop.output)
+    mount("a read-only output", "--bind", workshop.output, workshop.output)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", workshop.output], check=True)
+        outcome = workshop.run("--overwrite")
+        only_error(outcome, "cannot make this directory: Read-only file system", status=1)
+        note("read-only output", outcome.stderr.strip().replace(str(workshop.root), "…"))
+        assert [str(fault) for fault in verify(str(workshop.output)).faults] == []
+    finally:
+        subprocess.run(["umount", workshop.output], check=True)
+    assert digest_files(workshop.output) == before
+    workshop.make("--overwrite")
+
+
+def test_output_that_disappears(long_workshop: Workshop, note: Note) -> None:
+    process = start(long_workshop, "--overwrite", "--direct_num_workers", "1")
+    wait_for(lambda: bool(list(long_workshop.output.glob(".partial-*"))) or process.poll() is not None, "staging")
+    shutil.rmtree(long_workshop.output, ignore_errors=True)
+    stdout, stderr = process.communicate(timeout=60)
+    only_error(Outcome(process.returncode, stdout, stderr), "cannot write: No such file or directory", status=1)
+    note("output directory removed", stderr.strip().replace(str(long_workshop.root), "…"))
+    long_workshop.make()
+    check_clean(long_workshop.output)
+
+
+def test_salvage_on_a_full_disk(workshop: Workshop, note: Note) -> None:
+    workshop.make()
+    findings = verify(str(workshop.output))
+    with largest_file(300), pytest.raises(filesystem.OutputWriteError, match="cannot write: File too large") as caught:
+        salvage(findings, str(workshop.root / "new"))
+    assert not (workshop.root / "new").exists()
+    note("disk full while salvaging", str(caught.value).replace(str(workshop.root), "…"))
+    salvage(findings, str(workshop.root / "new"))
+    check_clean(workshop.root / "new")
+
+
+# What other versions and other file systems leave
+
+
+def leave_unfinished(workshop: Workshop, version: object) -> Path:
+    """Make the output look as if a job of another version had died just before its last rename."""
+    workshop.make()
+    staging = workshop.output / ".partial-0badcafe"
+    staging.mkdir()
+    content = json.loads((workshop.output / DATASET_INFO_NAME).read_text(encoding="utf-8"))
+    (workshop.output / DATASET_INFO_NAME).unlink()
+    content["format_version"] = version
+    (staging / DATASET_INFO_NAME).write_text(json.dumps(content), encoding="utf-8")
+    return staging
+
+
+@pytest.mark.parametrize("version", [2, "x", None])
+def test_remains_of_another_version(workshop: Workshop, note: Note, version: object) -> None:
+    staging = leave_unfinished(workshop, version)
+    before = digest_files(workshop.output)
+    outcome = workshop.run()
+    only_error(
+        outcome, "died while publishing it, and which this version cannot publish .*or add --overwrite to discard"
+    )
+    assert digest_files(workshop.output) == before, "it is complete, so it is not ours to remove unasked"
+    note("remains of another version", outcome.stderr.strip().replace(str(workshop.root), "…"))
+    workshop.make("--overwrite")
+    assert not staging.exists()
+    check_clean(workshop.output)
+
+
+def test_file_systems_without_locks(
+    workshop: Workshop, note: Note, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (workshop.output / ".partial-0badcafe").mkdir(parents=True)
+    outcome = workshop.run()
+    assert outcome.status == 0
+    lines = outcome.stderr.splitlines()
+    assert lines
+    assert all("no locks on this file system (Operation not supported); let no other job" in line for line in lines)
+    note("file system without locks", lines[0].replace(str(workshop.root), "…"))
+    check_clean(workshop.output)
+    assert [name for name in os.listdir(workshop.output) if name.startswith(".")] == []

@@ -1,0 +1,171 @@
+"""Any bytes at all, for whatever reads bytes that others may have written: an answer or one of our errors, never more.
+
+`corpus/` holds small made-up files that once took a path of their own through a reader; every run starts from them, and
+Hypothesis bends them further. To add one, write it there under the name of its reader: `records-…`, `gzip-…`, `zip-…`.
+"""
+
+import gzip
+import io
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpus import Rejection
+from pipeline.dataset_info import DatasetInfo
+from pipeline.errors import CorruptShardError, PipelineError
+from pipeline.example_check import Expectation, check_examples
+from pipeline.inflate import HashedFile, Inflated
+from pipeline.inputs import open_sources
+from pipeline.record_scan import RecordScanner
+from pipeline.tfexample import frame_records, parse_example, read_records
+from tests.pipeline.corpora import make_config
+
+CORPUS = Path(__file__).parent / "corpus"
+EXPECTED = Expectation(
+    vocab_size=300,
+    special_ids={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3},
+    max_len=20,
+    num_labels={"category": 3, "second": 2},
+)
+FUZZ = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+def seeds(kind: str) -> list[bytes]:
+    """Return the seeds of one reader."""
+    found = [path.read_bytes() for path in sorted(CORPUS.glob(f"{kind}-*"))]
+    assert found, f"no seed of {kind} in {CORPUS}"
+    return found
+
+
+def bend(content: bytes, seed: int, times: int) -> bytes:
+    """Change a few places of some bytes: bytes replaced, lost, doubled, zeroed."""
+    draw = random.Random(seed)
+    for _ in range(times):
+        at = draw.randrange(len(content) + 1)
+        size = draw.choice([1, 1, 2, 4, 8, 30])
+        other = draw.choice(
+            [b"", b"\0" * size, b"\xff" * size, draw.randbytes(size), content[at : at + size] * 2, b"\t\n"]
+        )
+        content = content[:at] + other + content[at + draw.choice([0, size]) :]
+    return content
+
+
+def bent(kind: str) -> st.SearchStrategy[bytes]:
+    """Return seeds of one reader as they are or bent, and bytes that have nothing to do with them."""
+    changed = st.builds(bend, st.sampled_from(seeds(kind)), st.integers(0, 2**32), st.integers(0, 6))
+    return st.one_of(changed, st.binary(max_size=400))
+
+
+def scan(content: bytes, *, is_gzip: bool) -> tuple[list[bytes], bool]:
+    """Return the records that the scanner gives out, and whether it found fault with anything."""
+    file = HashedFile(io.BytesIO(content))
+    source = Inflated(file) if is_gzip else file
+    scanner = RecordScanner(source, "shard")
+    records = []
+    for frames in scanner.blocks():
+        columns = check_examples(frames, EXPECTED)
+        assert len(columns.rows) + len({row for row, _ in columns.faults}) >= len(frames.numbers)
+        assert set(range(len(frames.numbers))) - {row for row, _ in columns.faults} <= set(columns.rows.tolist())
+        records += frames.payloads()
+    assert file.num_bytes == len(content), "all of it is read, whatever is in it"
+    return records, bool(scanner.faults) or (isinstance(source, Inflated) and source.problem is not None)
+
+
+def strictly(content: bytes, name: str) -> list[bytes] | None:
+    """Return the records as the reader that stops at the first fault sees them, or `None` if there is one."""
+    try:
+        return [record for _, record in read_records(io.BytesIO(content), name)]
+    except CorruptShardError:
+        return None
+
+
+@FUZZ
+@given(bent("records"))
+@example(b"")
+def test_any_bytes_as_a_shard(content: bytes) -> None:
+    """The scanner finds fault exactly where the strict reader does, and gives out the same records elsewhere."""
+    records, has_faults = scan(content, is_gzip=False)
+    strict = strictly(content, "shard")
+    assert has_faults == (strict is None)
+    if strict is not None:
+        assert records == strict
+
+
+@FUZZ
+@given(bent("gzip"))
+def test_any_bytes_as_a_compressed_shard(content: bytes) -> None:
+    records, has_faults = scan(content, is_gzip=True)
+    strict = strictly(content, "shard.gz")
+    if not has_faults:
+        assert records == strict
+    if strict is None:
+        assert has_faults
+
+
+@FUZZ
+@given(st.lists(bent("example"), min_size=1, max_size=4))
+def test_any_bytes_as_examples(contents: list[bytes]) -> None:
+    """What the vectorized decoder takes as an example is one, with the same number of ids."""
+    file = HashedFile(io.BytesIO(frame_records(contents)))
+    for frames in RecordScanner(file, "shard").blocks():
+        columns = check_examples(frames, EXPECTED)
+        for row, length, label in zip(columns.rows, columns.lengths, columns.labels, strict=True):
+            features = parse_example(contents[frames.numbers[row]])
+            assert len(features["indices"]) == length
+            assert features["label"] == [label]
+        for row in columns.rows[columns.is_good].tolist():
+            features = parse_example(contents[frames.numbers[row]])
+            assert features["indices"][0] == 2
+            assert features["indices"][-1] == 3
+            assert all(isinstance(id_, int) and id_ < 300 for id_ in features["indices"])
+
+
+def read_all(path: Path, tmp_path: Path, input_format: str) -> int:
+    """Read a source as the job does; return the number of documents and rejections."""
+    config = make_config(tmp_path, path, input_format=input_format)
+    count = 0
+    for index, source in enumerate(open_sources(config)):
+        for chunk in source.chunks(index):
+            for item in source.read(chunk):
+                assert isinstance(item, Rejection) or item.content is not None
+                item.key.encode()
+                count += 1
+    return count
+
+
+@pytest.mark.parametrize(("kind", "input_format"), [("zip", "zip"), ("tsv", "tsv"), ("tsvgz", "tsv"), ("zip", "auto")])
+def test_any_bytes_as_input(tmp_path: Path, kind: str, input_format: str) -> None:
+    path = tmp_path / "input"
+
+    @FUZZ
+    @given(bent(kind))
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            read_all(path, tmp_path, input_format)
+        except PipelineError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+    read()
+
+
+@FUZZ
+@given(bent("info"))
+def test_any_bytes_as_a_description(content: bytes) -> None:
+    try:
+        info = DatasetInfo.from_json(content, "dataset.json")
+    except PipelineError as error:
+        assert str(error).startswith("dataset.json: ")  # noqa: PT017
+    else:
+        assert DatasetInfo.from_json(info.to_json(), "x") == info
+
+
+def test_seeds_are_what_they_are_called() -> None:
+    assert scan(seeds("records")[0], is_gzip=False)[1] is False
+    assert scan(seeds("gzip")[0], is_gzip=True)[1] is False
+    assert gzip.decompress(seeds("gzip")[0]) == seeds("records")[0]
