@@ -1,8 +1,7 @@
 """`pipeline.verify` beside `sha256sum`: how fast a dataset is read back; `python -m benchmarks.verify`.
 
 A dataset of made-up articles is written once; then, in turns, `sha256sum` sums up its shards (one process, and one per
-core), and `verify` checks all that it checks. Files are warm in the page
-cache, so that it is the work that is measured.
+core), and `verify` checks all that it checks. Files are warm in the page cache, so that it is the work that is measured.
 """
 
 import argparse
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import describe_machine, median
+from benchmarks.results import Comparison, add_results_option, record
 from pipeline.dataset_info import read_dataset_info
 from pipeline.publish import REJECTED_NAME
 from tests.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
@@ -66,6 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
+    add_results_option(parser)
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as work:
@@ -88,6 +89,23 @@ def main() -> int:
     print(describe_machine())
     print(f"{args.examples:,} examples, {num_bytes / 1e6:,.0f} MB in {len(shards)} shards")
     medians = {name: median(times) for name, times in seconds.items()}
+    record(
+        args.results,
+        [
+            Comparison(
+                benchmark="verify",
+                subject="articles",
+                unit="MB/s",
+                ours="pipeline.verify",
+                our_rate=num_bytes / 1e6 / medians["verify"],
+                peer=name,
+                peer_rate=num_bytes / 1e6 / value,
+                rounds=args.rounds,
+            )
+            for name, value in medians.items()
+            if name != "verify"
+        ],
+    )
     for name, value in medians.items():
         print(f"{name:<24} {num_bytes / 1e6 / value:8,.0f} MB/s  {medians['verify'] / value:5.2f} × in verify's time")
     return 0
