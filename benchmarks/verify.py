@@ -1,7 +1,7 @@
 """`pipeline.verify` beside `sha256sum`: how fast a dataset is read back; `python -m benchmarks.verify`.
 
 A dataset of made-up articles is written once; then, in turns, `sha256sum` sums up its shards (one process, and one per
-core), and `verify` checks all that it checks. Files are warm in the page cache, so that it is the work that is measured.
+core), and `verify` checks all that it checks. Files are warm in the page cache, so that the work is what is measured.
 """
 
 import argparse
