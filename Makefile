@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-remote lint bench lock clean
+.PHONY: help demo test test-slow test-remote test-engines test-flink lint bench lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -24,6 +24,9 @@ test-slow: .venv/dev.stamp  ## the tests that take minutes: kills, several proce
 test-remote: .venv-remote/stamp  ## the job from and to S3 and Google Cloud Storage, emulated on this machine
 	.venv-remote/bin/python -m pytest -m slow tests/remote
 
+test-engines: .venv-engines/stamp  ## the job on Dask and on Beam's worker pool, from the installed package
+	.venv-engines/bin/python -m pytest -m slow --durations 5 tests/engines
+
 lint: .venv/dev.stamp  ## format, lint, types, dead code
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -39,7 +42,7 @@ bench: .venv/bench.stamp  ## every benchmark, ours against its peers; keep the m
 
 lock:  ## resolve the pinned requirements again
 	.venv/bin/pip install --quiet uv
-	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra remote"; do \
+	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra remote" "--extra engines"; do \
 	  name=$$(echo "$$extra" | sed 's/.*--extra /-/; s/^$$//'); \
 	  .venv/bin/uv pip compile --quiet --generate-hashes --no-header --no-emit-index-url --no-annotate \
 	    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
@@ -47,13 +50,13 @@ lock:  ## resolve the pinned requirements again
 	done
 
 clean:  ## remove what the other targets made, the virtual environment included
-	rm -rf .venv .venv-remote demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-remote .venv-engines demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Without TensorFlow and without hypothesis: the job needs neither.
-.venv-remote/stamp: requirements-remote.txt
-	test -x .venv-remote/bin/python || $(PYTHON) -m venv .venv-remote
-	.venv-remote/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
+.venv-%/stamp: requirements-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
 	touch $@
 
 .venv/%.stamp: requirements-%.txt
