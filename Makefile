@@ -25,7 +25,10 @@ test-remote: .venv-remote/stamp  ## the job from and to S3 and Google Cloud Stor
 	.venv-remote/bin/python -m pytest -m slow tests/remote
 
 test-engines: .venv-engines/stamp  ## the job on Dask and on Beam's worker pool, from the installed package
-	.venv-engines/bin/python -m pytest -m slow --durations 5 tests/engines
+	.venv-engines/bin/python -m pytest -m slow --durations 5 --ignore tests/engines/test_flink.py tests/engines
+
+test-flink: .venv-engines/flink/stamp  ## the job on Apache Flink, embedded and on a cluster; needs Java and Maven
+	.venv-engines/bin/python -m pytest -m slow --durations 5 -o faulthandler_timeout=400 tests/engines/test_flink.py
 
 lint: .venv/dev.stamp  ## format, lint, types, dead code
 	.venv/bin/ruff format --check .
@@ -57,6 +60,10 @@ clean:  ## remove what the other targets made, the virtual environment included
 .venv-%/stamp: requirements-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	touch $@
+
+.venv-engines/flink/stamp: tests/engines/flink/get_jars.sh tests/engines/flink/pom.xml | .venv-engines/stamp
+	bash $< $(@D) .venv-engines/bin/python
 	touch $@
 
 .venv/%.stamp: requirements-%.txt
