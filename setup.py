@@ -42,7 +42,15 @@ setup(
             "tf-keras==2.21.*",  # keras-bert needs Keras 2
         ],
         "bench": ["datasets", "psutil", "tensorflow-text==2.21.*", "tokenizers"],  # the peers
-        "remote": ["apache-beam[aws,gcp]", "gcp-storage-emulator", "moto[server]", "pytest"],  # object stores, emulated
+        "remote": [
+            "apache-beam[aws,gcp]",
+            "build",
+            "gcp-storage-emulator",
+            "moto[server]",
+            "pip",
+            "pytest",
+            "setuptools",
+        ],
         "engines": ["apache-beam[dask]", "psutil", "pytest", "setuptools", "wheel"],  # engines that PyPI has
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "vulture"],
     },

@@ -21,7 +21,7 @@ from pipeline.inputs import open_sources
 from pipeline.labels import read_category_names, read_taxonomy
 from pipeline.local_runner import make_local_runner
 from pipeline.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
-from pipeline.publish import staging_directory
+from pipeline.publish import STAGING_PREFIX, staging_directory
 from pipeline.references import Job
 from pipeline.sources import TreeSource
 from pipeline.transforms import PreprocessCorpus
@@ -128,6 +128,23 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
         return read_dataset_info(config.output_dir)
 
 
+def translate(config: PreprocessConfig, engine: EngineOptions) -> int:
+    """Let a runner of the name of `engine` translate the job; what it would submit is for its own dry run to withhold.
+
+    Returns:
+        The number of transforms of the translated graph.
+    """
+    options = PipelineOptions(list(engine.beam_args), runner=None)
+    FileSystems.set_options(options)
+    job = with_absolute_paths(prepare(config))
+    job = dataclasses.replace(job, staging_dir=filesystem.join(job.config.output_dir, STAGING_PREFIX + "dry-run"))
+    options.view_as(StandardOptions).runner = engine.runner
+    pipeline = beam.Pipeline(runner=make_named_runner(engine), options=options)
+    build(pipeline, job)
+    pipeline.run().wait_until_finish()
+    return len(pipeline.to_runner_api().components.transforms)
+
+
 def _is_moved_away(staging_dir: str) -> bool:
     return not filesystem.is_remote(staging_dir) and not os.path.exists(staging_dir)
 
@@ -166,7 +183,7 @@ def _beam_errors_as_ours(runner: str) -> Iterator[None]:
         # Raised in this process; Beam appended the step's name.
         error.args = (_WHILE_RUNNING.sub("", str(error)), *error.args[1:])
         raise
-    except (RuntimeError, OSError, ImportError) as error:
+    except Exception as error:
         text = str(error)
         if found := _OUR_ERROR.search(text):
             kind = getattr(errors, found["name"], PipelineError)
@@ -185,4 +202,6 @@ def _beam_errors_as_ours(runner: str) -> Iterator[None]:
             ) from error
         if "Channel closed prematurely" in text or "Worker subprocess exited" in text:
             raise OutputWriteError(WORKER_DIED) from error
+        if type(error).__name__ == "DataflowRuntimeException":
+            raise OutputWriteError(f"{' '.join(text.split())}; the job's page in the console says more") from error
         raise
