@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-remote test-engines test-flink lint bench lock clean
+.PHONY: help demo test test-slow test-remote test-engines test-flink test-others lint bench lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -25,10 +25,13 @@ test-remote: .venv-remote/stamp  ## the job from and to S3 and Google Cloud Stor
 	.venv-remote/bin/python -m pytest -m slow tests/remote
 
 test-engines: .venv-engines/stamp  ## the job on Dask and on Beam's worker pool, from the installed package
-	.venv-engines/bin/python -m pytest -m slow --durations 5 --ignore tests/engines/test_flink.py tests/engines
+	.venv-engines/bin/python -m pytest -m slow --durations 5 tests/engines/test_portable.py tests/engines/test_dask.py
 
 test-flink: .venv-engines/flink/stamp  ## the job on Apache Flink, embedded and on a cluster; needs Java and Maven
 	.venv-engines/bin/python -m pytest -m slow --durations 5 -o faulthandler_timeout=400 tests/engines/test_flink.py
+
+test-others: .venv-engines/bin/prism .venv-engines/spark/job-server.jar  ## the job on Prism and Spark; needs Go, Java, Maven
+	.venv-engines/bin/python -m pytest -m slow tests/engines/test_others.py
 
 lint: .venv/dev.stamp  ## format, lint, types, dead code
 	.venv/bin/ruff format --check .
@@ -65,6 +68,13 @@ clean:  ## remove what the other targets made, the virtual environment included
 .venv-engines/flink/stamp: tests/engines/flink/get_jars.sh tests/engines/flink/pom.xml | .venv-engines/stamp
 	bash $< $(@D) .venv-engines/bin/python
 	touch $@
+
+.venv-engines/bin/prism: | .venv-engines/stamp
+	GOBIN=$(CURDIR)/$(@D) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$(sed -n 's/^apache-beam==\([^ ]*\).*/\1/p' requirements.txt)
+
+.venv-engines/spark/job-server.jar: tests/engines/spark/pom.xml | .venv-engines/stamp
+	mkdir -p $(@D) && cp $< $(@D)/pom.xml && mvn -B -q -f $(@D)/pom.xml package
+	mv $(@D)/target/spark-job-server-*.jar $@ && rm -rf $(@D)/target $(@D)/pom.xml
 
 .venv/%.stamp: requirements-%.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv

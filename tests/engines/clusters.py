@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PRISM = REPOSITORY / ".venv-engines" / "bin" / "prism"
+SPARK_JAR = REPOSITORY / ".venv-engines" / "spark" / "job-server.jar"
 _SOURCES = ("pipeline", "model", "setup.py", "pyproject.toml", "README.md", "run_preprocess.py", "run_train.py")
 _SECONDS_BETWEEN_LOOKS = 0.005
 
@@ -203,6 +205,21 @@ def start_dask(processes: Cluster, site: Path, *, num_workers: int) -> list[str]
     for number in range(num_workers):
         processes.wait_for(f"worker-{number}", "Registered to")
     return ["--runner=DaskRunner", f"--dask_client_address={address}", "--dask_npartitions=16"]
+
+
+def prism_options() -> list[str]:
+    """Return the options for Prism, which starts with the job and runs its steps in the job's own process."""
+    return ["--runner=PrismRunner", f"--prism_location={PRISM}"]
+
+
+def spark_options(num_workers: int) -> list[str]:
+    """Return the options for Spark within its job server, which starts with the job."""
+    return [
+        "--runner=SparkRunner",
+        f"--spark_master_url=local[{num_workers}]",
+        f"--spark_job_server_jar={SPARK_JAR}",
+        "--environment_type=LOOPBACK",
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
