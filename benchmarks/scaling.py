@@ -131,37 +131,40 @@ def main() -> int:
     print(
         f"largest element: {total * LENGTHS_DTYPE.itemsize / 1e9:.1f} GB, the lengths of all examples; limit 2.1 GB\n"
     )
+    on_disk, in_store = costs.publish_seconds * num_shards, args.move_seconds * num_shards
+    listing_objects = args.page_seconds * total / 1_000
+    # Layout → (listing, over how many inputs, waiting for one document in each pass, publishing).
     layouts = {
-        "loose files, shared disk": (costs.list_seconds * total, 0.0, costs.publish_seconds * num_shards),
-        "loose objects": (args.page_seconds * total / 1_000, 2 * args.fetch_seconds, args.move_seconds * num_shards),
-        "1,000 TSVs or archives, shared disk": (
-            costs.list_seconds * total / 1_000,
-            0.0,
-            costs.publish_seconds * num_shards,
-        ),
+        "loose files, shared disk": (costs.list_seconds * total, 1, 0.0, on_disk),
+        "1,000 archives, shared disk": (costs.list_seconds * total, 1_000, 0.0, on_disk),
+        "loose objects, one --input": (listing_objects, 1, args.fetch_seconds, in_store),
+        "loose objects, 1,000 --inputs": (listing_objects, 1_000, args.fetch_seconds, in_store),
     }
     rows = []
-    for layout, (listing, waiting, publishing) in layouts.items():
+    for layout, (listing, num_inputs, waiting, publishing) in layouts.items():
         for num_workers in (10, 100, 1_000):
             parts = {
-                "listing, one process per input": listing,
-                "reading": total * (costs.read_seconds + waiting / 2) / num_workers,
-                "writing": total * (costs.write_seconds + waiting / 2) / min(num_workers, num_shards),
-                "publishing, one process": publishing,
+                "listing": listing / min(num_workers, num_inputs),
+                "reading": total * (costs.read_seconds + waiting) / num_workers,
+                "writing": total * (costs.write_seconds + waiting) / min(num_workers, num_shards),
+                "publishing": publishing,
             }
             whole = sum(parts.values())
             first = max(parts, key=lambda part: parts[part])
-            rows.append(
-                (
-                    layout,
-                    f"{num_workers:,}",
-                    *(f"{part / 3600:.2f}" for part in parts.values()),
-                    f"{whole / 3600:.1f}",
-                    f"{whole * num_workers / 3600:,.0f}",
-                    first,
-                )
-            )
-    header = ("corpus", "workers", "listing h", "reading h", "writing h", "publishing h", "all h", "core hours", "most")
+            hours = [f"{part / 3_600:.2f}" for part in parts.values()]
+            used = f"{whole * num_workers / 3_600:,.0f}"
+            rows.append((layout, f"{num_workers:,}", *hours, f"{whole / 3_600:.1f}", used, first))
+    header = (
+        "corpus",
+        "workers",
+        "listing h",
+        "reading h",
+        "writing h",
+        "publishing h",
+        "all h",
+        "core hours",
+        "bottleneck",
+    )
     print("\n".join(format_table(header, rows)))
     return 0
 
