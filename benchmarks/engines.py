@@ -52,7 +52,7 @@ def engines(commands: Path, site: Path) -> Iterator[Engine]:
     dask = f"Dask {importlib.metadata.version('distributed')}"
     for number in (1, 2):
         yield Engine(
-            *("Dask", dask, f"scheduler, {number} workers", number),
+            *("Dask", dask, f"scheduler, workers: {number}", number),
             lambda up, number=number: clusters.start_dask(up, site, num_workers=number),
         )
     if flink_cluster.JOB_SERVER_JAR.exists():
@@ -62,7 +62,7 @@ def engines(commands: Path, site: Path) -> Iterator[Engine]:
             yield Engine("Flink, embedded", flink, "job server", number, lambda _, options=options: options)
         for number in (1, 2):
             yield Engine(
-                *("Flink, cluster", flink, f"JobManager, {number} TaskManagers, {number} pools", number),
+                *("Flink, cluster", flink, f"JobManager, TaskManagers and pools: {number}", number),
                 lambda up, number=number: flink_cluster.start_flink(up, commands, num_workers=number),
             )
     else:

@@ -20,6 +20,7 @@ from pipeline.config import InputSpec, PreprocessConfig
 from pipeline.dataset_info import LENGTHS_DTYPE
 from pipeline.preprocess import prepare
 from pipeline.publish import publish_dataset
+from pipeline.reading import REMOTE_READERS
 from pipeline.references import ReferenceBatch, ReferenceReader, Survey, plan_dataset
 from pipeline.sample_corpus import NUM_THUCNEWS_DOCUMENTS, write_sample_corpus
 from pipeline.shard_writer import write_shard
@@ -132,13 +133,14 @@ def main() -> int:
         f"largest element: {total * LENGTHS_DTYPE.itemsize / 1e9:.1f} GB, the lengths of all examples; limit 2.1 GB\n"
     )
     on_disk, in_store = costs.publish_seconds * num_shards, args.move_seconds * num_shards
+    waiting_in_store = args.fetch_seconds / REMOTE_READERS  # as many are asked for at a time
     listing_objects = args.page_seconds * total / 1_000
     # Layout → (listing, over how many inputs, waiting for one document in each pass, publishing).
     layouts = {
         "loose files, shared disk": (costs.list_seconds * total, 1, 0.0, on_disk),
         "1,000 archives, shared disk": (costs.list_seconds * total, 1_000, 0.0, on_disk),
-        "loose objects, one --input": (listing_objects, 1, args.fetch_seconds, in_store),
-        "loose objects, 1,000 --inputs": (listing_objects, 1_000, args.fetch_seconds, in_store),
+        "loose objects, one --input": (listing_objects, 1, waiting_in_store, in_store),
+        "loose objects, 1,000 --inputs": (listing_objects, 1_000, waiting_in_store, in_store),
     }
     rows = []
     for layout, (listing, num_inputs, waiting, publishing) in layouts.items():

@@ -105,7 +105,7 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     with (
         progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
         staging_directory(job.config) as staging_dir,
-        _beam_errors_as_ours(engine.runner),
+        beam_errors_as_ours(engine.runner),
     ):
         job = dataclasses.replace(job, staging_dir=staging_dir, progress_dir=progress_dir if engine.is_local else None)
         process_ids_path = os.path.join(progress_dir, PROCESS_IDS_NAME)
@@ -175,7 +175,7 @@ def _num_bytes_up_to(limit: int, job: Job) -> int:
 
 
 @contextmanager
-def _beam_errors_as_ours(runner: str) -> Iterator[None]:
+def beam_errors_as_ours(runner: str) -> Iterator[None]:
     """Turn what Beam makes of an error in a worker back into the error that it was."""
     try:
         yield

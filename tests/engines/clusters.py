@@ -5,6 +5,7 @@ options with which `run_preprocess.py` reaches it.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import re
@@ -22,6 +23,7 @@ PRISM = REPOSITORY / ".venv-engines" / "bin" / "prism"
 SPARK_JAR = REPOSITORY / ".venv-engines" / "spark" / "job-server.jar"
 _SOURCES = ("pipeline", "model", "setup.py", "pyproject.toml", "README.md", "run_preprocess.py", "run_train.py")
 _SECONDS_BETWEEN_LOOKS = 0.005
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def free_port() -> int:
@@ -29,6 +31,11 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    # Whoever started an engine may be killed itself, and then nobody else would end it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Cluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         self.processes[name] = process
         return process

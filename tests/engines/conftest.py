@@ -7,11 +7,21 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset_info import digest_directory
+from pipeline.filesystem import is_installed
 from pipeline.sample_corpus import write_sample_corpus
 from tests.engines.clusters import Cluster, Task, cluster, install, unpack
 from tests.pipeline import corpora
 
 NUM_DOCUMENTS = 600
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if is_installed("distributed"):
+        return
+    for item in items:
+        if item.path.is_relative_to(_HERE):
+            item.add_marker(pytest.mark.skip(reason="no engines here; `make test-engines` installs and uses them"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.engines import EngineOptions, make_named_runner, num_partitions
 from pipeline.errors import OptionError, OutputWriteError
 from pipeline.filesystem import is_installed
-from pipeline.preprocess import run, with_absolute_paths
+from pipeline.preprocess import beam_errors_as_ours, run, with_absolute_paths
 from pipeline.publish import publish_dataset
 from tests.pipeline import corpora
 
@@ -32,6 +32,47 @@ def test_an_engine_that_is_not_installed_says_what_to_install(runner: str, modul
     expected = f"--runner {runner}: this installation has no {module}; pip install 'apache-beam[{extra}]'"
     with pytest.raises(OptionError, match=re.escape(expected)):
         make_named_runner(EngineOptions(runner=runner))
+
+
+class DataflowRuntimeException(Exception):  # noqa: N818
+    """Has the name of Beam's, which can be imported only where Dataflow's client is installed."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (
+            RuntimeError(
+                "Unable to fetch remote job server jar at https://example.org/x.jar: HTTP Error 404: Not "
+                "Found. Also failed to fetch from a mirror. If no Internet access, stage it"
+            ),
+            OptionError,
+            "--runner FlinkRunner: Beam cannot fetch its job server: Unable to fetch remote job server jar at "
+            "https://example.org/x.jar: HTTP Error 404: Not Found; give the path of its jar with "
+            "--flink_job_server_jar or --spark_job_server_jar",
+        ),
+        (
+            ModuleNotFoundError("No module named 'pipeline'"),
+            OptionError,
+            "--runner FlinkRunner: its workers lack this package (No module named 'pipeline'); install it where they "
+            "run, or send it along with --setup_file setup.py",
+        ),
+        (
+            DataflowRuntimeException("Dataflow pipeline failed. State: FAILED, Error:\nquota"),
+            OutputWriteError,
+            "Dataflow pipeline failed. State: FAILED, Error: quota; the job's page in the console says more",
+        ),
+    ],
+)
+def test_what_engines_fail_with_is_one_line(error: Exception, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind) as caught, beam_errors_as_ours("FlinkRunner"):
+        raise error
+    assert str(caught.value) == message
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(ModuleNotFoundError, match="pipelines"), beam_errors_as_ours("FlinkRunner"):
+        raise ModuleNotFoundError("No module named 'pipelines'")
 
 
 def test_engines_that_spread_elements_themselves_get_no_partitions() -> None:
