@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-faults test-remote lint bench bench-quick lock clean
+.PHONY: help demo test test-slow test-faults test-remote test-engines test-flink test-others lint bench bench-quick lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -27,6 +27,15 @@ test-faults: .venv/dev.stamp  ## break everything on purpose: kills, full disks,
 test-remote: .venv-remote/stamp  ## the job from and to S3 and Google Cloud Storage, emulated on this machine
 	.venv-remote/bin/python -m pytest -m slow tests/remote
 
+test-engines: .venv-engines/stamp  ## the job on Dask and on Beam's worker pool, from the installed package
+	.venv-engines/bin/python -m pytest -m slow --durations 5 tests/engines/test_portable.py tests/engines/test_dask.py
+
+test-flink: .venv-engines/flink/stamp  ## the job on Apache Flink, embedded and on a cluster; needs Java and Maven
+	.venv-engines/bin/python -m pytest -m slow --durations 5 -o faulthandler_timeout=400 tests/engines/test_flink.py
+
+test-others: .venv-engines/bin/prism .venv-engines/spark/job-server.jar  ## the job on Prism and Spark; needs Go, Java, Maven
+	.venv-engines/bin/python -m pytest -m slow tests/engines/test_others.py
+
 lint: .venv/dev.stamp  ## format, lint, types, dead code
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -41,7 +50,7 @@ bench-quick: .venv/bench.stamp  ## the same, rough figures in three minutes
 
 lock:  ## resolve the pinned requirements again
 	.venv/bin/pip install --quiet uv
-	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra remote"; do \
+	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra remote" "--extra engines"; do \
 	  name=$$(echo "$$extra" | sed 's/.*--extra /-/; s/^$$//'); \
 	  .venv/bin/uv pip compile --quiet --generate-hashes --no-header --no-emit-index-url --no-annotate \
 	    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
@@ -49,14 +58,25 @@ lock:  ## resolve the pinned requirements again
 	done
 
 clean:  ## remove what the other targets made, the virtual environment included
-	rm -rf .venv .venv-remote demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-remote .venv-engines demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Without TensorFlow and without hypothesis: the job needs neither.
-.venv-remote/stamp: requirements-remote.txt
-	test -x .venv-remote/bin/python || $(PYTHON) -m venv .venv-remote
-	.venv-remote/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
+.venv-%/stamp: requirements-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
 	touch $@
+
+.venv-engines/flink/stamp: tests/engines/flink/get_jars.sh tests/engines/flink/pom.xml | .venv-engines/stamp
+	bash $< $(@D) .venv-engines/bin/python
+	touch $@
+
+.venv-engines/bin/prism: | .venv-engines/stamp
+	GOBIN=$(CURDIR)/$(@D) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$(sed -n 's/^apache-beam==\([^ ]*\).*/\1/p' requirements.txt)
+
+.venv-engines/spark/job-server.jar: tests/engines/spark/pom.xml | .venv-engines/stamp
+	mkdir -p $(@D) && cp $< $(@D)/pom.xml && mvn -B -q -f $(@D)/pom.xml package
+	mv $(@D)/target/spark-job-server-*.jar $@ && rm -rf $(@D)/target $(@D)/pom.xml
 
 .venv/%.stamp: requirements-%.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv

@@ -148,10 +148,11 @@ def main(argv: Sequence[str]) -> int:
     config = parse_config(args)
     # Beam takes a second to import: a wrong option need not wait for it.
     from pipeline.dry_run import describe_dry_run
-    from pipeline.preprocess import EngineOptions, prepare, run
+    from pipeline.engines import DATAFLOW_RUNNER, EngineOptions
+    from pipeline.preprocess import prepare, run, translate
     from pipeline.summary import describe_dataset
 
-    on_dataflow = args.runner == "DataflowRunner"
+    on_dataflow = args.runner == DATAFLOW_RUNNER
     if args.dry_run and on_dataflow:
         beam_args.append("--dry_run=True")  # Dataflow's own: translate the job, submit nothing
     engine = EngineOptions(
@@ -163,6 +164,10 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run and not on_dataflow:
         print(describe_dry_run(prepare(config)))
         return 0
+    if args.dry_run:
+        num_transforms = translate(config, engine)
+        print(f"Dataflow takes this job: {num_transforms} transforms; nothing was submitted")
+        return 0
     started = time.monotonic()
     info = run(config, engine)
     seconds = time.monotonic() - started
@@ -171,5 +176,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def command() -> int:
+    """Be the command: take the process's arguments, return the exit status."""
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command())

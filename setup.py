@@ -19,6 +19,12 @@ setup(
     packages=find_packages(include=["pipeline", "pipeline.*", "model", "model.*"]),
     py_modules=["run_preprocess", "run_train"],
     package_data={"model": ["report.css", "report.html.jinja"], "pipeline": ["*.tsv"]},
+    entry_points={
+        "console_scripts": [
+            "two-headed-bert-preprocess = run_preprocess:command",
+            "two-headed-bert-train = run_train:command",
+        ]
+    },
     # No TensorFlow here: on a cluster it would cost every worker half a gigabyte and minutes of start-up.
     install_requires=[
         "apache-beam==2.77.*",
@@ -37,7 +43,16 @@ setup(
             "tf-keras==2.21.*",  # keras-bert needs Keras 2
         ],
         "bench": ["datasets", "psutil", "tensorflow-text==2.21.*", "tokenizers"],  # the peers
-        "remote": ["apache-beam[aws,gcp]", "gcp-storage-emulator", "moto[server]", "pytest"],  # object stores, emulated
+        "remote": [
+            "apache-beam[aws,gcp]",
+            "build",
+            "gcp-storage-emulator",
+            "moto[server]",
+            "pip",
+            "pytest",
+            "setuptools",
+        ],
+        "engines": ["apache-beam[dask]", "psutil", "pytest", "setuptools", "wheel"],  # engines that PyPI has
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "vulture"],
     },
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from model.checkpoint import CHECKPOINT_NAME, BertDir, read_bert_dir
 from model.config import TrainConfig
@@ -75,9 +76,11 @@ def read_run_inputs(config: TrainConfig) -> RunInputs:
         MissingInputError: the dataset or the BERT directory is missing or incomplete.
         InputFormatError: a file does not hold what it should.
         SchemaMismatchError: the dataset was made with another vocabulary.
-        OptionError: `max_len` is longer than the texts or the BERT allow, or a head has fewer than two classes.
+        OptionError: TensorFlow cannot read the dataset where it is, `max_len` is longer than the texts or the BERT
+            allow, or a head has fewer than two classes.
         EmptySplitError: there is nothing to train or to validate on.
     """
+    _check_file_system(config.data_dir)
     info = read_dataset_info(config.data_dir)
     bert = read_bert_dir(config.bert_dir)
     _check_vocabulary(config, info, bert)
@@ -97,6 +100,17 @@ def read_run_inputs(config: TrainConfig) -> RunInputs:
         max_len=_resolve_max_len(config, info, bert),
         test_split=TEST_SPLIT if has_test else VALIDATION_SPLIT,
     )
+
+
+def _check_file_system(data_dir: str) -> None:
+    """Refuse a dataset that this build of TensorFlow has no file system for, before Beam's own clients are asked."""
+    scheme, separator, _ = data_dir.partition("://")
+    known = [name for name in tf.io.gfile.get_registered_schemes() if name]
+    if separator and scheme not in known:
+        raise OptionError(
+            f"--data {data_dir}: this TensorFlow reads local files and {', '.join(f'{name}://' for name in known)}, "
+            f"not {scheme}://; copy the dataset to a local directory, and give that"
+        )
 
 
 def _check_vocabulary(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> None:

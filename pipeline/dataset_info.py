@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import re
 import types
 from collections.abc import Mapping
@@ -329,6 +330,23 @@ def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
                 f"{path}: expected {file.num_bytes:,} bytes, got {num_bytes:,}; copy it back, or write it again",
                 path=path,
             )
+
+
+def digest_directory(data_dir: str) -> str:
+    """Return one SHA-256 over the names and bytes of all files of a directory, whatever they are.
+
+    It is what `sha256sum * | sha256sum` prints inside a directory without subdirectories, names in byte order. Equal
+    digests mean that two jobs left the same directory behind, `dataset.json` and all.
+    """
+    paths = {path.removeprefix(data_dir).lstrip("/"): path for path in filesystem.list_below(data_dir)}
+    whole = hashlib.sha256()
+    for name in sorted(paths, key=os.fsencode):
+        with filesystem.open_for_reading(paths[name]) as stream:
+            digest = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        whole.update(f"{digest.hexdigest()}  ".encode() + os.fsencode(name) + b"\n")
+    return whole.hexdigest()
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

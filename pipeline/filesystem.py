@@ -43,7 +43,7 @@ def _file_systems(path: str) -> Any:
         raise OptionError(f"{path}: unknown file system {scheme!r}; use a local path, gs://, s3://, azfs:// or hdfs://")
     client, extra = _REMOTE[scheme]
     # Beam itself notices a missing client late, and says so in a different way for each.
-    if not _is_installed(client):
+    if not is_installed(client):
         raise OptionError(f"{path}: this installation cannot read {scheme}://; pip install 'apache-beam[{extra}]'")
     # Beam takes most of a second to import and is needed for remote paths only.
     from apache_beam.io.filesystems import FileSystems
@@ -66,7 +66,8 @@ def _remote_errors(path: str, action: str, kind: type[PipelineError]) -> Iterato
         raise kind(f"{path}: cannot {action}: {reason}; check name, rights and connection, then run again") from error
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Tell whether a module could be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a package around it

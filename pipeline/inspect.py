@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
-from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, read_dataset_info
+from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, digest_directory, read_dataset_info
 from pipeline.errors import CorruptShardError, MissingInputError, one_line
 from pipeline.publish import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY
@@ -93,11 +93,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--examples", type=int, default=3, help="how many decoded examples to show")
     parser.add_argument("--key", help="show instead where this document went, such as 体育/123.txt")
     parser.add_argument("--json", action="store_true", help=f"print {DATASET_INFO_NAME} itself")
+    parser.add_argument("--digest", action="store_true", help="print one digest of the directory's names and bytes")
     args = parser.parse_args(argv)
     require(args.examples >= 0, f"--examples: expected 0 or more, got {args.examples}")
     info = read_dataset_info(args.data_dir)
     if args.json:
         print(info.to_json(), end="")
+        return 0
+    if args.digest:
+        print(digest_directory(args.data_dir))
         return 0
     vocab = load_vocab(filesystem.join(args.data_dir, VOCAB_NAME))
     # Printed as written: a token that is a line separator would break the line.

@@ -1,28 +1,27 @@
 """The preprocessing job: prepare it, build its graph, run it on an engine, and say what came out."""
 
-import argparse
 import dataclasses
-import difflib
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline import errors, filesystem
-from pipeline.config import PreprocessConfig, require
+from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DatasetInfo, read_dataset_info
+from pipeline.engines import EngineOptions, make_named_runner, num_partitions
 from pipeline.errors import OptionError, OutputWriteError, PipelineError
 from pipeline.inputs import open_sources
 from pipeline.labels import read_category_names, read_taxonomy
-from pipeline.local_runner import LOCAL_RUNNERS, MODES, make_local_runner
+from pipeline.local_runner import make_local_runner
 from pipeline.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
-from pipeline.publish import staging_directory
+from pipeline.publish import STAGING_PREFIX, staging_directory
 from pipeline.references import Job
 from pipeline.sources import TreeSource
 from pipeline.transforms import PreprocessCorpus
@@ -37,53 +36,9 @@ logger = logging.getLogger(__name__)
 
 # What a worker process reports of one of our exceptions: its class, its message, and the step it happened in.
 _OUR_ERROR = re.compile(r"pipeline\.errors\.(?P<name>\w+): (?P<message>.*?)(?: \[while running|\n|$)")
+_NO_PACKAGE = re.compile(r"No module named 'pipeline\b[^']*'")
+_NO_JAR = "Unable to fetch remote job server jar"
 _WHILE_RUNNING = re.compile(r" \[while running .*", re.DOTALL)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """Where the job runs.
-
-    Attributes:
-        runner: `DirectRunner` for this machine, or a runner's name as Beam knows it.
-        num_workers: on this machine; 0 takes all cores.
-        running_mode: on this machine; see `make_local_runner`.
-        beam_args: Beam's own options, as on the command line.
-    """
-
-    runner: str = "DirectRunner"
-    num_workers: int = 0
-    running_mode: str | None = None
-    beam_args: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(self.num_workers >= 0, f"--direct_num_workers: expected 0 (all cores) or more, got {self.num_workers}")
-        require(
-            self.running_mode is None or self.running_mode in MODES,
-            f"--direct_running_mode: expected one of {', '.join(MODES)}, got {self.running_mode!r}",
-        )
-        _check_beam_args(self.beam_args)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the job runs on this machine's own engine."""
-        return self.runner in LOCAL_RUNNERS
-
-
-def _check_beam_args(args: Sequence[str]) -> None:
-    """Refuse options that Beam would ignore."""
-    parser = _BeamArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
-    for options in dict.fromkeys(PipelineOptions.__subclasses__()):
-        options._add_argparse_args(parser)
-    try:
-        _, unknown = parser.parse_known_args(list(args))
-    except argparse.ArgumentError as error:
-        raise OptionError(f"{error}; see run_preprocess.py --help, and Beam's own options") from None
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise OptionError(f"unknown option {unknown[0]}{hint}; see run_preprocess.py --help, and Beam's own options")
 
 
 def prepare(config: PreprocessConfig) -> Job:
@@ -106,6 +61,17 @@ def prepare(config: PreprocessConfig) -> Job:
         vocab_size=len(vocab),
         staging_dir="",
     )
+
+
+def with_absolute_paths(job: Job) -> Job:
+    """Return the job with paths that mean the same to workers whose current directory is another one."""
+    config = dataclasses.replace(job.config, output_dir=_absolute(job.config.output_dir))
+    sources = tuple(dataclasses.replace(source, path=_absolute(source.path)) for source in job.sources)
+    return dataclasses.replace(job, config=config, sources=sources)
+
+
+def _absolute(path: str) -> str:
+    return path if filesystem.is_remote(path) else os.path.abspath(path)
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection[str]:
@@ -132,14 +98,18 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     FileSystems.set_options(options)
     # Before the output is touched, so that wrong input leaves no trace.
     job = prepare(config)
+    named_runner = None
+    if not engine.is_local:
+        named_runner = make_named_runner(engine)
+        job = dataclasses.replace(with_absolute_paths(job), num_partitions=num_partitions(engine, options))
     with (
         progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
-        staging_directory(config) as staging_dir,
-        _beam_errors_as_ours(),
+        staging_directory(job.config) as staging_dir,
+        beam_errors_as_ours(engine.runner),
     ):
         job = dataclasses.replace(job, staging_dir=staging_dir, progress_dir=progress_dir if engine.is_local else None)
         process_ids_path = os.path.join(progress_dir, PROCESS_IDS_NAME)
-        if engine.is_local:
+        if named_runner is None:
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
             runner = make_local_runner(
                 options,
@@ -148,14 +118,31 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
                 log_path=log_path,
                 process_ids_path=process_ids_path,
             )
-            pipeline = beam.Pipeline(runner=runner, options=options)
         else:
             options.view_as(StandardOptions).runner = engine.runner
-            pipeline = beam.Pipeline(options=options)
+            runner = named_runner
+        pipeline = beam.Pipeline(runner=runner, options=options)
         build(pipeline, job)
         with watch_workers(process_ids_path, lambda: _is_moved_away(staging_dir)):
             pipeline.run().wait_until_finish()
         return read_dataset_info(config.output_dir)
+
+
+def translate(config: PreprocessConfig, engine: EngineOptions) -> int:
+    """Let a runner of the name of `engine` translate the job; what it would submit is for its own dry run to withhold.
+
+    Returns:
+        The number of transforms of the translated graph.
+    """
+    options = PipelineOptions(list(engine.beam_args), runner=None)
+    FileSystems.set_options(options)
+    job = with_absolute_paths(prepare(config))
+    job = dataclasses.replace(job, staging_dir=filesystem.join(job.config.output_dir, STAGING_PREFIX + "dry-run"))
+    options.view_as(StandardOptions).runner = engine.runner
+    pipeline = beam.Pipeline(runner=make_named_runner(engine), options=options)
+    build(pipeline, job)
+    pipeline.run().wait_until_finish()
+    return len(pipeline.to_runner_api().components.transforms)
 
 
 def _is_moved_away(staging_dir: str) -> bool:
@@ -188,7 +175,7 @@ def _num_bytes_up_to(limit: int, job: Job) -> int:
 
 
 @contextmanager
-def _beam_errors_as_ours() -> Iterator[None]:
+def beam_errors_as_ours(runner: str) -> Iterator[None]:
     """Turn what Beam makes of an error in a worker back into the error that it was."""
     try:
         yield
@@ -196,13 +183,25 @@ def _beam_errors_as_ours() -> Iterator[None]:
         # Raised in this process; Beam appended the step's name.
         error.args = (_WHILE_RUNNING.sub("", str(error)), *error.args[1:])
         raise
-    except (RuntimeError, OSError) as error:
+    except Exception as error:
         text = str(error)
         if found := _OUR_ERROR.search(text):
             kind = getattr(errors, found["name"], PipelineError)
             raise kind(found["message"]) from error
         if "KeyboardInterrupt" in text:
             raise KeyboardInterrupt from error
+        if found := _NO_PACKAGE.search(text):
+            raise OptionError(
+                f"--runner {runner}: its workers lack this package ({found[0]}); install it where they run, or send it "
+                "along with --setup_file setup.py"
+            ) from error
+        if _NO_JAR in text:
+            raise OptionError(
+                f"--runner {runner}: Beam cannot fetch its job server: {text.split('. ')[0]}; give the path of its jar "
+                "with --flink_job_server_jar or --spark_job_server_jar"
+            ) from error
         if "Channel closed prematurely" in text or "Worker subprocess exited" in text:
             raise OutputWriteError(WORKER_DIED) from error
+        if type(error).__name__ == "DataflowRuntimeException":
+            raise OutputWriteError(f"{' '.join(text.split())}; the job's page in the console says more") from error
         raise

@@ -30,7 +30,7 @@ from pipeline.dataset_info import (
     SplitInfo,
     npy_bytes,
 )
-from pipeline.errors import OptionError, OutputExistsError, SchemaMismatchError
+from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
 from pipeline.references import DatasetPlan, Job, check_rejected
 from pipeline.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
 from pipeline.shard_writer import ShardReport, write_empty_shard
@@ -54,7 +54,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
 
     Raises:
         TooManyRejectedError: more documents were rejected than the options allow.
-        OutputWriteError: the disk is full or read-only.
+        OutputWriteError: the disk is full or read-only, or the engine lost documents.
     """
     if _is_published(reports, job):
         # An engine may run a step twice; the second time there is nothing left to do but what the first left undone.
@@ -65,6 +65,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     splits = {split: _describe_split(split, reports, plan, job) for split in plan.num_shards}
     written = sum(info.num_examples for info in splits.values())
     config = job.config
+    _check_all_arrived(written + len(rejections), plan)
     unwanted = [rejection for rejection in rejections if rejection.reason != "duplicate"]
     check_rejected(len(unwanted), written + len(rejections), unwanted, config)
     rejected = rejected_bytes(rejections)
@@ -109,6 +110,15 @@ def _count_in_several_splits(reports: Sequence[ShardReport]) -> int:
     distinct = [np.unique(np.concatenate(parts)) for parts in by_split.values()]
     _, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *distinct]), return_counts=True)
     return int(np.count_nonzero(counts > 1))
+
+
+def _check_all_arrived(num_documents: int, plan: DatasetPlan) -> None:
+    # Engines have lost and doubled elements without a word; the first pass counted by another way than this one.
+    if num_documents != plan.num_documents:
+        raise OutputWriteError(
+            f"the engine lost documents or made them twice: {plan.num_documents:,} were read, {num_documents:,} "
+            "arrived; nothing is published; run again, and if it happens again, on another engine"
+        )
 
 
 def _is_published(reports: Sequence[ShardReport], job: Job) -> bool:

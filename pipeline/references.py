@@ -34,6 +34,7 @@ class Job:
         vocab_size: its tokens.
         staging_dir: where everything is written before it is published.
         progress_dir: where workers on this machine leave their counts; `None` elsewhere.
+        num_partitions: into how many parts the work is cut, for engines that do not find that out by themselves.
     """
 
     config: PreprocessConfig
@@ -44,6 +45,7 @@ class Job:
     vocab_size: int
     staging_dir: str
     progress_dir: str | None = None
+    num_partitions: int = 0
 
 
 class Reference(NamedTuple):
@@ -191,10 +193,12 @@ class DatasetPlan:
     Attributes:
         labels: head → label map.
         num_shards: split → shards, in the order in which splits are listed.
+        num_documents: read in the first pass, used or not; as many must arrive at the end.
     """
 
     labels: Mapping[str, LabelMap]
     num_shards: Mapping[str, int]
+    num_documents: int
 
 
 def plan_dataset(survey: Survey, job: Job) -> DatasetPlan:
@@ -221,6 +225,7 @@ def plan_dataset(survey: Survey, job: Job) -> DatasetPlan:
         num_shards={
             split: config.num_shards or auto_num_shards(survey.num_documents[split]) for split in config.split_names
         },
+        num_documents=num_usable + survey.num_rejected,
     )
 
 

@@ -28,33 +28,52 @@ REJECTIONS_KEY: ShardKey = ("", 0)
 
 
 class _ListChunks(beam.DoFn):
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, num_listers: int):
         self._job = job
+        self._num_listers = num_listers
 
-    def process(self, index: int) -> Iterator[Chunk]:
+    def process(self, lister: int) -> Iterator[tuple[int, Chunk]]:
         num_documents = ProgressWriter(self._job.progress_dir, "listed")
-        for chunk in self._job.sources[index].chunks(index):
-            if isinstance(chunk.items, list):
-                num_documents.add(len(chunk.items))
-            yield chunk
+        for index in range(lister, len(self._job.sources), self._num_listers):
+            for number, chunk in enumerate(self._job.sources[index].chunks(index)):
+                if isinstance(chunk.items, list):
+                    num_documents.add(len(chunk.items))
+                yield number % self._num_listers, chunk
         num_documents.flush()
 
 
 class ListChunks(beam.PTransform):
-    """Cut every source into chunks and spread them over the workers."""
+    """Cut every source into chunks and spread them over the workers.
+
+    Where the engine has no Reshuffle, the job names its number of partitions: as many listers, most of them with
+    nothing to list, make it have that many, and grouping spreads the chunks over them.
+    """
 
     def __init__(self, job: Job):
         super().__init__()
         self._job = job
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[Chunk]:
-        return (
+        num_listers = max(len(self._job.sources), self._job.num_partitions)
+        numbered = (
             root
-            | "NameSources" >> beam.Create(range(len(self._job.sources)))  # int
-            | "SpreadSources" >> beam.Reshuffle()  # int
-            | "CutIntoChunks" >> beam.ParDo(_ListChunks(self._job))  # Chunk
-            | "SpreadChunks" >> beam.Reshuffle()  # Chunk
+            | "NameListers" >> beam.Create(range(num_listers))  # int
+            | "SpreadListers" >> beam.Reshuffle()  # int
+            | "CutIntoChunks"
+            >> beam.ParDo(_ListChunks(self._job, num_listers)).with_output_types(tuple[int, Chunk])  # (int, Chunk)
         )
+        if not self._job.num_partitions:
+            return numbered | "DropNumbers" >> beam.Values() | "SpreadChunks" >> beam.Reshuffle()  # Chunk
+        return (
+            numbered
+            | "SpreadByNumber" >> beam.GroupByKey()  # (int, [Chunk])
+            | "TakeChunks" >> beam.FlatMap(take_chunks)  # Chunk
+        )
+
+
+def take_chunks(element: tuple[int, Iterable[Chunk]]) -> Iterable[Chunk]:
+    """Return what was grouped."""
+    return element[1]
 
 
 class ReadReferences(beam.DoFn):

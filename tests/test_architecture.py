@@ -16,7 +16,8 @@ MAX_LINES = 430
 
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "keras_bert")
 WITH_TENSORFLOW = "pipeline.input_pipeline"
-WITH_BEAM = ("pipeline.transforms", "pipeline.preprocess", "pipeline.local_runner")
+WITH_BEAM = tuple(f"pipeline.{name}" for name in ("transforms", "preprocess", "engines", "dask_engine", "local_runner"))
+WITH_DASK = "pipeline.dask_engine"  # cannot be imported where Dask is not installed
 WITH_LAZY_BEAM = ("pipeline.filesystem", "pipeline.local_worker", "run_preprocess")
 # What a dataset, a run directory or a BERT directory holds is data: nothing may turn it into code.
 EXECUTING_MODULES = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib")
@@ -218,7 +219,7 @@ def import_in_a_fresh_process(modules: list[str], forbidden: tuple[str, ...], di
 
 
 def test_importing_the_preprocessing_side_loads_no_tensorflow_and_does_nothing(tmp_path: Path) -> None:
-    modules = ["run_preprocess", *(name for name in PIPELINE if name != WITH_TENSORFLOW)]
+    modules = ["run_preprocess", *(name for name in PIPELINE if name not in (WITH_TENSORFLOW, WITH_DASK))]
     assert import_in_a_fresh_process(modules, TENSORFLOW, tmp_path) == "[] 1 []"
 
 

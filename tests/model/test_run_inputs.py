@@ -71,6 +71,12 @@ def test_missing_directories(data_dir, bert_dir, tmp_path):
     assert "no such directory" in refuse(MissingInputError, data_dir, tmp_path / "none")
 
 
+def test_a_file_system_that_tensorflow_lacks(bert_dir):
+    message = refuse(OptionError, "s3://bucket/data", bert_dir)
+    assert message.startswith("--data s3://bucket/data: this TensorFlow reads local files and ")
+    assert message.endswith("not s3://; copy the dataset to a local directory, and give that")
+
+
 def test_max_len_beyond_the_data(data_dir, bert_dir):
     message = refuse(OptionError, data_dir, bert_dir, max_len=17)
     assert "--max_len 17 is longer than the 16 tokens the dataset was written with; use at most 16" in message

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -345,20 +346,51 @@ def test_other_options_train_too(inputs, tmp_path, options):
     assert (tmp_path / "report.json").exists()
 
 
-@pytest.mark.slow
-def test_two_workers_do_not_change_the_result(inputs, tmp_path):
-    sockets = [socket.socket() for _ in range(2)]
+def start_workers(run, number=2):
+    """Start the processes of a cluster on loopback addresses."""
+    sockets = [socket.socket() for _ in range(number)]
     for sock in sockets:
         sock.bind(("127.0.0.1", 0))
     addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
     for sock in sockets:
         sock.close()
+    tasks = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(number)]
+    return [start_training(run | {"strategy": "multi_worker"}, TF_CONFIG=json.dumps(task)) for task in tasks]
+
+
+@pytest.mark.slow
+def test_two_workers_do_not_change_the_result(inputs, tmp_path):
     common = inputs | {"dropout": 0.0, "limit_steps": 20}
-    shared = common | {"output_dir": str(tmp_path / "workers"), "strategy": "multi_worker"}
-    workers = []
-    for index in range(2):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        workers.append(start_training(shared, TF_CONFIG=json.dumps(task)))
+    workers = start_workers(common | {"output_dir": str(tmp_path / "workers")})
     alone = start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"})
     wait_for(*workers, alone)
+    assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(inputs, tmp_path, victim):
+    """As Slurm and Kubernetes do it: one process gone ends the job, and the same command starts all of them again."""
+    run = inputs | {
+        "dropout": 0.0,
+        "epochs": 40,
+        "limit_steps": 60,
+        "save_every": 4,
+        "output_dir": str(tmp_path / "workers"),
+    }
+    workers = start_workers(run)
+    states = tmp_path / "workers" / "state"
+    while not states.is_dir() or not list_states(states):
+        assert all(worker.poll() is None for worker in workers)
+        time.sleep(0.002)
+    workers[victim].kill()
+    _, errors = workers[1 - victim].communicate(timeout=120)
+    assert workers[1 - victim].returncode not in (0, None), errors
+    workers[victim].communicate()
+    assert not (tmp_path / "workers" / "report.json").exists()
+    reached = int(list_states(states)[-1].name.split("-")[1])
+    assert 0 < reached < 60
+    wait_for(*start_workers(run))
+    alone = inputs | {"dropout": 0.0, "epochs": 40, "limit_steps": 60, "output_dir": str(tmp_path / "alone")}
+    wait_for(start_training(alone | {"strategy": "one_device"}))
     assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.dataset_info import (
     FileInfo,
     SplitInfo,
     check_files,
+    digest_directory,
     npy_bytes,
     read_dataset_info,
     read_lengths,
@@ -218,3 +220,14 @@ def test_lengths(data_dir: Path) -> None:
 def test_nothing_is_unpickled() -> None:
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         npy_bytes(np.array([object()]))
+
+
+def test_a_directorys_digest_is_what_sha256sum_says(tmp_path: Path) -> None:
+    for name, content in (("b.txt", b"1"), ("a.txt", b""), ("体育", b"2" * 3_000_000)):
+        (tmp_path / name).write_bytes(content)
+    command = "export LC_ALL=C; sha256sum * | sha256sum"
+    said = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    digest = digest_directory(str(tmp_path))
+    assert digest == digest_directory(f"{tmp_path}/") == said.split()[0]
+    (tmp_path / "b.txt").rename(tmp_path / "c.txt")
+    assert digest_directory(str(tmp_path)) != digest

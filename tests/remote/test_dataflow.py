@@ -1,0 +1,69 @@
+"""The job on Dataflow, as far as one gets without it: translated, and submitted to a stand-in for its service."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.engines.clusters import copy_sources
+from tests.pipeline import corpora
+from tests.remote.conftest import upload
+from tests.remote.dataflow_service import dataflow_service
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not importlib.util.find_spec("gcp_storage_emulator"),
+        reason="Dataflow's client is not installed; `make test-remote` installs and uses it",
+    ),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+OPTIONS = (
+    "--runner=DataflowRunner",
+    "--project=offline-test",
+    "--region=us-central1",
+    "--temp_location=gs://test-bucket/tmp",
+    "--staging_location=gs://test-bucket/staging",
+    "--no_auth",
+)
+
+
+def test_a_dry_run_translates_the_job_and_submits_nothing(gcs, local_dataset, tmp_path: Path) -> None:
+    corpus, vocab, _ = local_dataset
+    output = tmp_path / "elsewhere"
+    arguments = ["--input", corpus, "--vocab", vocab, "--output", output, *OPTIONS, "--dry_run"]
+    outcome = corpora.run_command_line(*arguments)
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert re.fullmatch(r"Dataflow takes this job: \d+ transforms; nothing was submitted\n", outcome.stdout)
+    assert not output.exists()
+    assert not list(gcs.client.list_blobs("test-bucket"))
+
+
+def test_a_submitted_job_runs_from_what_was_staged_and_gives_the_same_bytes(gcs, local_dataset, tmp_path: Path) -> None:
+    corpus, vocab, expected = local_dataset
+    upload(corpus, vocab, lambda key, data: gcs.blob(key).upload_from_string(data))
+    paths = ["--input", "gs://test-bucket/corpus", "--vocab", "gs://test-bucket/vocab.txt", "--num_shards", "2"]
+    setup = copy_sources(tmp_path / "sources") / "setup.py"
+    with dataflow_service(
+        tmp_path / "service", lambda url: gcs.blob(url.split("/", 3)[3]).download_as_bytes()
+    ) as service:
+        outcome = corpora.run_command_line(
+            *paths,
+            *("--output", "gs://test-bucket/out", f"--setup_file={setup}", *OPTIONS),
+            f"--dataflow_endpoint=http://localhost:{service.port}",
+        )
+    worker_log = (tmp_path / "service" / "worker.log").read_text()
+    assert outcome.status == 0, f"{outcome.stderr}\n{worker_log}"
+    assert "16 documents in" in outcome.stdout
+    found = {
+        os.path.basename(blob.name): blob.download_as_bytes()
+        for blob in gcs.client.list_blobs("test-bucket", prefix="out/")
+    }
+    assert found == expected
+    # The package that ran is the one that was staged.
+    package = re.search(r"running \d+ transforms with (\S+)", worker_log)
+    assert package
+    assert package[1].startswith(str(tmp_path / "service" / "container"))
