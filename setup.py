@@ -23,6 +23,12 @@ setup(
         "console_scripts": [
             "two-headed-bert-preprocess = run_preprocess:command",
             "two-headed-bert-train = run_train:command",
+            "two-headed-bert-inspect = pipeline.inspect:command",
+            "two-headed-bert-verify = pipeline.verify:command",
+            "two-headed-bert-plan = pipeline.plan:command",
+            "two-headed-bert-evaluate = model.evaluate:command",
+            "two-headed-bert-predict = model.predict:command",
+            "two-headed-bert-export = model.export:command",
         ]
     },
     # No TensorFlow here: on a cluster it would cost every worker half a gigabyte and minutes of start-up.

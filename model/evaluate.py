@@ -161,5 +161,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def command() -> int:
+    """Be the command: take the process's arguments, return the exit status."""
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command())

@@ -12,6 +12,9 @@ from pipeline.errors import OptionError, PipelineError
 
 VERSION = "0.1.0"
 
+_INSTALLED_PREFIX = "two-headed-bert-"
+# What the extra `train` installs and a worker of the preprocessing job does without.
+_TRAINING_MODULES = ("jinja2", "keras_bert", "matplotlib", "sklearn", "tensorboard", "tensorflow", "tf_keras")
 _INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it
 
 
@@ -27,8 +30,9 @@ class CommandParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and which takes no abbreviated options."""
 
     def __init__(self, *, prog: str, description: str, epilog: str | None = None):
+        called = os.path.basename(sys.argv[0])
         super().__init__(
-            prog=prog,
+            prog=called if called.startswith(_INSTALLED_PREFIX) else prog,
             description=description,
             epilog=epilog,
             allow_abbrev=False,
@@ -66,6 +70,13 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             raise
         logging.getLogger(__name__).error("error: %s", error)
         return error.exit_status
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").split(".")[0] not in _TRAINING_MODULES:
+            raise
+        logging.getLogger(__name__).error(
+            "error: this installation has no %s, which training needs; pip install 'two-headed-bert[train]'", error.name
+        )
+        return OptionError.exit_status
     except KeyboardInterrupt:
         logging.getLogger(__name__).error("interrupted")
         return _INTERRUPTED_STATUS

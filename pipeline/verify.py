@@ -200,5 +200,10 @@ def _summary(findings: Findings, seconds: float) -> str:
     )
 
 
+def command() -> int:
+    """Be the command: take the process's arguments, return the exit status."""
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command())

@@ -36,6 +36,11 @@ def run(error: BaseException | None, *arguments: str) -> int:
         (CorruptShardError("x: bad", path="x", record=3, offset=99), 2, "error: x: bad\n"),
         (NonFiniteLossError("nan", head="second", step=7), 1, "error: nan\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"),
+            2,
+            "error: this installation has no tensorflow, which training needs; pip install 'two-headed-bert[train]'\n",
+        ),
     ],
 )
 def test_exit_status_and_message(
@@ -48,6 +53,18 @@ def test_exit_status_and_message(
 def test_defects_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(ZeroDivisionError())
+
+
+def test_a_missing_module_of_our_own_is_a_defect() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run(ModuleNotFoundError("No module named 'pipeline.nothing'", name="pipeline.nothing"))
+
+
+def test_installed_commands_call_themselves_by_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/two-headed-bert-inspect"])
+    assert CommandParser(prog="python -m pipeline.inspect", description="").prog == "two-headed-bert-inspect"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
+    assert CommandParser(prog="python -m pipeline.inspect", description="").prog == "python -m pipeline.inspect"
 
 
 def test_debug_shows_the_traceback_of_an_error() -> None:
