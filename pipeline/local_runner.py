@@ -75,6 +75,7 @@ def _subprocess_environment(log_path: str | None, process_ids_path: str) -> Subp
     command = f"exec {shlex.quote(sys.executable)} -P -m pipeline.local_worker {os.getpid()}"
     redirection = f" 2>> {shlex.quote(log_path)}" if log_path else ""
     search = f"export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))}"
-    # Left to itself, malloc keeps the megabytes of every array it ever served: a third of a worker's memory.
-    malloc = "export MALLOC_MMAP_THRESHOLD_=262144"
+    # Left to itself, malloc keeps the megabytes of every array it ever served. Much below 2 MiB, every array would be
+    # fetched from the kernel page by page: a third of a worker's time.
+    malloc = f"export MALLOC_MMAP_THRESHOLD_={2 << 20}"
     return SubprocessSDKEnvironment.from_command_string(f"{note}; {malloc}; {search}; {command}{redirection}")
