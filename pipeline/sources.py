@@ -135,7 +135,8 @@ class ZipSource:
             members = [
                 (name, member)
                 for member in archive.infolist()
-                if not member.is_dir() and _is_document(name := _member_name(member))
+                # Not `is_dir()`, which fails on a member without a name.
+                if not member.filename.endswith("/") and _is_document(name := _member_name(member))
             ]
             depth = _common_depth([name for name, _ in members])
             names_of = [(name.split(b"/", depth)[-1], member) for name, member in members]
