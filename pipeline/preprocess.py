@@ -18,9 +18,10 @@ from pipeline import errors, filesystem
 from pipeline.config import PreprocessConfig, require
 from pipeline.dataset_info import DatasetInfo, read_dataset_info
 from pipeline.errors import OptionError, OutputWriteError, PipelineError
+from pipeline.forked_workers import can_fork, fork_workers
 from pipeline.inputs import open_sources
 from pipeline.labels import read_category_names, read_taxonomy
-from pipeline.local_runner import LOCAL_RUNNERS, MODES, make_local_runner
+from pipeline.local_runner import LOCAL_RUNNERS, MODES, choose_mode, make_local_runner
 from pipeline.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
 from pipeline.publish import staging_directory
 from pipeline.references import Job
@@ -29,8 +30,9 @@ from pipeline.transforms import PreprocessCorpus
 from pipeline.vocabulary import parse_vocab
 from pipeline.worker_watch import WORKER_DIED, watch_workers
 
-# Starting worker processes takes as long as tokenizing about this much text in one process.
-_BYTES_WORTH_WORKERS = 100 << 20
+# Starting worker processes takes as long as tokenizing about this much text in one process; forking them takes less.
+_BYTES_WORTH_STARTING = 100 << 20
+_BYTES_WORTH_FORKING = 10 << 20
 _BYTES_PER_FILE = 2_700  # of THUCNews; asking each file would take longer than being wrong
 
 logger = logging.getLogger(__name__)
@@ -132,7 +134,11 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     FileSystems.set_options(options)
     # Before the output is touched, so that wrong input leaves no trace.
     job = prepare(config)
+    num_workers = _choose_num_workers(engine, job) if engine.is_local else 0
+    mode = choose_mode(engine.running_mode, num_workers)
     with (
+        # First of all, while there is no other thread yet.
+        fork_workers(num_workers if mode == "multi_processing" and _may_fork(job) else 0) as forked_workers,
         progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
         staging_directory(config) as staging_dir,
         _beam_errors_as_ours(),
@@ -143,10 +149,11 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
             runner = make_local_runner(
                 options,
-                num_workers=_choose_num_workers(engine, job),
-                mode=engine.running_mode,
+                num_workers=num_workers,
+                mode=mode,
                 log_path=log_path,
                 process_ids_path=process_ids_path,
+                forked_workers=forked_workers,
             )
             pipeline = beam.Pipeline(runner=runner, options=options)
         else:
@@ -166,9 +173,22 @@ def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
     """Return the number that was asked for, else all cores where there is enough to do for them, else one."""
     if engine.num_workers:
         return engine.num_workers
-    if engine.running_mode is None and _num_bytes_up_to(_BYTES_WORTH_WORKERS, job) < _BYTES_WORTH_WORKERS:
+    worth_it = _BYTES_WORTH_FORKING if _may_fork(job) else _BYTES_WORTH_STARTING
+    if engine.running_mode is None and _num_bytes_up_to(worth_it, job) < worth_it:
         return 1
     return 1 if engine.running_mode == "in_memory" else len(os.sched_getaffinity(0))
+
+
+def _may_fork(job: Job) -> bool:
+    """Tell whether workers can be forked; connections to remote storage, already open, must not be shared with them."""
+    config = job.config
+    paths = (
+        config.vocab_path,
+        config.taxonomy_path,
+        config.category_names_path,
+        *(spec.path for spec in config.inputs),
+    )
+    return can_fork() and not any(path and filesystem.is_remote(path) for path in paths)
 
 
 def _num_bytes_up_to(limit: int, job: Job) -> int:
