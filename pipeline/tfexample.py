@@ -47,23 +47,25 @@ def encode_varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: a value is negative.
     """
-    values = np.asarray(values, dtype=np.int64)
+    values = np.asarray(values)
     if values.size and values.min() < 0:
         raise ValueError(f"expected values >= 0, got {values.min()}")
-    num_bytes = np.ones(values.shape, dtype=np.int64)
-    limit = 1 << 7
-    while values.size and int(values.max()) >= limit:
-        num_bytes += values >= limit
-        limit <<= 7
-    ends = np.cumsum(num_bytes)
-    starts = ends - num_bytes
-    payload = np.empty(int(ends[-1]) if ends.size else 0, dtype=np.uint8)
-    payload[starts] = values & 0x7F
-    for index in range(1, int(num_bytes.max()) if num_bytes.size else 0):
-        longer = num_bytes > index
-        at = starts[longer] + index
-        payload[at - 1] |= 0x80
-        payload[at] = (values[longer] >> (7 * index)) & 0x7F
+    width = max(1, -(-int(values.max(initial=0)).bit_length() // 7))
+    if width == 1:
+        return values.astype(np.uint8), np.arange(1, values.size + 1)
+    # Every varint as wide as the widest, as a row of septets, the lowest first; then the leading zeros are left out.
+    values = values.astype(np.uint32 if width < 5 else np.int64)
+    septets = np.empty([values.size, width], np.uint8)
+    kept = np.ones([values.size, width], bool)
+    num_bytes = np.ones(values.size, np.uint8)
+    for index in range(width):
+        septets[:, index] = values >> 7 * index
+        if index:
+            kept[:, index] = values >= 1 << 7 * index
+            num_bytes += kept[:, index]
+    ends = np.cumsum(num_bytes, dtype=np.int64)
+    payload = np.compress(kept.ravel(), septets.ravel()) | 0x80
+    payload[ends - 1] &= 0x7F
     return payload, ends
 
 
