@@ -32,7 +32,7 @@ from pipeline.worker_watch import WORKER_DIED, watch_workers
 
 # Starting worker processes takes as long as tokenizing about this much text in one process; forking them takes less.
 _BYTES_WORTH_STARTING = 100 << 20
-_BYTES_WORTH_FORKING = 10 << 20
+_BYTES_WORTH_FORKING = 32 << 20
 _BYTES_PER_FILE = 2_700  # of THUCNews; asking each file would take longer than being wrong
 
 logger = logging.getLogger(__name__)

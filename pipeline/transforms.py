@@ -50,8 +50,8 @@ class ListChunks(beam.PTransform):
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[Chunk]:
         return (
             root
+            # `Create` spreads its elements by itself.
             | "NameSources" >> beam.Create(range(len(self._job.sources)))  # int
-            | "SpreadSources" >> beam.Reshuffle()  # int
             | "CutIntoChunks" >> beam.ParDo(_ListChunks(self._job))  # Chunk
             | "SpreadChunks" >> beam.Reshuffle()  # Chunk
         )
