@@ -17,9 +17,10 @@ from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DatasetInfo, read_dataset_info
 from pipeline.engines import EngineOptions, make_named_runner, num_partitions
 from pipeline.errors import OptionError, OutputWriteError, PipelineError
+from pipeline.forked_workers import can_fork, fork_workers
 from pipeline.inputs import open_sources
 from pipeline.labels import read_category_names, read_taxonomy
-from pipeline.local_runner import make_local_runner
+from pipeline.local_runner import choose_mode, make_local_runner
 from pipeline.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
 from pipeline.publish import STAGING_PREFIX, staging_directory
 from pipeline.references import Job
@@ -28,8 +29,9 @@ from pipeline.transforms import PreprocessCorpus
 from pipeline.vocabulary import parse_vocab
 from pipeline.worker_watch import WORKER_DIED, watch_workers
 
-# Starting worker processes takes as long as tokenizing about this much text in one process.
-_BYTES_WORTH_WORKERS = 100 << 20
+# Starting worker processes takes as long as tokenizing about this much text in one process; forking them takes less.
+_BYTES_WORTH_STARTING = 100 << 20
+_BYTES_WORTH_FORKING = 32 << 20
 _BYTES_PER_FILE = 2_700  # of THUCNews; asking each file would take longer than being wrong
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,11 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     if not engine.is_local:
         named_runner = make_named_runner(engine)
         job = dataclasses.replace(with_absolute_paths(job), num_partitions=num_partitions(engine, options))
+    num_workers = _choose_num_workers(engine, job) if engine.is_local else 0
+    mode = choose_mode(engine.running_mode, num_workers)
     with (
+        # First of all, while there is no other thread yet.
+        fork_workers(num_workers if mode == "multi_processing" and _may_fork(job) else 0) as forked_workers,
         progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
         staging_directory(job.config) as staging_dir,
         beam_errors_as_ours(engine.runner),
@@ -113,10 +119,11 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
             runner = make_local_runner(
                 options,
-                num_workers=_choose_num_workers(engine, job),
-                mode=engine.running_mode,
+                num_workers=num_workers,
+                mode=mode,
                 log_path=log_path,
                 process_ids_path=process_ids_path,
+                forked_workers=forked_workers,
             )
         else:
             options.view_as(StandardOptions).runner = engine.runner
@@ -153,9 +160,22 @@ def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
     """Return the number that was asked for, else all cores where there is enough to do for them, else one."""
     if engine.num_workers:
         return engine.num_workers
-    if engine.running_mode is None and _num_bytes_up_to(_BYTES_WORTH_WORKERS, job) < _BYTES_WORTH_WORKERS:
+    worth_it = _BYTES_WORTH_FORKING if _may_fork(job) else _BYTES_WORTH_STARTING
+    if engine.running_mode is None and _num_bytes_up_to(worth_it, job) < worth_it:
         return 1
     return 1 if engine.running_mode == "in_memory" else len(os.sched_getaffinity(0))
+
+
+def _may_fork(job: Job) -> bool:
+    """Tell whether workers can be forked; connections to remote storage, already open, must not be shared with them."""
+    config = job.config
+    paths = (
+        config.vocab_path,
+        config.taxonomy_path,
+        config.category_names_path,
+        *(spec.path for spec in config.inputs),
+    )
+    return can_fork() and not any(path and filesystem.is_remote(path) for path in paths)
 
 
 def _num_bytes_up_to(limit: int, job: Job) -> int:

@@ -16,7 +16,7 @@ from types import FrameType
 from pipeline.errors import OutputWriteError
 
 # Names that Beam gives to its threads: those that wait for worker processes, one each, and those that talk to them.
-_WORKER_THREAD = "run_worker"
+WORKER_THREAD = "run_worker"
 _TALKING_THREADS = ("beam_control_read", "read_grpc_client_inputs")
 # Ctrl-C reaches workers and job at the same moment; this long the job may take to notice it.
 _SECONDS_FOR_AN_INTERRUPT = 0.3
@@ -68,7 +68,7 @@ class _WorkerWatch:
     def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
         """Called by a thread that failed; one that waited for a worker does so if that ended without success."""
         name = error.thread.name if error.thread else ""
-        if name != _WORKER_THREAD:
+        if name != WORKER_THREAD:
             if name not in _TALKING_THREADS:
                 self._former_thread_hook(error)
             return

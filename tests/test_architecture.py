@@ -18,7 +18,7 @@ TENSORFLOW = ("tensorflow", "tf_keras", "keras", "keras_bert")
 WITH_TENSORFLOW = "pipeline.input_pipeline"
 WITH_BEAM = tuple(f"pipeline.{name}" for name in ("transforms", "preprocess", "engines", "dask_engine", "local_runner"))
 WITH_DASK = "pipeline.dask_engine"  # cannot be imported where Dask is not installed
-WITH_LAZY_BEAM = ("pipeline.filesystem", "pipeline.local_worker", "run_preprocess")
+WITH_LAZY_BEAM = ("pipeline.filesystem", "pipeline.forked_workers", "pipeline.local_worker", "run_preprocess")
 # What a dataset, a run directory or a BERT directory holds is data: nothing may turn it into code.
 EXECUTING_MODULES = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib")
 EXECUTING_CALLS = ("eval", "exec", "compile", "__import__")

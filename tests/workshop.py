@@ -70,29 +70,26 @@ def start(workshop: Workshop, *options: str | Path) -> subprocess.Popen[str]:
     )
 
 
-WORKER = b"pipeline.local_worker"
-
-
 def children_of(parent: int) -> list[int]:
-    """Return the living worker processes that a process has started, through a shell or not."""
+    """Return the living processes that a process has started; a job's are its workers, forked or through a shell."""
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
             stat = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace")
-            command = Path(f"/proc/{name}/cmdline").read_bytes()
         except OSError:
             continue
         state, its_parent = stat.rsplit(")", 1)[1].split()[:2]
-        if int(its_parent) == parent and state != "Z" and WORKER in command:
+        if int(its_parent) == parent and state != "Z":
             found.append(int(name))
     return found
 
 
 def is_alive(process_id: int) -> bool:
     try:
-        return WORKER in Path(f"/proc/{process_id}/cmdline").read_bytes()
+        # A process that has ended has no command line, even if nobody has taken note of its end.
+        return bool(Path(f"/proc/{process_id}/cmdline").read_bytes())
     except OSError:
         return False
 

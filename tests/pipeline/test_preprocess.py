@@ -5,11 +5,10 @@ import gzip
 from pathlib import Path
 
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config import PreprocessConfig
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, TooManyRejectedError
-from pipeline.local_runner import make_local_runner
+from pipeline.local_runner import choose_mode
 from pipeline.preprocess import EngineOptions, prepare, run
 from tests.pipeline.corpora import (
     digest_files,
@@ -50,7 +49,7 @@ def test_engine_options_are_checked() -> None:
     with pytest.raises(OptionError, match="--direct_running_mode: expected one of in_memory, multi_threading"):
         EngineOptions(running_mode="threads")
     with pytest.raises(OptionError, match="in_memory has one worker, but --direct_num_workers is 2"):
-        make_local_runner(PipelineOptions([]), num_workers=2, mode="in_memory", log_path=None, process_ids_path="")
+        choose_mode("in_memory", 2)
     assert EngineOptions().is_local
     assert not EngineOptions(runner="DataflowRunner").is_local
 
