@@ -107,7 +107,7 @@ def test_a_job_that_cuts_its_work_itself_gives_the_same_bytes(tmp_path: Path, nu
     again = dataclasses.replace(config, output_dir=str(tmp_path / "again"))
     (tmp_path / "again").mkdir()
     job = dataclasses.replace(corpora.make_job(again), num_partitions=num_partitions)
-    runner = make_local_runner(PipelineOptions([]), num_workers=1, mode=None, log_path=None, process_ids_path="")
+    runner = make_local_runner(PipelineOptions([]), num_workers=1, mode="in_memory", log_path=None, process_ids_path="")
     with beam.Pipeline(runner=runner) as pipeline:
         build(pipeline, job)
     assert corpora.digest_files(tmp_path / "again") == expected
