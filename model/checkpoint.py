@@ -19,13 +19,14 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from model.bert_config import BertConfig
+from model.weights import sync_path
 from pipeline.errors import InputFormatError, MissingInputError, OutputExistsError, OutputWriteError
 from pipeline.vocabulary import load_vocab
 
@@ -287,11 +288,12 @@ def write_bert_dir(
             shape_and_slices=[""] * len(names),
             tensors=[tf.constant(variables[name], tf.float32) for name in names],
         )
-        _sync([*new.iterdir(), new])
+        for path in (*new.iterdir(), new):
+            sync_path(path)
         if output_dir.exists():
             output_dir.rename(old)
         new.rename(output_dir)
-        _sync([output_dir.parent])
+        sync_path(output_dir.parent)
     except (OSError, tf.errors.OpError) as error:
         raise OutputWriteError(f"{output_dir}: the BERT directory could not be written: {error}") from error
     finally:
@@ -319,13 +321,3 @@ def _readable_checkpoint_errors(prefix: Path) -> Iterator[None]:
         raise MissingInputError(f"{prefix}: a file of the checkpoint is missing: {error}") from error
     except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
         raise InputFormatError(f"{prefix}: the checkpoint is damaged: {error}") from error
-
-
-def _sync(paths: Iterable[Path]) -> None:
-    """Ask the operating system to put files and directories on disk, so that a rename cannot outrun their content."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

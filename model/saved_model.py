@@ -23,7 +23,6 @@ A text of which nothing is left has no labels; where a batch must have some, tho
 import contextlib
 import itertools
 import logging
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ import tensorflow as tf
 from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, check_decode
 from model.finished_run import check_same_labels, load_finished_run, load_run_vocab
 from model.graph_tokenizer import GraphTokenizer
+from model.weights import sync_path
 from pipeline import filesystem
 from pipeline.corpus import normalize_text
 from pipeline.dataset_info import read_dataset_info
@@ -188,9 +188,9 @@ def write_saved_model(
         with _without_chatter():
             tf.saved_model.save(module, str(temporary), signatures=make_signatures(model, labels, tokenize_fn, pairs))
         for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
+            sync_path(path)
         temporary.rename(output)
-        _sync(output.parent)
+        sync_path(output.parent)
     except (OSError, tf.errors.OpError) as error:
         raise OutputWriteError(f"{output}: cannot write: {error}; free some space or fix it, then run again") from error
     finally:
@@ -314,12 +314,3 @@ def _without_chatter() -> Iterator[None]:
     finally:
         for chatty, level in zip(loggers, levels, strict=True):
             chatty.setLevel(level)
-
-
-def _sync(path: Path) -> None:
-    """Ask the operating system to put a file or directory on disk, so that the rename cannot outrun its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.weights import assign_arrays, sync_directory, write_arrays, write_text
+from model.weights import assign_arrays, sync_path, write_arrays, write_text
 from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError
 from pipeline.filesystem import TEMPORARY_SUFFIX
 
@@ -118,12 +118,12 @@ def save_state(states_dir: Path, progress: Progress, variables: Mapping[str, Any
         temporary.mkdir(parents=True)
         write_arrays(temporary / ARRAYS_NAME, ((name, variable.numpy()) for name, variable in variables.items()))
         write_text(temporary / STATE_NAME, progress.to_json())
-        sync_directory(temporary)
+        sync_path(temporary)
         if final.exists():
             # Only a state that did not read back comes to be written again.
             shutil.rmtree(final)
         temporary.rename(final)
-        sync_directory(states_dir)
+        sync_path(states_dir)
     except OSError as error:
         raise OutputWriteError(f"{final}: cannot write: {error.strerror}; free some space, then run again") from error
     finally:

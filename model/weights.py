@@ -45,7 +45,7 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
-            sync_directory(path.parent)
+            sync_path(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -86,8 +86,8 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sync_directory(path: Path) -> None:
-    """Ask the operating system to put a directory's entries on disk, so that a rename survives a power cut."""
+def sync_path(path: Path) -> None:
+    """Ask the operating system to put a file or a directory on disk, so that no rename can outrun its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

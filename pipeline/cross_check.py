@@ -48,14 +48,8 @@ def _candidates(hashes: np.ndarray, groups: np.ndarray | None = None) -> np.ndar
 def _fetch(findings: Findings, name: str, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
     """Return offset → features of some examples of a shard, given as marks on its rows."""
     shard = findings.shards[name]
-    offsets = set(shard.offsets[wanted].tolist())
-    found = {}
-    for frames in ShardReader(findings.data_dir, name).blocks():
-        here = [row for row, offset in enumerate(frames.offsets.tolist()) if offset in offsets]
-        for row in here:
-            content = frames.content[int(frames.starts[row]) : int(frames.stops[row])]
-            found[int(frames.offsets[row])] = parse_example(content)
-    return found
+    payloads = ShardReader(findings.data_dir, name).payloads_at(set(shard.offsets[wanted].tolist()))
+    return {offset: parse_example(payload) for offset, payload in payloads}
 
 
 def _places(findings: Findings, name: str, column: str, hashes: np.ndarray) -> Iterator[tuple[_Place, dict[str, Any]]]:

@@ -21,7 +21,14 @@ import numpy as np
 from pipeline import filesystem
 from pipeline.errors import CorruptShardError, EmptySplitError, MissingInputError, SchemaMismatchError
 from pipeline.labels import LabelMap
-from pipeline.schema import FORMAT_VERSION, HEAD_FEATURES, schema_as_json, schema_fingerprint
+from pipeline.schema import (
+    CATEGORY_HEAD,
+    FORMAT_VERSION,
+    HEAD_FEATURES,
+    SECOND_HEAD,
+    schema_as_json,
+    schema_fingerprint,
+)
 
 DATASET_INFO_NAME = "dataset.json"
 VOCAB_NAME = "vocab.txt"
@@ -78,6 +85,38 @@ class SplitInfo:
     length_histogram: list[int]
     lengths_file: FileInfo
     shards: tuple[FileInfo, ...]
+
+    @classmethod
+    def of(
+        cls,
+        lengths: np.ndarray,
+        joint: np.ndarray,
+        *,
+        max_len: int,
+        num_unknown_tokens: int,
+        num_truncated: int,
+        lengths_file: FileInfo,
+        shards: tuple[FileInfo, ...],
+    ) -> "SplitInfo":
+        """Describe a split by its examples.
+
+        Args:
+            lengths: uint16 [N], of its examples.
+            joint: int64 [categories, second labels], examples per pair.
+            max_len: no example is longer.
+            num_unknown_tokens, num_truncated, lengths_file, shards: as they are.
+        """
+        return cls(
+            num_examples=len(lengths),
+            num_tokens=int(lengths.sum(dtype=np.int64)),
+            num_unknown_tokens=num_unknown_tokens,
+            num_truncated=num_truncated,
+            label_counts={CATEGORY_HEAD: joint.sum(axis=1).tolist(), SECOND_HEAD: joint.sum(axis=0).tolist()},
+            joint_label_counts=joint.tolist(),
+            length_histogram=np.bincount(lengths, minlength=max_len + 1).tolist(),
+            lengths_file=lengths_file,
+            shards=shards,
+        )
 
     @property
     def files(self) -> tuple[FileInfo, ...]:

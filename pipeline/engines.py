@@ -30,7 +30,7 @@ class EngineOptions:
     Attributes:
         runner: `DirectRunner` for this machine, or a runner's name as Beam knows it.
         num_workers: on this machine; 0 takes all cores.
-        running_mode: on this machine; see `make_local_runner`.
+        running_mode: on this machine; see `choose_mode`.
         beam_args: Beam's own options, as on the command line.
     """
 

@@ -26,11 +26,10 @@ from pipeline.schema import (
     Feature,
 )
 from pipeline.tfexample import parse_example, serialize_examples
-from pipeline.vocabulary import CLS_TOKEN, PAD_TOKEN, SEP_TOKEN, UNK_TOKEN
+from pipeline.vocabulary import CLS_TOKEN, NUM_EDGE_TOKENS, PAD_TOKEN, SEP_TOKEN, UNK_TOKEN
 
 # No id of any vocabulary needs more bytes; with fewer than five, a value fits into an int32.
 _MAX_VARINT_BYTES = 4
-_SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -330,7 +329,7 @@ class _Judge:
         if not len(lengths):
             return
         self._note(lengths > expected.max_len, lambda at: f"{lengths[at]} ids, more than max_len {expected.max_len}")
-        self._note(lengths <= _SPECIAL_TOKENS, lambda at: f"no token of its own among {lengths[at]} ids")
+        self._note(lengths <= NUM_EDGE_TOKENS, lambda at: f"no token of its own among {lengths[at]} ids")
         foreign = ids.not_below(expected.vocab_size)
         if foreign.any():
             self._note(

@@ -89,9 +89,9 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
         versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
         rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
     )
-    _stage(job, REJECTED_NAME, rejected)
-    _stage(job, VOCAB_NAME, job.vocab_content)
-    _stage(job, DATASET_INFO_NAME, info.to_json().encode())
+    stage(job.staging_dir, REJECTED_NAME, rejected)
+    stage(job.staging_dir, VOCAB_NAME, job.vocab_content)
+    stage(job.staging_dir, DATASET_INFO_NAME, info.to_json().encode())
     move_into_place(config.output_dir, job.staging_dir)
     return info.to_json()
 
@@ -128,8 +128,16 @@ def _is_published(reports: Sequence[ShardReport], job: Job) -> bool:
     return not any(filesystem.exists(filesystem.join(job.staging_dir, name)) for name in names[:1])
 
 
-def _stage(job: Job, name: str, content: bytes) -> None:
-    filesystem.write_atomically(filesystem.join(job.staging_dir, name), content)
+def stage(staging_dir: str, name: str, content: bytes) -> None:
+    """Write a file that `move_into_place` will publish."""
+    filesystem.write_atomically(filesystem.join(staging_dir, name), content)
+
+
+def stage_lengths(staging_dir: str, split: str, lengths: np.ndarray) -> FileInfo:
+    """Write a split's lengths file, and return its description; `lengths` is uint16 [N], in stored order."""
+    file = FileInfo.of(f"{split}-lengths.npy", len(lengths), content := npy_bytes(lengths))
+    stage(staging_dir, file.name, content)
+    return file
 
 
 def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> SplitInfo:
@@ -137,21 +145,17 @@ def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPla
     by_index = {report.index: report for report in reports if report.split == split}
     own = [by_index.get(index) or write_empty_shard(split, index, plan, job) for index in range(plan.num_shards[split])]
     lengths = np.frombuffer(b"".join(report.lengths for report in own), dtype=LENGTHS_DTYPE)
-    name, content = f"{split}-lengths.npy", npy_bytes(lengths)
-    _stage(job, name, content)
     joint = np.zeros([len(plan.labels[CATEGORY_HEAD]), len(plan.labels[SECOND_HEAD])], dtype=np.int64)
     for report in own:
         for pair, count in report.joint_labels.items():
             joint[pair] += count
-    return SplitInfo(
-        num_examples=len(lengths),
-        num_tokens=sum(report.num_tokens for report in own),
+    return SplitInfo.of(
+        lengths,
+        joint,
+        max_len=job.config.max_len,
         num_unknown_tokens=sum(report.num_unknown_tokens for report in own),
         num_truncated=sum(report.num_truncated for report in own),
-        label_counts={CATEGORY_HEAD: joint.sum(axis=1).tolist(), SECOND_HEAD: joint.sum(axis=0).tolist()},
-        joint_label_counts=joint.tolist(),
-        length_histogram=np.bincount(lengths, minlength=job.config.max_len + 1).tolist(),
-        lengths_file=FileInfo.of(name, len(lengths), content),
+        lengths_file=stage_lengths(job.staging_dir, split, lengths),
         shards=tuple(report.file for report in own if report.file),
     )
 

@@ -25,11 +25,10 @@ from pipeline.dataset_info import (
     DocumentCounts,
     FileInfo,
     SplitInfo,
-    npy_bytes,
 )
 from pipeline.errors import CorruptShardError, SchemaMismatchError
 from pipeline.findings import Findings
-from pipeline.publish import REJECTED_NAME, claim_output, move_into_place, rejected_bytes
+from pipeline.publish import REJECTED_NAME, claim_output, move_into_place, rejected_bytes, stage, stage_lengths
 from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.shard_check import ShardFindings, ShardReader
 from pipeline.tfexample import compress, frame_records
@@ -105,15 +104,11 @@ def salvage(findings: Findings, output_dir: str) -> str:
             versions={**info.versions, "salvaged with two-headed-bert": VERSION},
             rejected_file=FileInfo.of(REJECTED_NAME, 0, content),
         )
-        _write(staging_dir, REJECTED_NAME, content)
-        _write(staging_dir, VOCAB_NAME, filesystem.read_bytes(filesystem.join(findings.data_dir, VOCAB_NAME)))
-        _write(staging_dir, DATASET_INFO_NAME, new.to_json().encode())
+        stage(staging_dir, REJECTED_NAME, content)
+        stage(staging_dir, VOCAB_NAME, filesystem.read_bytes(filesystem.join(findings.data_dir, VOCAB_NAME)))
+        stage(staging_dir, DATASET_INFO_NAME, new.to_json().encode())
         move_into_place(output_dir, staging_dir)
     return _summary(info.documents, new.documents, lost, output_dir)
-
-
-def _write(staging_dir: str, name: str, content: bytes) -> None:
-    filesystem.write_atomically(filesystem.join(staging_dir, name), content)
 
 
 def _copy_shard(findings: Findings, shard: FileInfo, staging_dir: str, info: DatasetInfo) -> _Kept:
@@ -128,14 +123,11 @@ def _copy_shard(findings: Findings, shard: FileInfo, staging_dir: str, info: Dat
         content = filesystem.read_bytes(filesystem.join(findings.data_dir, shard.name))
         _require_same(shard.name, FileInfo.of(shard.name, shard.num_examples, content) == shard, findings)
     else:
-        wanted = set(found.offsets[rows].tolist())
-        records = []
-        for frames in ShardReader(findings.data_dir, shard.name).blocks():
-            payloads = zip(frames.offsets.tolist(), frames.payloads(), strict=True)
-            records += [payload for offset, payload in payloads if offset in wanted]
+        reader = ShardReader(findings.data_dir, shard.name)
+        records = [payload for _, payload in reader.payloads_at(set(found.offsets[rows].tolist()))]
         _require_same(shard.name, len(records) == len(rows), findings)
         content = compress(frame_records(records), info.compression)
-    _write(staging_dir, shard.name, content)
+    stage(staging_dir, shard.name, content)
     kept_numbers = set(found.numbers[rows].tolist())
     missing = [number for number in range(shard.num_examples) if number not in kept_numbers]
     lost = [
@@ -185,20 +177,14 @@ def _describe(
     labels = np.concatenate([np.empty((0, 2), np.int64), *(found.labels[k.rows] for found, k in shards)])
     joint = np.zeros([len(info.labels[CATEGORY_HEAD]), len(info.labels[SECOND_HEAD])], dtype=np.int64)
     np.add.at(joint, (labels[:, 0], labels[:, 1]), 1)
-    histogram = np.bincount(lengths, minlength=info.max_len + 1).tolist()
-    content = npy_bytes(lengths)
-    lengths_file = FileInfo.of(f"{name}-lengths.npy", len(lengths), content)
-    _write(staging_dir, lengths_file.name, content)
-    return SplitInfo(
-        num_examples=len(lengths),
-        num_tokens=int(lengths.sum(dtype=np.int64)),
+    return SplitInfo.of(
+        lengths,
+        joint,
+        max_len=info.max_len,
         num_unknown_tokens=sum(int(found.unknown[k.rows].sum()) for found, k in shards),
         # Which of the examples of this length were cut, and which just fit, is not stored.
-        num_truncated=min(split.num_truncated, histogram[-1]),
-        label_counts={CATEGORY_HEAD: joint.sum(axis=1).tolist(), SECOND_HEAD: joint.sum(axis=0).tolist()},
-        joint_label_counts=joint.tolist(),
-        length_histogram=histogram,
-        lengths_file=lengths_file,
+        num_truncated=min(split.num_truncated, int(np.count_nonzero(lengths == info.max_len))),
+        lengths_file=stage_lengths(staging_dir, name, lengths),
         shards=tuple(k.file for _, k in shards),
     )
 

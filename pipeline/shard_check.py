@@ -1,7 +1,7 @@
 """One shard read from its first byte to its last: what is wrong with it, and what else there is to know of it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -100,6 +100,13 @@ class ShardReader:
         self.faults = [*scanner.faults, *self.faults]
         if isinstance(source, Inflated) and source.problem:
             self._add_gzip_problem(source)
+
+    def payloads_at(self, offsets: Collection[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, payload) of the records that stand at some offsets, in stored order."""
+        for frames in self.blocks():
+            for row, offset in enumerate(frames.offsets.tolist()):
+                if offset in offsets:
+                    yield offset, frames.content[int(frames.starts[row]) : int(frames.stops[row])]
 
     def _advance(self, num_bytes: int) -> None:
         self._on_progress(num_bytes - self.num_bytes)

@@ -21,10 +21,10 @@ from pipeline.schema import CATEGORY_HEAD, INDICES, KEY, LABEL, SECOND_HEAD, SEC
 from pipeline.shards import place, shard_name
 from pipeline.tfexample import compress, frame_records, serialize_examples
 from pipeline.tokenization import Tokenizer
+from pipeline.vocabulary import NUM_EDGE_TOKENS
 
 # Long enough to tokenize and serialize at full speed, short enough to hold the texts of one batch in memory.
 DOCUMENTS_PER_BATCH = 256
-_SPECIAL_TOKENS = 2  # [CLS] and [SEP]: a row of this length has no token of its own
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -153,7 +153,7 @@ def _serialize_batch(
             continue
         used.append(reference)
     tokens = tokenizer.encode_arrays(texts)
-    empty = set(np.flatnonzero(tokens.lengths <= _SPECIAL_TOKENS).tolist())
+    empty = set(np.flatnonzero(tokens.lengths <= NUM_EDGE_TOKENS).tolist())
     if empty:
         detail = "no token is left of it: only characters that the tokenizer drops"
         report.rejections += (Rejection(used[row].key, "empty", detail) for row in sorted(empty))

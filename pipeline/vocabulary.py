@@ -9,6 +9,8 @@ PAD_TOKEN = "[PAD]"
 UNK_TOKEN = "[UNK]"
 CLS_TOKEN = "[CLS]"
 SEP_TOKEN = "[SEP]"
+# In each row, [CLS] and [SEP]: one of this length has no token of its own.
+NUM_EDGE_TOKENS = 2
 SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, CLS_TOKEN, SEP_TOKEN)
 
 _EXPECTED = "expected the vocab.txt of a BERT directory, one token per line"

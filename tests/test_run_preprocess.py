@@ -35,15 +35,12 @@ from tests.pipeline.corpora import (
     write_zip,
 )
 from tests.real_data import real_data
-from tests.workshop import Workshop, is_alive, only_error, start, wait_for, wait_for_workers
+from tests.workshop import Workshop, is_alive, make_workshop, only_error, start, wait_for, wait_for_workers
 
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
-    made = Workshop(tmp_path)
-    write_tree(made.corpus, made_up_documents(12))
-    write_vocab(made.vocab)
-    return made
+    return make_workshop(tmp_path)
 
 
 # Real documents

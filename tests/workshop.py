@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import run_preprocess
-from tests.pipeline.corpora import QUICK, Outcome, run_command_line
+from tests.pipeline.corpora import QUICK, Outcome, made_up_documents, run_command_line, write_tree, write_vocab
 
 REPOSITORY = Path(run_preprocess.__file__).parent
 
@@ -56,6 +56,14 @@ def only_error(outcome: Outcome, message: str, status: int = 2) -> None:
     assert lines[1] == ""
     assert lines[0].startswith("error: ")
     assert re.search(message, lines[0]), lines[0]
+
+
+def make_workshop(root: Path) -> Workshop:
+    """Return a workshop with twelve documents."""
+    made = Workshop(root)
+    write_tree(made.corpus, made_up_documents(12))
+    write_vocab(made.vocab)
+    return made
 
 
 def start(workshop: Workshop, *options: str | Path) -> subprocess.Popen[str]:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.corpora import made_up_documents, write_tree, write_vocab
-from tests.workshop import Workshop
+from tests.workshop import Workshop, make_workshop
 
 Note = Callable[[str, str], None]
 _SHOWN = 150
@@ -20,10 +19,7 @@ def note(record_property: Callable[[str, object], None]) -> Note:
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
-    made = Workshop(tmp_path)
-    write_tree(made.corpus, made_up_documents(12))
-    write_vocab(made.vocab)
-    return made
+    return make_workshop(tmp_path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -275,7 +275,7 @@ def test_leaves_nothing_when_it_cannot_write(run, tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved_model_module, "_sync", fail)
+    monkeypatch.setattr(saved_model_module, "sync_path", fail)
     with pytest.raises(OutputWriteError, match="No space left"):
         export_run(str(run), str(tmp_path / "saved_model"))
     assert list(tmp_path.iterdir()) == []
