@@ -25,6 +25,7 @@ from pipeline.local_worker import MALLOC_MMAP_THRESHOLD_BYTES, end_with_job
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _STDERR = 2
+_JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # pyarrow's allocator. It puts its thread away for a fork, as OpenBLAS does with its own, which bear the process's name.
 _THREADS_THAT_FORK_WELL = "jemalloc_bg_thd"
 
@@ -81,9 +82,10 @@ def fork_workers(num_workers: int) -> Iterator[list[ForkedWorker]]:
     try:
         for _ in range(num_workers):
             reading, writing = os.pipe()
-            process_id = os.fork()
-            if not process_id:
-                _work(reading, job_process_id)
+            with _signals_held():
+                process_id = os.fork()
+                if not process_id:
+                    _work(reading, job_process_id)
             os.close(reading)
             workers.append(ForkedWorker(process_id, os.fdopen(writing, "w", encoding="utf-8")))
         yield workers
@@ -95,13 +97,25 @@ def fork_workers(num_workers: int) -> Iterator[list[ForkedWorker]]:
             worker.orders.close()
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let signals wait: one that met a process just forked would find it with the job's own reactions."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _work(orders: int, job_process_id: int) -> NoReturn:
     """Be a worker, from the fork to the end of the process; `orders` is the reading end of a pipe."""
     status = 1
     try:
         # The job's own reactions to signals, its log handlers and its open files are none of a worker's business.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        # Ctrl-C reaches every process of the terminal at once: the job is the one to answer, and ends its workers.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)
         end_with_job(job_process_id)
         logging.getLogger().handlers.clear()
         # Whatever came with the fork stays: looking through it again and again would take a tenth of the time.

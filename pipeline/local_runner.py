@@ -92,14 +92,15 @@ def _subprocess_environment(log_path: str | None, process_ids_path: str) -> Subp
     """Return worker processes of this interpreter that can import what this process can, wherever it was started."""
     repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     paths = [repository, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    # `exec` keeps the shell's process id, so that the one noted is the worker's.
-    note = f"echo $$ >> {shlex.quote(process_ids_path)}"
+    # Ctrl-C reaches every process of the terminal at once: the job is the one to answer, and ends its workers.
+    # `exec` keeps that, and the shell's process id, so that the one noted is the worker's.
+    first = f"trap '' INT; echo $$ >> {shlex.quote(process_ids_path)}"
     # `-P` keeps a directory `pipeline` in the current directory from being taken for this package.
     command = f"exec {shlex.quote(sys.executable)} -P -m pipeline.local_worker {os.getpid()}"
     redirection = f" 2>> {shlex.quote(log_path)}" if log_path else ""
     search = f"export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))}"
     malloc = f"export MALLOC_MMAP_THRESHOLD_={MALLOC_MMAP_THRESHOLD_BYTES}"
-    return SubprocessSDKEnvironment.from_command_string(f"{note}; {malloc}; {search}; {command}{redirection}")
+    return SubprocessSDKEnvironment.from_command_string(f"{first}; {malloc}; {search}; {command}{redirection}")
 
 
 _FORKED = "two_headed_bert:env:forked:v1"

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,8 +17,6 @@ from pipeline.errors import OutputWriteError
 # Names that Beam gives to its threads: those that wait for worker processes, one each, and those that talk to them.
 WORKER_THREAD = "run_worker"
 _TALKING_THREADS = ("beam_control_read", "read_grpc_client_inputs")
-# Ctrl-C reaches workers and job at the same moment; this long the job may take to notice it.
-_SECONDS_FOR_AN_INTERRUPT = 0.3
 
 WORKER_DIED = (
     "a worker process died, killed from outside or for lack of memory; nothing was published: "
@@ -72,7 +69,6 @@ class _WorkerWatch:
             if name not in _TALKING_THREADS:
                 self._former_thread_hook(error)
             return
-        time.sleep(_SECONDS_FOR_AN_INTERRUPT)
         with self._lock:
             if self._interrupted or self.worker_died or not self._running or self._is_done_fn():
                 return

@@ -523,7 +523,8 @@ def test_kill_of_a_worker(big_workshop: Workshop, moment: str) -> None:
     check_after_kill(big_workshop, former)
 
 
-@pytest.mark.parametrize(("moment", "to_all"), [("0.5", True), ("writing", False)])
+@pytest.mark.parametrize("to_all", [False, True])
+@pytest.mark.parametrize("moment", ["starting", "writing"])
 def test_interrupt(big_workshop: Workshop, moment: str, to_all: bool) -> None:
     former = digest_files(big_workshop.output)
     process = start(big_workshop, "--overwrite", "--direct_num_workers", "2")

@@ -100,6 +100,24 @@ with fork_workers(2) as (worker, other):
     assert run_script(script, tmp_path / "lock") == "buffered once False False True\n"
 
 
+def test_ctrl_c_does_not_end_a_worker_whenever_it_comes() -> None:
+    """It goes to every process of a terminal; the job is the one to end its workers."""
+    script = """
+os.setpgrp()
+job = os.getpid()
+signal.signal(signal.SIGINT, lambda *_: os.getpid() == job or os._exit(1))
+for _ in range(20):
+    with fork_workers(2) as workers:
+        for moment in range(10):
+            os.killpg(0, signal.SIGINT)
+            time.sleep(0.002)
+        states = [line.split()[1] for line in children()]
+        assert not any(state.startswith("Z") for state in states), states
+print("all lived")
+"""
+    assert run_script(script) == "all lived\n"
+
+
 def test_orders_to_a_dead_worker_are_lost_and_its_end_is_told() -> None:
     script = """
 with fork_workers(2) as (first, second):
@@ -170,3 +188,26 @@ for output in outputs:
     outputs = [tmp_path / "forked", tmp_path / "started"]
     assert run_script(script, tmp_path / "tree", config.vocab_path, *outputs) == "True []\nFalse []\n"
     assert [digest_files(output) for output in outputs] == [expected, expected]
+
+
+def test_ctrl_c_ends_started_workers_through_their_job(tmp_path: Path) -> None:
+    config = make_config(tmp_path, write_tree(tmp_path / "tree", made_up_documents(1_200)), num_shards=4)
+    script = """
+from pipeline.config import InputSpec, PreprocessConfig
+from pipeline.preprocess import EngineOptions, run
+os.setpgrp()
+tree, vocab, output = sys.argv[1:]
+config = PreprocessConfig(inputs=(InputSpec(tree),), vocab_path=vocab, output_dir=output, max_len=512, num_shards=4)
+
+def press():
+    while sum("pipeline.local_worker" in line for line in children()) < 2:
+        time.sleep(0.01)
+    os.killpg(0, signal.SIGINT)
+
+threading.Thread(target=press).start()  # with which there is no forking
+try:
+    run(config, EngineOptions(num_workers=2))
+except KeyboardInterrupt:
+    print("interrupted", children(), os.path.exists(output))
+"""
+    assert run_script(script, tmp_path / "tree", config.vocab_path, tmp_path / "out") == "interrupted [] False\n"
