@@ -59,7 +59,7 @@ def test_the_installed_training_command_says_what_it_needs(commands: Path) -> No
     done = subprocess.run([commands / "two-headed-bert-train", "--data", "x"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "error: the following arguments are required: --bert, --output; see run_train.py --help"
+        "error: the following arguments are required: --bert, --output; see two-headed-bert-train --help"
     )
 
 
