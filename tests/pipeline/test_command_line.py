@@ -115,7 +115,7 @@ def test_messages_of_beam_are_shown_with_debug_alone(capsys: pytest.CaptureFixtu
     assert "from /site-packages/apache_beam/x.py\n" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_is_no_defect(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline.command_line import run_command\n"
         "def main(argv):\n"
@@ -132,7 +132,12 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert os.read(reader, 10)
     os.close(reader)
     _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (0, b"")
+    assert (process.returncode, stderr) == (141, b"")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_a_defect() -> None:
+    with pytest.raises(BrokenPipeError):
+        run(BrokenPipeError())
 
 
 def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:

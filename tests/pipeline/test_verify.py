@@ -845,6 +845,16 @@ def test_names_cannot_steer_the_terminal(plain: Path, capsys: pytest.CaptureFixt
     assert outcome.stdout.count("\n") == 2
 
 
+def test_a_reader_that_goes_away_does_not_make_a_damaged_dataset_clean(plain: Path) -> None:
+    shards_of(plain)[0].write_bytes(b"")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipeline.verify", plain]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(WorkerDiedError, match="a process that reads shards died"):
         list(
