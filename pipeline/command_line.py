@@ -106,5 +106,11 @@ def _configure_logging(debug: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     if not debug:
-        handler.addFilter(lambda record: "apache_beam" not in record.pathname or record.levelno >= logging.CRITICAL)
+        handler.addFilter(lambda record: not _is_of_beam(record) or record.levelno >= logging.CRITICAL)
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
+
+
+def _is_of_beam(record: logging.LogRecord) -> bool:
+    """Tell whether a message comes from Beam's own files; it uses the root logger too, so that names do not tell."""
+    beam = sys.modules.get("apache_beam")
+    return beam is not None and record.pathname.startswith(tuple(f"{directory}/" for directory in beam.__path__))
