@@ -81,6 +81,12 @@ def _kind(path: str, wanted: str) -> str:
         raise MissingInputError(f"--input {path}: no such file or directory")
     else:
         is_tree = os.path.isdir(path)
+        # A named pipe, a process substitution: the job reads every input several times.
+        if not is_tree and not os.path.isfile(path):
+            raise MissingInputError(
+                f"--input {path}: expected a regular file or a directory, which can be read again; "
+                "write it to a file first"
+            )
     if is_tree:
         if wanted not in ("auto", "tree"):
             raise MissingInputError(

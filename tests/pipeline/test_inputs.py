@@ -90,6 +90,8 @@ def test_globs(tmp_path: Path) -> None:
         ("tree", "zip", MissingInputError, "expected a zip file, found a directory"),
         ("file", "auto", InputFormatError, r"expected 2 tab-separated columns \(text,category\), got 1; say what"),
         ("cut gzip", "auto", InputFormatError, "damaged gzip stream"),
+        ("pipe", "auto", MissingInputError, "expected a regular file or a directory, .*; write it to a file first"),
+        ("pipe", "tsv", MissingInputError, "expected a regular file or a directory, .*; write it to a file first"),
     ],
 )
 def test_what_cannot_be_read_is_refused(
@@ -112,6 +114,8 @@ def test_what_cannot_be_read_is_refused(
         write_tree(path, {"体育/1.txt": "x"})
     elif made == "cut gzip":
         path.write_bytes(gzip.compress(os.urandom(1_000))[:-20])
+    elif made == "pipe":
+        os.mkfifo(path)
     with pytest.raises(error, match=message) as caught:
         open_all(tmp_path, path, input_format=wanted)
     assert str(path) in str(caught.value)
