@@ -116,7 +116,8 @@ def _check_tree(path: str) -> None:
         raise MissingInputError(
             f"--input {path}: the directory is empty; expected one directory for each category in it"
         )
-    if not any(entry.is_dir() for entry in entries):
+    # Not `entry.is_dir()`, which fails on a link to itself.
+    if not any(os.path.isdir(entry.path) for entry in entries):
         raise MissingInputError(
             f"--input {path}: expected one directory for each category, found {len(entries):,} files and no directory; "
             "give the directory above, or each TSV file by its name"

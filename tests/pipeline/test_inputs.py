@@ -84,6 +84,7 @@ def test_globs(tmp_path: Path) -> None:
         ("empty directory", "auto", MissingInputError, "the directory is empty; expected one directory for each"),
         ("hidden files", "auto", MissingInputError, "the directory is empty"),
         ("directory of files", "auto", MissingInputError, "found 2 files and no directory"),
+        ("link to itself", "auto", MissingInputError, "found 1 files and no directory"),
         ("empty file", "auto", MissingInputError, "the file is empty"),
         ("file", "tree", MissingInputError, "expected a directory of categories, found a file"),
         ("tree", "tsv", MissingInputError, "expected a tsv file, found a directory"),
@@ -106,6 +107,9 @@ def test_what_cannot_be_read_is_refused(
         write_tree(path, {".git/config": "x"})
     elif made == "directory of files":
         write_tree(path, {"1.txt": "x", "2.txt": "y"})
+    elif made == "link to itself":
+        path.mkdir()
+        (path / "itself").symlink_to("itself")
     elif made == "empty file":
         path.touch()
     elif made == "file":
