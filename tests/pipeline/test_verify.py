@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import operator
 import os
 import random
 import re
@@ -866,6 +867,16 @@ def test_a_killed_process_is_one_line() -> None:
 
 def _kill_oneself(*_: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_shards_that_were_still_to_be_read_say_nothing_of_an_interrupt(caplog: pytest.LogCaptureFixture) -> None:
+    file = FileInfo(name="a", num_examples=0, num_bytes=0, sha256="")
+    # What a process does with a task is of no interest; this needs no import.
+    found = verify_command._run(operator.itemgetter(0), [(file, None)] * 2_000, 2, lambda _: None)
+    next(found)
+    with pytest.raises(KeyboardInterrupt):
+        found.throw(KeyboardInterrupt)
+    assert caplog.records == []
 
 
 def test_it_needs_no_tensorflow(pristine_plain: Path) -> None:
