@@ -3,6 +3,7 @@
 Functions take these, never parsed arguments. `describe` gives the plain values that are saved beside what they made.
 """
 
+import codecs
 import dataclasses
 import math
 import re
@@ -32,6 +33,22 @@ def require(condition: bool, message: str) -> None:
 def require_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise an `OptionError` unless an option's value is one of its choices."""
     require(value in choices, f"--{option}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _keeps_ascii(encoding: str) -> bool:
+    """Tell whether every ASCII byte means itself in an encoding, wherever it stands.
+
+    Raises:
+        OptionError: there is no such encoding of text.
+    """
+    plain = bytes(range(128))
+    try:
+        # An encoding of escapes decodes the first, and warns about the second.
+        return rb"\u0041".decode(encoding) == r"\u0041" and plain.decode(encoding) == plain.decode("ascii")
+    except LookupError:
+        raise OptionError(f"--tsv_encoding: unknown encoding {encoding!r}; try utf-8 or gb18030") from None
+    except UnicodeError:
+        return False
 
 
 def describe(config: Any) -> dict[str, Any]:
@@ -135,15 +152,13 @@ class PreprocessConfig:
             self.second_label != "column" or "second" in self.tsv_columns,
             f"--second_label column: --tsv_columns must name the column 'second', got {columns!r}",
         )
-        try:
-            "".encode(self.tsv_encoding)
-        except LookupError:
-            raise OptionError(f"--tsv_encoding: unknown encoding {self.tsv_encoding!r}; try utf-8 or gb18030") from None
-        # Lines are cut at the byte 0x0A before they are decoded, which needs an encoding that keeps ASCII as it is.
+        # Lines and columns are cut before they are decoded, which needs an encoding that keeps ASCII bytes as they are.
         require(
-            "\n\t".encode(self.tsv_encoding) == b"\n\t",
+            _keeps_ascii(self.tsv_encoding),
             f"--tsv_encoding: {self.tsv_encoding!r} does not keep ASCII bytes; convert the file to UTF-8 first",
         )
+        # Rejected documents are listed under this name, which must not depend on how it is spelt.
+        object.__setattr__(self, "tsv_encoding", codecs.lookup(self.tsv_encoding).name)
 
     def _check_split_weights(self) -> None:
         text = ",".join(f"{name}={share:g}" for name, share in self.split_weights)

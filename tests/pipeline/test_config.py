@@ -64,6 +64,11 @@ def test_input_without_a_path_is_refused(text: str) -> None:
         ({"tsv_encoding": "gbkk"}, "unknown encoding 'gbkk'"),
         ({"tsv_encoding": "utf-16"}, "does not keep ASCII bytes"),
         ({"tsv_encoding": "rot13"}, "unknown encoding 'rot13'"),  # a codec, but not one of text
+        ({"tsv_encoding": "undefined"}, "does not keep ASCII bytes"),  # fails always, on purpose
+        ({"tsv_encoding": "utf-7"}, "does not keep ASCII bytes"),  # '+' begins a sequence
+        ({"tsv_encoding": "hz"}, "does not keep ASCII bytes"),  # so does '~'
+        ({"tsv_encoding": "raw_unicode_escape"}, "does not keep ASCII bytes"),
+        ({"tsv_encoding": "unicode_escape"}, "does not keep ASCII bytes"),
         ({"taxonomy_path": "t.tsv", "second_label": "random"}, "--taxonomy: only used with --second_label taxonomy"),
         ({"split_weights": (("train", 0.8), ("dev", 0.1))}, r"sum to 1, got 0.9 \(train=0.8,dev=0.1\)"),
         ({"split_weights": (("train", 1.1), ("dev", -0.1))}, "shares from 0 to 1, got train=1.1"),
@@ -99,6 +104,11 @@ def test_wrong_options_are_refused(changes: dict[str, Any], message: str) -> Non
 def test_edges_that_are_allowed(changes: dict[str, Any]) -> None:
     made = config(**changes)
     assert all(getattr(made, name) == value for name, value in changes.items())
+
+
+@pytest.mark.parametrize(("spelt", "name"), [("UTF8", "utf-8"), ("U8", "utf-8"), ("GBK", "gbk"), ("936", "gbk")])
+def test_an_encoding_has_one_name(spelt: str, name: str) -> None:
+    assert config(tsv_encoding=spelt).tsv_encoding == name
 
 
 @pytest.mark.parametrize(
