@@ -35,6 +35,14 @@ def require_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, f"--{option}: expected one of {', '.join(choices)}, got {value!r}")
 
 
+def _require_split_name(option: str, name: str) -> None:
+    # Files are named after splits.
+    require(
+        bool(_SPLIT_NAME.fullmatch(name)) and name != "rejected",
+        f"--{option}: {name!r} cannot name a split; use letters, digits and '_', and not 'rejected'",
+    )
+
+
 def _keeps_ascii(encoding: str) -> bool:
     """Tell whether every ASCII byte means itself in an encoding, wherever it stands.
 
@@ -70,14 +78,16 @@ class InputSpec:
     path: str
     split: str | None = None
 
+    def __post_init__(self) -> None:
+        require(bool(self.path), "--input: expected PATH or SPLIT=PATH, got no path")
+        if self.split is not None:
+            _require_split_name("input", self.split)
+
     @classmethod
     def parse(cls, text: str) -> "InputSpec":
         """Parse `PATH` or `SPLIT=PATH`."""
         split, equals, path = text.partition("=")
-        if not equals or not _SPLIT_NAME.fullmatch(split):
-            split, path = "", text
-        require(bool(path), f"--input {text!r}: expected PATH or SPLIT=PATH, got no path")
-        return cls(path, split or None)
+        return cls(path, split) if equals and _SPLIT_NAME.fullmatch(split) else cls(text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,8 +122,6 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         require(bool(self.inputs), "--input: expected at least one, got none")
         require(bool(self.output_dir), "--output: expected a directory, got an empty name")
-        pinned = [spec.split for spec in self.inputs]
-        require("rejected" not in pinned, "--input: 'rejected' cannot name a split; use another name")
         require_choice("input_format", self.input_format, INPUT_FORMATS)
         require_choice("second_label", self.second_label, SECOND_LABELS)
         require_choice("compression", self.compression, COMPRESSIONS)
@@ -164,10 +172,7 @@ class PreprocessConfig:
         text = ",".join(f"{name}={share:g}" for name, share in self.split_weights)
         names = [name for name, _ in self.split_weights]
         for name, share in self.split_weights:
-            require(
-                bool(_SPLIT_NAME.fullmatch(name)) and name != "rejected",
-                f"--split_weights: {name!r} cannot name a split; use letters, digits and '_'",
-            )
+            _require_split_name("split_weights", name)
             require(0.0 <= share <= 1.0, f"--split_weights: expected shares from 0 to 1, got {name}={share:g}")
         require(len(set(names)) == len(names), f"--split_weights: a split stands twice in {text!r}")
         total = math.fsum(share for _, share in self.split_weights)

@@ -38,11 +38,16 @@ def test_input_without_a_path_is_refused(text: str) -> None:
         InputSpec.parse(text)
 
 
+@pytest.mark.parametrize("split", ["rejected", "", "a/../b", "..", "a-b", "训练"])
+def test_splits_that_cannot_name_a_file_are_refused(split: str) -> None:
+    with pytest.raises(OptionError, match=r"--input: .* cannot name a split; use letters, digits and '_'"):
+        InputSpec("a", split)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"inputs": ()}, "--input: expected at least one"),
-        ({"inputs": (InputSpec("a", "rejected"),)}, "'rejected' cannot name a split"),
         ({"output_dir": ""}, "--output: expected a directory"),
         ({"input_format": "csv"}, "--input_format: expected one of auto, tree, zip, tsv, got 'csv'"),
         ({"second_label": "parent"}, "--second_label: expected one of"),
