@@ -142,10 +142,12 @@ class PreprocessConfig:
         )
         self._check_columns()
         self._check_split_weights()
-        require(
-            self.taxonomy_path is None or self.second_label == "taxonomy",
-            f"--taxonomy: only used with --second_label taxonomy, which is {self.second_label!r}",
-        )
+        second = self.second_label
+        for name, wanted in (("taxonomy_path", "taxonomy"), ("num_random_labels", "random")):
+            require(
+                second == wanted or self.is_default(name),
+                f"--{name.removesuffix('_path')}: only used with --second_label {wanted}, which is {second!r}",
+            )
 
     def _check_columns(self) -> None:
         columns = ",".join(self.tsv_columns)
@@ -177,6 +179,14 @@ class PreprocessConfig:
         require(len(set(names)) == len(names), f"--split_weights: a split stands twice in {text!r}")
         total = math.fsum(share for _, share in self.split_weights)
         require(abs(total - 1.0) < 1e-9, f"--split_weights: expected shares that sum to 1, got {total:g} ({text})")
+        require(
+            self.is_default("split_weights") or any(spec.split is None for spec in self.inputs),
+            "--split_weights: only used for inputs without a split of their own, and every --input has one",
+        )
+
+    def is_default(self, name: str) -> bool:
+        """Tell whether an option has its default value."""
+        return bool(getattr(self, name) == getattr(PreprocessConfig, name))
 
     @property
     def split_names(self) -> tuple[str, ...]:

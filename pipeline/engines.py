@@ -45,6 +45,11 @@ class EngineOptions:
             self.running_mode is None or self.running_mode in MODES,
             f"--direct_running_mode: expected one of {', '.join(MODES)}, got {self.running_mode!r}",
         )
+        for option, given in (("num_workers", self.num_workers), ("running_mode", self.running_mode)):
+            require(
+                self.is_local or not given,
+                f"--direct_{option}: only used with --runner DirectRunner, which is {self.runner!r}",
+            )
         if self.is_dask:
             _require_installed(DASK_RUNNER, "distributed", "dask")
             importlib.import_module("pipeline.dask_engine")  # Beam knows this runner's options only then

@@ -17,7 +17,7 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
     Raises:
         MissingInputError: an input is not there, is empty, or is not of the kind that was asked for.
         InputFormatError: no line of a TSV has the expected columns.
-        OptionError: the second label is to come from a column, but an input has none.
+        OptionError: the second label is to come from a column, but an input has none; or an option has no effect.
     """
     found = [(spec, path, _kind(path, config.input_format)) for spec in config.inputs for path in _expand(spec.path)]
     seen: set[str] = set()
@@ -32,6 +32,11 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
         require(
             config.second_label != "column" or kind == "tsv",
             f"--second_label column: {path} is a {kind}, which has no columns; use taxonomy or random",
+        )
+    for option in ("tsv_columns", "tsv_header", "tsv_encoding"):
+        require(
+            config.is_default(option) or "tsv" in {kind for *_, kind in found},
+            f"--{option}: only used for TSVs, and no --input is one",
         )
     prefixes = _key_prefixes([(path, kind) for _, path, kind in found])
     sources: list[Source] = []

@@ -251,7 +251,7 @@ def test_a_split_without_documents_is_there_and_empty(workshop: Workshop) -> Non
 
 def test_every_option_reaches_the_configuration() -> None:
     """Each flag is changed once; no two flags may change the same thing, and none may change nothing."""
-    base = ["--input", "a", "--vocab", "v", "--output", "o"]
+    needed = ["--input", "a", "--vocab", "v", "--output", "o"]
     changes = {
         "inputs": ["--input", "dev=b"],
         "vocab_path": ["--vocab", "w"],
@@ -278,9 +278,10 @@ def test_every_option_reaches_the_configuration() -> None:
         config = run_preprocess.parse_config(run_preprocess.make_parser().parse_args(arguments))
         return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
-    default = parse(base)
     assert set(changes) == {field.name for field in dataclasses.fields(PreprocessConfig)}
     for name, arguments in changes.items():
+        base = needed if name != "num_random_labels" else [*needed, "--second_label", "random"]
+        default = parse(base)
         changed = parse(base + arguments)
         assert {key for key in default if default[key] != changed[key]} == {name}
 
@@ -332,6 +333,8 @@ def test_every_option_reaches_the_configuration() -> None:
         (["--output", "{root}/corpus"], "lies inside the input"),
         (["--output", "{root}"], r"holds \d+ other files"),
         (["--output", ""], "--output: expected a directory"),
+        (["--dry_run=False"], "argument --dry_run: ignored explicit argument 'False'"),
+        (["--tsv_header"], "--tsv_header: only used for TSVs, and no --input is one"),
         (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*mend them, or raise"),
         (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),
     ],

@@ -139,6 +139,18 @@ def test_second_label_from_a_column_needs_columns(tmp_path: Path) -> None:
         open_all(tmp_path, tree, second_label="column", tsv_columns=("text", "category", "second"))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"tsv_columns": ("category", "text")}, {"tsv_header": True}, {"tsv_encoding": "gbk"}]
+)
+def test_options_for_tables_need_a_table(tmp_path: Path, changes: dict[str, Any]) -> None:
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
+    (name,) = changes
+    with pytest.raises(OptionError, match=f"--{name}: only used for TSVs, and no --input is one"):
+        open_all(tmp_path, tree, **changes)
+    table = write_lines(tmp_path / "a.tsv", ["x\t体育"])
+    assert len(open_all(tmp_path, tree, table, **changes)) == 2
+
+
 @pytest.mark.parametrize("output", ["tree", "tree/dataset", "tree/体育/dataset"])
 def test_output_inside_an_input_tree_is_refused(tmp_path: Path, output: str) -> None:
     """A second run would read the first one's dataset as documents."""
