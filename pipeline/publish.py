@@ -268,10 +268,11 @@ def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
                 f"{option} {output_dir}: holds a dataset already; give another directory, or add --overwrite"
             )
         return
-    strange = [name for name in filesystem.list_names(output_dir) if not is_ours(name)]
-    if strange:
+    # Without a description, nothing says that files which are called like ours are not somebody's own.
+    others = [name for name in filesystem.list_names(output_dir) if not (overwrite and is_ours(name))]
+    if others:
         raise OutputExistsError(
-            f"{option} {output_dir}: holds {len(strange)} other files ({', '.join(strange[:3])}); give a new directory"
+            f"{option} {output_dir}: holds {len(others)} other files ({', '.join(others[:3])}); give a new directory"
         )
 
 

@@ -169,13 +169,24 @@ def test_a_directory_with_other_things_is_refused(config: PreprocessConfig, over
     assert digest_files(output_of(config)) == before
 
 
-def test_an_empty_directory_and_one_with_remains_are_used(config: PreprocessConfig) -> None:
+def test_an_empty_directory_is_used(config: PreprocessConfig) -> None:
     output_of(config).mkdir()
-    (output_of(config) / "train-00000-of-00009.tfrecord").write_bytes(b"of a job that has no description any more")
-    (output_of(config) / "old-lengths.npy").write_bytes(b"likewise")
     run_job(config)
     read_dataset(output_of(config))
-    assert not {"train-00000-of-00009.tfrecord", "old-lengths.npy"} & set(os.listdir(output_of(config)))
+
+
+def test_files_that_are_called_like_ours_are_replaced_with_overwrite_alone(config: PreprocessConfig) -> None:
+    """Without a `dataset.json`, nothing says whose they are."""
+    output_of(config).mkdir()
+    (output_of(config) / "vocab.txt").write_text("mine")
+    (output_of(config) / "my-lengths.npy").write_bytes(b"mine too")
+    before = digest_files(output_of(config))
+    with pytest.raises(OutputExistsError, match=r"holds 2 other files \(my-lengths.npy, vocab.txt\); give a new"):
+        run_job(config)
+    assert digest_files(output_of(config)) == before
+    run_job(dataclasses.replace(config, overwrite=True))
+    read_dataset(output_of(config))
+    assert "my-lengths.npy" not in os.listdir(output_of(config))
 
 
 def test_output_that_is_no_directory(config: PreprocessConfig, tmp_path: Path) -> None:
