@@ -5,6 +5,7 @@ that can be interrupted anywhere and taken up again: as long as the staging dire
 dataset is complete there, and whoever comes next finishes moving it.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -58,7 +59,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     """
     if _is_published(reports, job):
         # An engine may run a step twice; the second time there is nothing left to do but what the first left undone.
-        move_into_place(job.config.output_dir, job.staging_dir)
+        move_into_place(job.config.output_dir, job.staging_dir, overwrite=job.config.overwrite)
         return filesystem.read_bytes(filesystem.join(job.config.output_dir, DATASET_INFO_NAME)).decode()
     reports = sorted(reports, key=lambda report: (report.split, report.index))
     rejections = sorted(rejection for report in reports for rejection in report.rejections)
@@ -92,7 +93,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     stage(job.staging_dir, REJECTED_NAME, rejected)
     stage(job.staging_dir, VOCAB_NAME, job.vocab_content)
     stage(job.staging_dir, DATASET_INFO_NAME, info.to_json().encode())
-    move_into_place(config.output_dir, job.staging_dir)
+    move_into_place(config.output_dir, job.staging_dir, overwrite=config.overwrite)
     return info.to_json()
 
 
@@ -160,33 +161,60 @@ def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPla
     )
 
 
-def move_into_place(output_dir: str, staging_dir: str) -> None:
-    """Publish a complete staging directory; safe to call again after an interruption at any point."""
+def move_into_place(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
+    """Publish a complete staging directory; safe to call again after an interruption at any point.
+
+    Args:
+        output_dir: where the dataset is to be.
+        staging_dir: where it lies.
+        overwrite: whether another dataset, which came to be there meanwhile, may be replaced.
+
+    Raises:
+        OutputExistsError: it may not.
+    """
+    # A worker outlives its killed job by seconds, and may be at it.
+    with _locked(output_dir):
+        _move(output_dir, staging_dir, overwrite=overwrite)
+
+
+def _move(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
     complete = filesystem.join(staging_dir, DATASET_INFO_NAME)
     published = filesystem.join(output_dir, DATASET_INFO_NAME)
-    with _one_mover(output_dir):
-        if not filesystem.exists(complete):
-            return
-        described = DatasetInfo.from_json(filesystem.read_bytes(complete), complete)
-        # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
-        filesystem.delete([published])
-        staged = [path for path in filesystem.list_below(staging_dir) if path != complete and is_ours(_name(path))]
-        for path in staged:
-            filesystem.rename(path, filesystem.join(output_dir, _name(path)))
-        keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
-        former = [name for name in filesystem.list_names(output_dir) if is_ours(name) and name not in keep]
-        filesystem.delete([filesystem.join(output_dir, name) for name in former])
-        filesystem.rename(complete, published)
-        filesystem.delete_directory(staging_dir)
+    if not filesystem.exists(complete):
+        return
+    text = filesystem.read_bytes(complete)
+    described = DatasetInfo.from_json(text, complete)
+    # Where a rename is a copy, an interruption may have left the same one in both places.
+    if not overwrite and filesystem.exists(published) and filesystem.read_bytes(published) != text:
+        filesystem.delete([complete])  # or whoever comes next would finish this
+        raise OutputExistsError(
+            f"{output_dir}: a dataset came to be there while the job was running; give another directory, "
+            "or add --overwrite"
+        )
+    # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
+    filesystem.delete([published])
+    staged = [path for path in filesystem.list_below(staging_dir) if path != complete and is_ours(_name(path))]
+    for path in staged:
+        filesystem.rename(path, filesystem.join(output_dir, _name(path)))
+    keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
+    former = [name for name in filesystem.list_names(output_dir) if is_ours(name) and name not in keep]
+    filesystem.delete([filesystem.join(output_dir, name) for name in former])
+    filesystem.rename(complete, published)
+    filesystem.delete_directory(staging_dir)
 
 
 @contextmanager
-def _one_mover(output_dir: str) -> Iterator[None]:
-    """Keep others from publishing here meanwhile: a worker outlives its killed job by seconds, and may be at it."""
+def _locked(output_dir: str, *, make: bool = False) -> Iterator[None]:
+    """Keep others from claiming, publishing and cleaning up here meanwhile; object stores have no locks.
+
+    Args:
+        output_dir: the directory.
+        make: whether to make it if it is not there.
+    """
     if filesystem.is_remote(output_dir):
         yield
         return
-    descriptor = filesystem.lock(output_dir)
+    descriptor = filesystem.make_and_lock(output_dir) if make else filesystem.lock(output_dir)
     try:
         yield
     finally:
@@ -242,22 +270,40 @@ def claim_output(output_dir: str, *, option: str, overwrite: bool) -> Iterator[s
         OptionError: it is no directory, or another job is writing there.
         OutputWriteError: it cannot be written.
     """
-    existed = filesystem.is_remote(output_dir) or os.path.exists(output_dir)
-    if not filesystem.is_remote(output_dir) and existed and not os.path.isdir(output_dir):
-        raise OptionError(f"{option} {output_dir}: expected a directory, found a file")
-    if existed:
-        _finish_or_remove_leftovers(output_dir, option, overwrite=overwrite)
-        _check_output(output_dir, option, overwrite=overwrite)
+    is_remote = filesystem.is_remote(output_dir)
+    existed = is_remote or os.path.exists(output_dir)
     staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
-    filesystem.make_directory(staging_dir)
-    lock = None if filesystem.is_remote(staging_dir) else filesystem.try_lock(staging_dir)
-    try:
+    with contextlib.ExitStack() as stack:
+        # In one go, or two jobs could both find nothing in the way.
+        with _locked(output_dir, make=True):
+            stack.callback(_clean_up, output_dir, staging_dir, existed=existed)
+            _finish_or_remove_leftovers(output_dir, option, overwrite=overwrite)
+            _check_output(output_dir, option, overwrite=overwrite)
+            filesystem.make_directory(staging_dir)
+            if not is_remote:
+                stack.callback(os.close, _lock_staging(staging_dir, output_dir, option))
         yield staging_dir
-    finally:
+
+
+def _lock_staging(staging_dir: str, output_dir: str, option: str) -> int:
+    """Take the lock that tells a living job's staging directory from a dead one's."""
+    lock = filesystem.try_lock(staging_dir)
+    if lock is None:
+        raise OptionError(
+            f"{option} {output_dir}: another job is writing there; wait for it, or give another directory"
+        )
+    return lock
+
+
+def _clean_up(output_dir: str, staging_dir: str, *, existed: bool) -> None:
+    """Leave nothing of a job but what it published; `existed` tells whether the output was there before it."""
+    if filesystem.is_remote(output_dir):
         _discard_incomplete(staging_dir)
-        if lock is not None:
-            os.close(lock)
-        if not existed and not filesystem.is_remote(output_dir) and not os.listdir(output_dir):
+        return
+    # Somebody may have removed all of it meanwhile.
+    with contextlib.suppress(FileNotFoundError), _locked(output_dir):
+        _discard_incomplete(staging_dir)
+        if not existed and not os.listdir(output_dir):
             os.rmdir(output_dir)
 
 
@@ -284,13 +330,10 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
         if not name.startswith(STAGING_PREFIX):
             continue
         path = os.path.join(output_dir, name)
-        lock = filesystem.try_lock(path)
-        if lock is None:
-            raise OptionError(
-                f"{option} {output_dir}: another job is writing there; wait for it, or give another directory"
-            )
+        lock = _lock_staging(path, output_dir, option)
         try:
-            move_into_place(output_dir, path)
+            # That job had leave to replace what is there, if there is anything.
+            _move(output_dir, path, overwrite=True)
             _discard_incomplete(path)
         except SchemaMismatchError as error:
             if not overwrite:

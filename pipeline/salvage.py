@@ -107,7 +107,7 @@ def salvage(findings: Findings, output_dir: str) -> str:
         stage(staging_dir, REJECTED_NAME, content)
         stage(staging_dir, VOCAB_NAME, filesystem.read_bytes(filesystem.join(findings.data_dir, VOCAB_NAME)))
         stage(staging_dir, DATASET_INFO_NAME, new.to_json().encode())
-        move_into_place(output_dir, staging_dir)
+        move_into_place(output_dir, staging_dir, overwrite=False)
     return _summary(info.documents, new.documents, lost, output_dir)
 
 

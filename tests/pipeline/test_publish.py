@@ -33,6 +33,8 @@ from tests.pipeline.corpora import (
     write_tree,
 )
 
+NUM_CLAIMERS = 8
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> PreprocessConfig:
@@ -48,13 +50,14 @@ def with_other_content(config: PreprocessConfig) -> PreprocessConfig:
     return dataclasses.replace(config, seed=1, num_shards=1, overwrite=True)
 
 
-def run_job(config: PreprocessConfig) -> None:
-    """Run a job as `preprocess.run` does, without Beam."""
+def run_job(config: PreprocessConfig, meanwhile_fn: Callable[[], object] = lambda: None) -> None:
+    """Run a job as `preprocess.run` does, without Beam; something may happen while it runs."""
     job = prepare(config)
     with staging_directory(config) as staging_dir:
         job = dataclasses.replace(job, staging_dir=staging_dir)
         batches = first_pass(job)
         plan = make_plan(batches, job)
+        meanwhile_fn()
         publish_dataset(second_pass(batches, plan, job), plan, job)
 
 
@@ -232,6 +235,48 @@ def test_two_jobs_cannot_write_into_one_directory(config: PreprocessConfig) -> N
     run_job(config)
 
 
+def test_jobs_that_start_at_the_same_moment_claim_one_after_the_other(config: PreprocessConfig) -> None:
+    """Whoever made the directory removes it when it has failed, perhaps just before the next one has its lock."""
+    outcomes: list[str] = []
+    inside: list[str] = []
+
+    def claim() -> None:
+        for _ in range(40):
+            try:
+                with staging_directory(config) as staging_dir:
+                    inside.append(staging_dir)
+                    (Path(staging_dir) / "train-00000-of-00001.tfrecord").touch()
+                    outcomes.append("alone" if inside == [staging_dir] else f"not alone: {inside}")
+                    inside.remove(staging_dir)
+            except OptionError as error:
+                outcomes.append("refused" if "another job is writing there" in str(error) else repr(error))
+            except Exception as error:  # noqa: BLE001
+                outcomes.append(repr(error))
+
+    claimers = [threading.Thread(target=claim) for _ in range(NUM_CLAIMERS)]
+    for claimer in claimers:
+        claimer.start()
+    for claimer in claimers:
+        claimer.join()
+    assert set(outcomes) <= {"alone", "refused"}
+    assert outcomes.count("alone") > 1
+    # One that found the directory, but not in time, takes it for the user's.
+    assert not output_of(config).exists() or os.listdir(output_of(config)) == []
+
+
+def test_a_dataset_that_came_to_be_there_meanwhile_is_not_replaced(config: PreprocessConfig, tmp_path: Path) -> None:
+    other = dataclasses.replace(with_other_content(config), output_dir=str(tmp_path / "other"))
+    run_job(other)
+    with pytest.raises(OutputExistsError, match="came to be there while the job was running; give another directory"):
+        run_job(config, lambda: shutil.copytree(output_of(other), output_of(config), dirs_exist_ok=True))
+    assert digest_files(output_of(config)) == digest_files(output_of(other))
+    run_job(
+        dataclasses.replace(config, overwrite=True),
+        lambda: shutil.copytree(output_of(other), output_of(config), dirs_exist_ok=True),
+    )
+    assert read_dataset_info(config.output_dir).seed == config.seed
+
+
 def test_what_a_killed_job_left_is_removed(config: PreprocessConfig) -> None:
     run_job(config)
     before = digest_files(output_of(config))
@@ -307,11 +352,13 @@ def test_publishing_twice_is_publishing_once(config: PreprocessConfig) -> None:
 def test_moving_waits_for_a_mover_that_is_still_alive(config: PreprocessConfig) -> None:
     job, reports, plan = stage(config, output_of(config) / f"{STAGING_PREFIX}1")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(publish, "move_into_place", lambda *_: None)
+        monkeypatch.setattr(publish, "move_into_place", lambda *_, **__: None)
         publish_dataset(reports, plan, job)
     descriptor = os.open(output_of(config), os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    mover = threading.Thread(target=move_into_place, args=(config.output_dir, job.staging_dir))
+    mover = threading.Thread(
+        target=move_into_place, args=(config.output_dir, job.staging_dir), kwargs={"overwrite": False}
+    )
     mover.start()
     mover.join(0.1)
     assert mover.is_alive()
@@ -323,7 +370,7 @@ def test_moving_waits_for_a_mover_that_is_still_alive(config: PreprocessConfig) 
 
 def test_an_incomplete_staging_directory_is_never_published(config: PreprocessConfig) -> None:
     job, _, _ = stage(config, output_of(config) / f"{STAGING_PREFIX}1")
-    move_into_place(config.output_dir, job.staging_dir)
+    move_into_place(config.output_dir, job.staging_dir, overwrite=False)
     assert os.listdir(output_of(config)) == [f"{STAGING_PREFIX}1"]
     run_job(config)
     assert read_dataset_info(config.output_dir).documents.written == 12
