@@ -253,9 +253,12 @@ def try_lock(directory: str) -> int | None:
     """Take the lock that a job holds on its own local directory while it lives, however it ends.
 
     Returns:
-        A file descriptor, whose closing gives the lock back; `None` if somebody else holds it.
+        A file descriptor, whose closing gives the lock back; `None` if somebody else holds it, or removed it all.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         _flock(descriptor, directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
