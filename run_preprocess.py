@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
         beam_args=tuple(beam_args),
     )
     if args.dry_run and not on_dataflow:
-        print(describe_dry_run(prepare(config)))
+        print(describe_dry_run(prepare(config), engine.num_workers))
         return 0
     if args.dry_run:
         num_transforms = translate(config, engine)
