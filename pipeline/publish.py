@@ -31,7 +31,7 @@ from pipeline.dataset_info import (
     SplitInfo,
     npy_bytes,
 )
-from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
+from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
 from pipeline.references import DatasetPlan, Job, check_rejected
 from pipeline.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
 from pipeline.shard_writer import ShardReport, write_empty_shard
@@ -171,6 +171,7 @@ def move_into_place(output_dir: str, staging_dir: str, *, overwrite: bool) -> No
 
     Raises:
         OutputExistsError: it may not.
+        CorruptShardError: a file of the dataset is neither here nor there; nothing was moved.
     """
     # A worker outlives its killed job by seconds, and may be at it.
     with _locked(output_dir):
@@ -191,13 +192,22 @@ def _move(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
             f"{output_dir}: a dataset came to be there while the job was running; give another directory, "
             "or add --overwrite"
         )
+    described_names = {
+        REJECTED_NAME,
+        VOCAB_NAME,
+        *(file.name for split in described.splits.values() for file in split.files),
+    }
+    staged = {path.rsplit("/", 1)[-1]: path for path in filesystem.list_below(staging_dir)}
+    names = filesystem.list_names(output_dir)
+    if missing := described_names - staged.keys() - set(names):
+        raise CorruptShardError(
+            f"{complete}: {len(missing)} of the files it lists are not there, such as {min(missing)}", path=complete
+        )
     # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
     filesystem.delete([published])
-    staged = [path for path in filesystem.list_below(staging_dir) if path != complete and is_ours(_name(path))]
-    for path in staged:
-        filesystem.rename(path, filesystem.join(output_dir, _name(path)))
-    keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
-    former = [name for name in filesystem.list_names(output_dir) if is_ours(name) and name not in keep]
+    for name in sorted(described_names & staged.keys()):
+        filesystem.rename(staged[name], filesystem.join(output_dir, name))
+    former = [name for name in names if is_ours(name) and name not in described_names]
     filesystem.delete([filesystem.join(output_dir, name) for name in former])
     filesystem.rename(complete, published)
     filesystem.delete_directory(staging_dir)
@@ -236,10 +246,6 @@ def _discard_incomplete(staging_dir: str) -> None:
         os.rename(doomed, staging_dir)
     else:
         filesystem.delete_directory(doomed)
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
 
 
 def is_ours(name: str) -> bool:
@@ -335,7 +341,7 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
             # That job had leave to replace what is there, if there is anything.
             _move(output_dir, path, overwrite=True)
             _discard_incomplete(path)
-        except SchemaMismatchError as error:
+        except (SchemaMismatchError, CorruptShardError) as error:
             if not overwrite:
                 raise OutputExistsError(
                     f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "

@@ -16,7 +16,7 @@ import pytest
 from pipeline import filesystem, publish
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DATASET_INFO_NAME, read_dataset_info
-from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, TooManyRejectedError
+from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, TooManyRejectedError
 from pipeline.publish import STAGING_PREFIX, move_into_place, publish_dataset, staging_directory
 from pipeline.references import Job
 from pipeline.shard_writer import ShardReport
@@ -347,6 +347,29 @@ def test_publishing_twice_is_publishing_once(config: PreprocessConfig) -> None:
     assert publish_dataset(reports, plan, job) == text
     assert digest_files(output_of(config)) == before
     assert not Path(job.staging_dir).exists()
+
+
+def test_a_dataset_of_which_a_file_is_missing_is_not_published(config: PreprocessConfig) -> None:
+    """Neither is anything of it deleted: what is there may be all there is."""
+    run_job(config)
+    other = with_other_content(config)
+    job, reports, plan = stage(other, output_of(config) / f"{STAGING_PREFIX}0badcafe")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(publish, "move_into_place", lambda *_, **__: None)
+        publish_dataset(reports, plan, job)
+    (Path(job.staging_dir) / "train-00000-of-00001.tfrecord").unlink()
+    before = digest_files(output_of(config))
+    message = "1 of the files it lists are not there, such as train-00000-of-00001.tfrecord"
+    with pytest.raises(CorruptShardError, match=message):
+        move_into_place(config.output_dir, job.staging_dir, overwrite=True)
+    with pytest.raises(
+        OutputExistsError, match=rf"cannot publish \(.*{message}\); .* or add --overwrite to discard it"
+    ):
+        run_job(config)
+    assert digest_files(output_of(config)) == before
+    run_job(other)
+    assert not Path(job.staging_dir).exists()
+    assert read_dataset_info(config.output_dir).seed == other.seed
 
 
 def test_moving_waits_for_a_mover_that_is_still_alive(config: PreprocessConfig) -> None:
