@@ -2,7 +2,8 @@
 
 Everything is written into a staging directory inside the output directory first. Publishing is a series of renames
 that can be interrupted anywhere and taken up again: as long as the staging directory holds a `dataset.json`, the
-dataset is complete there, and whoever comes next finishes moving it.
+dataset is complete there, and whoever comes next finishes moving it. In an object store, which has no locks to tell
+dead jobs from living ones, that takes `--overwrite`.
 """
 
 import contextlib
@@ -329,8 +330,19 @@ def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
 
 
 def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool) -> None:
-    """Publish what a job had completed when it died, and remove what it had not."""
+    """Publish what a job had completed when it died, and remove what it had not.
+
+    In an object store nobody can tell a dead job from one that is alive: what is not complete stays, and what is
+    complete is published only if the user says that the output may be replaced.
+    """
     if filesystem.is_remote(output_dir):
+        for path in filesystem.match(filesystem.join(output_dir, f"{STAGING_PREFIX}*", DATASET_INFO_NAME)):
+            if not overwrite:
+                raise OutputExistsError(
+                    f"{option} {output_dir}: a job is publishing a dataset there, or died at it ({path}); "
+                    "wait for it, or add --overwrite if no job is running"
+                )
+            _finish(output_dir, path.rpartition("/")[0], option, overwrite=overwrite)
         return
     for name in sorted(os.listdir(output_dir)):
         if not name.startswith(STAGING_PREFIX):
@@ -338,15 +350,20 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
         path = os.path.join(output_dir, name)
         lock = _lock_staging(path, output_dir, option)
         try:
-            # That job had leave to replace what is there, if there is anything.
-            _move(output_dir, path, overwrite=True)
-            _discard_incomplete(path)
-        except (SchemaMismatchError, CorruptShardError) as error:
-            if not overwrite:
-                raise OutputExistsError(
-                    f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
-                    f"version cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
-                ) from None
-            filesystem.delete_directory(path)
+            _finish(output_dir, path, option, overwrite=overwrite)
         finally:
             os.close(lock)
+
+
+def _finish(output_dir: str, staging_dir: str, option: str, *, overwrite: bool) -> None:
+    try:
+        # That job had leave to replace what is there, if there is anything.
+        _move(output_dir, staging_dir, overwrite=True)
+        _discard_incomplete(staging_dir)
+    except (SchemaMismatchError, CorruptShardError) as error:
+        if not overwrite:
+            raise OutputExistsError(
+                f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this version "
+                f"cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
+            ) from None
+        filesystem.delete_directory(staging_dir)
