@@ -355,6 +355,7 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--compression", "zip"], "--compression: invalid choice"),
         (["--direct_num_worker=2"], "unknown option --direct_num_worker=2; did you mean"),
         (["--overwrit"], "unknown option --overwrit"),
+        (["--dry_run=False"], "--dry_run: ignored explicit argument 'False'"),
         (["another"], "unknown option another"),
         (["--direct_running_mode", "fast"], "--direct_running_mode: expected one of"),
         (["--direct_runner_bundle_repeat", "x"], "invalid int value: 'x'"),
