@@ -11,7 +11,7 @@ from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, digest_directory, read_dataset_info
 from pipeline.errors import CorruptShardError, MissingInputError, one_line
-from pipeline.publish import REJECTED_NAME
+from pipeline.output_dir import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.summary import describe_dataset
 from pipeline.tfexample import parse_example, read_records

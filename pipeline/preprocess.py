@@ -21,8 +21,8 @@ from pipeline.forked_workers import can_fork, fork_workers
 from pipeline.inputs import open_sources
 from pipeline.labels import read_category_names, read_taxonomy
 from pipeline.local_runner import choose_mode, make_local_runner
+from pipeline.output_dir import STAGING_PREFIX, staging_directory
 from pipeline.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
-from pipeline.publish import STAGING_PREFIX, staging_directory
 from pipeline.references import Job
 from pipeline.sources import TreeSource
 from pipeline.transforms import PreprocessCorpus

@@ -28,7 +28,8 @@ from pipeline.dataset_info import (
 )
 from pipeline.errors import CorruptShardError, SchemaMismatchError
 from pipeline.findings import Findings
-from pipeline.publish import REJECTED_NAME, claim_output, move_into_place, rejected_bytes, stage, stage_lengths
+from pipeline.output_dir import REJECTED_NAME, claim_output, move_into_place
+from pipeline.publish import rejected_bytes, stage, stage_lengths
 from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.shard_check import ShardFindings, ShardReader
 from pipeline.tfexample import compress, frame_records

@@ -389,7 +389,6 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--output", "{root}/corpus"], "lies inside the input"),
         (["--output", "{root}"], r"holds \d+ other files"),
         (["--output", ""], "--output: expected a directory"),
-        (["--dry_run=False"], "argument --dry_run: ignored explicit argument 'False'"),
         (["--tsv_header"], "--tsv_header: only used for TSVs, and no --input is one"),
         (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*mend them, or raise"),
         (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),

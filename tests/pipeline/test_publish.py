@@ -17,7 +17,8 @@ from pipeline import filesystem, publish
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DATASET_INFO_NAME, read_dataset_info
 from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, TooManyRejectedError
-from pipeline.publish import STAGING_PREFIX, move_into_place, publish_dataset, staging_directory
+from pipeline.output_dir import STAGING_PREFIX, move_into_place, staging_directory
+from pipeline.publish import publish_dataset
 from pipeline.references import Job
 from pipeline.shard_writer import ShardReport
 from tests.pipeline.corpora import (

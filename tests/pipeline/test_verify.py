@@ -32,7 +32,7 @@ from pipeline.config import InputSpec
 from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, FileInfo, _checksum, npy_bytes, read_dataset_info
 from pipeline.errors import MissingInputError, OptionError, OutputExistsError, SchemaMismatchError, WorkerDiedError
 from pipeline.findings import Findings
-from pipeline.publish import REJECTED_NAME
+from pipeline.output_dir import REJECTED_NAME
 from pipeline.salvage import salvage
 from pipeline.tfexample import RECORD_OVERHEAD_BYTES, compress, frame_records, parse_example, read_records
 from pipeline.verify import verify
