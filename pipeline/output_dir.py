@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pipeline import filesystem
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo
-from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, SchemaMismatchError
+from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
 from pipeline.shards import SHARD_NAME
 
 STAGING_PREFIX = ".partial-"
@@ -69,6 +69,29 @@ def claim_output(output_dir: str, *, option: str, overwrite: bool) -> Iterator[s
         yield staging_dir
 
 
+def check_output(config: PreprocessConfig) -> None:
+    """Raise what `staging_directory` would, but change nothing."""
+    output_dir, option, overwrite = config.output_dir, "--output", config.overwrite
+    if not filesystem.is_remote(output_dir):
+        place = os.path.abspath(output_dir)
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            raise OptionError(f"{output_dir}: expected a directory, found a file; give another one")
+        if not os.access(place, os.W_OK):
+            raise OutputWriteError(f"{output_dir}: cannot make this directory: {place} cannot be written")
+        if not os.path.exists(output_dir):
+            return
+    with _locked(output_dir):
+        for staging_dir in _leftovers(output_dir, option, overwrite=overwrite):
+            if not overwrite and filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
+                raise OutputExistsError(
+                    f"{option} {output_dir}: holds a dataset whose job died while publishing it; "
+                    "give another directory, or add --overwrite"
+                )
+        _check_output(output_dir, option, overwrite=overwrite)
+
+
 def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
     if filesystem.exists(filesystem.join(output_dir, DATASET_INFO_NAME)):
         if not overwrite:
@@ -84,11 +107,15 @@ def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
         )
 
 
-def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool) -> None:
-    """Publish what a job had completed when it died, and remove what it had not.
+def _leftovers(output_dir: str, option: str, *, overwrite: bool) -> Iterator[str]:
+    """Yield the staging directories of dead jobs, each locked until the next one is asked for.
 
     In an object store nobody can tell a dead job from one that is alive: what is not complete stays, and what is
-    complete is published only if the user says that the output may be replaced.
+    complete is for the user to judge, by the leave to replace.
+
+    Raises:
+        OptionError: a job is alive.
+        OutputExistsError: it may be.
     """
     if filesystem.is_remote(output_dir):
         for path in filesystem.match(filesystem.join(output_dir, f"{STAGING_PREFIX}*", DATASET_INFO_NAME)):
@@ -97,7 +124,7 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
                     f"{option} {output_dir}: a job is publishing a dataset there, or died at it ({path}); "
                     "wait for it, or add --overwrite if no job is running"
                 )
-            _finish(output_dir, path.rpartition("/")[0], option, overwrite=overwrite)
+            yield path.rpartition("/")[0]
         return
     for name in sorted(os.listdir(output_dir)):
         if not name.startswith(STAGING_PREFIX):
@@ -105,23 +132,25 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
         path = os.path.join(output_dir, name)
         lock = _lock_staging(path, output_dir, option)
         try:
-            _finish(output_dir, path, option, overwrite=overwrite)
+            yield path
         finally:
             os.close(lock)
 
 
-def _finish(output_dir: str, staging_dir: str, option: str, *, overwrite: bool) -> None:
-    try:
-        # That job had leave to replace what is there, if there is anything.
-        _move(output_dir, staging_dir, overwrite=True)
-        _discard_incomplete(staging_dir)
-    except (SchemaMismatchError, CorruptShardError) as error:
-        if not overwrite:
-            raise OutputExistsError(
-                f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this version "
-                f"cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
-            ) from None
-        filesystem.delete_directory(staging_dir)
+def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool) -> None:
+    """Publish what a job had completed when it died, and remove what it had not."""
+    for staging_dir in _leftovers(output_dir, option, overwrite=overwrite):
+        try:
+            # That job had leave to replace what is there, if there is anything.
+            _move(output_dir, staging_dir, overwrite=True)
+            _discard_incomplete(staging_dir)
+        except (SchemaMismatchError, CorruptShardError) as error:
+            if not overwrite:
+                raise OutputExistsError(
+                    f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
+                    f"version cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
+                ) from None
+            filesystem.delete_directory(staging_dir)
 
 
 def _lock_staging(staging_dir: str, output_dir: str, option: str) -> int:

@@ -301,9 +301,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[object, ...]
 
         monkeypatch.setattr(name, stop)
 
-    for name in ("pipeline.preprocess.run", "pipeline.preprocess.translate", "pipeline.dry_run.describe_dry_run"):
+    for name in ("pipeline.preprocess.run", "pipeline.preprocess.dry_run"):
         intercept(name)
-    monkeypatch.setattr("pipeline.preprocess.prepare", lambda config: f"the job of {config.output_dir}")
 
     def start_with(*options: str) -> tuple[object, ...]:
         with pytest.raises(StartedError) as caught:
@@ -331,14 +330,10 @@ def test_every_option_reaches_the_engine(started: Callable[..., tuple[object, ..
 
 
 def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> None:
-    for options, num_workers in (([], 0), (["--direct_num_workers", "3"], 3), (["--runner", "FlinkRunner"], 0)):
-        assert started("--dry_run", *options) == ("pipeline.dry_run.describe_dry_run", "the job of o", num_workers)
-    # Dataflow has a dry run of its own, which Beam's option of the same name asks for.
-    function, config, engine = started("--dry_run", "--runner", "DataflowRunner", "--project", "p")
-    assert (function, config.output_dir) == ("pipeline.preprocess.translate", "o")
-    assert engine == EngineOptions(runner="DataflowRunner", beam_args=("--project", "p", "--dry_run=True"))
-    function, _, engine = started("--runner", "DataflowRunner")
-    assert (function, engine) == ("pipeline.preprocess.run", EngineOptions(runner="DataflowRunner"))
+    for options in ([], ["--direct_num_workers", "3"], ["--runner", "DataflowRunner", "--project", "p"]):
+        function, *arguments = started(*options)
+        assert function == "pipeline.preprocess.run"
+        assert started("--dry_run", *options) == ("pipeline.preprocess.dry_run", *arguments)
 
 
 # Everything wrong
