@@ -26,7 +26,7 @@ from pipeline.dataset_info import (
     FileInfo,
     SplitInfo,
 )
-from pipeline.errors import CorruptShardError, SchemaMismatchError
+from pipeline.errors import CorruptShardError, SchemaMismatchError, one_line
 from pipeline.findings import Findings
 from pipeline.output_dir import REJECTED_NAME, claim_output, move_into_place
 from pipeline.publish import rejected_bytes, stage, stage_lengths
@@ -195,4 +195,4 @@ def _summary(old: DocumentCounts, new: DocumentCounts, lost: list[Rejection], ou
     if len(lost) > _LOST_SHOWN:
         lines.append(f"… and {len(lost) - _LOST_SHOWN:,} more, all listed in {REJECTED_NAME} under {json.dumps(LOST)}")
     lines.append(f"salvaged {new.written:,} of {old.written:,} examples into {output_dir}; {len(lost):,} lost")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
