@@ -19,6 +19,7 @@ from pipeline.dataset_info import DatasetInfo
 from pipeline.example_check import hash_keys
 from pipeline.findings import Findings
 from pipeline.output_dir import REJECTED_NAME
+from pipeline.publish import values_in_several
 from pipeline.record_scan import Fault
 from pipeline.schema import INDICES, KEY
 from pipeline.shard_check import ShardReader
@@ -35,14 +36,6 @@ class _Place:
 
     def __str__(self) -> str:
         return f"{self.shard}, record {self.record}"
-
-
-def _candidates(hashes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return the hashes that occur more than once, or in more than one group."""
-    if groups is not None:
-        hashes = np.concatenate([np.empty(0, np.uint64), *(np.unique(hashes[groups == g]) for g in np.unique(groups))])
-    values, counts = np.unique(hashes, return_counts=True)
-    return values[counts > 1]
 
 
 def _fetch(findings: Findings, name: str, wanted: np.ndarray) -> dict[int, dict[str, Any]]:
@@ -67,7 +60,10 @@ def check_keys(findings: Findings) -> Iterator[Fault]:
     """Find keys that stand twice."""
     rejected = [rejection["key"].encode("utf-8", "backslashreplace") for rejection in findings.rejections]
     hashes = [shard.key_hashes for shard in findings.shards.values()]
-    repeated = _candidates(np.concatenate([np.empty(0, np.uint64), *hashes, hash_keys(rejected)]))
+    values, counts = np.unique(
+        np.concatenate([np.empty(0, np.uint64), *hashes, hash_keys(rejected)]), return_counts=True
+    )
+    repeated = values[counts > 1]
     if not len(repeated):
         return
     first: dict[bytes, str] = {}
@@ -89,10 +85,10 @@ def check_keys(findings: Findings) -> Iterator[Fault]:
 def check_splits(findings: Findings, info: DatasetInfo) -> Iterator[Fault]:
     """Find examples of different splits with the same ids, beyond those that were known when it was written."""
     splits = {shard.name: index for index, split in enumerate(info.splits.values()) for shard in split.shards}
-    shards = findings.shards.values()
-    hashes = np.concatenate([np.empty(0, np.uint64), *(shard.ids_hashes for shard in shards)])
-    groups = np.repeat([splits[shard.name] for shard in shards], [len(shard.ids_hashes) for shard in shards])
-    shared = _candidates(hashes, groups)
+    hashes: list[list[np.ndarray]] = [[np.empty(0, np.uint64)] for _ in info.splits]
+    for name, shard in findings.shards.items():
+        hashes[splits[name]].append(shard.ids_hashes)
+    shared = values_in_several(map(np.concatenate, hashes))
     known = info.documents.in_several_splits or 0
     findings.num_in_several_splits = len(shared)
     if len(shared) == known:
@@ -103,7 +99,7 @@ def check_splits(findings: Findings, info: DatasetInfo) -> Iterator[Fault]:
             places.setdefault(tuple(features[INDICES]), []).append(place)
     in_several = [same for same in places.values() if len({splits[place.shard] for place in same}) > 1]
     findings.num_in_several_splits = len(in_several)
-    if len(in_several) < known and not any(shard.num_faults for shard in shards):
+    if len(in_several) < known and not any(shard.num_faults for shard in findings.shards.values()):
         what = f"expected {known} texts that stand in several splits, got {len(in_several)}"
         yield dataset_check.fault_of_info(what)
     if len(in_several) <= known:

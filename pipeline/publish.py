@@ -3,7 +3,7 @@
 import json
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -91,9 +91,14 @@ def _count_in_several_splits(reports: Sequence[ShardReport]) -> int:
     by_split: dict[str, list[np.ndarray]] = {}
     for report in reports:
         by_split.setdefault(report.split, []).append(np.frombuffer(report.ids_digests, dtype=np.uint64))
-    distinct = [np.unique(np.concatenate(parts)) for parts in by_split.values()]
-    _, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *distinct]), return_counts=True)
-    return int(np.count_nonzero(counts > 1))
+    return len(values_in_several(map(np.concatenate, by_split.values())))
+
+
+def values_in_several(groups: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the values that stand in more than one of several arrays, all uint64 [any]."""
+    distinct = [np.unique(group) for group in groups]
+    values, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *distinct]), return_counts=True)
+    return values[counts > 1]
 
 
 def _check_all_arrived(num_documents: int, plan: DatasetPlan) -> None:

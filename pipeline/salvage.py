@@ -7,9 +7,10 @@ vocabulary must be those that were written.
 """
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from pipeline.dataset_info import (
 from pipeline.errors import CorruptShardError, SchemaMismatchError, one_line
 from pipeline.findings import Findings
 from pipeline.output_dir import REJECTED_NAME, claim_output, move_into_place
-from pipeline.publish import rejected_bytes, stage, stage_lengths
+from pipeline.publish import rejected_bytes, stage, stage_lengths, values_in_several
 from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.shard_check import ShardFindings, ShardReader
 from pipeline.tfexample import compress, frame_records
@@ -85,8 +86,10 @@ def salvage(findings: Findings, output_dir: str) -> str:
             for split in info.splits.values()
             for shard in split.shards
         }
-        lost = [rejection for name in kept for rejection in kept[name].lost]
-        rejections = _rejections(findings, info) + lost
+        rejections = [Rejection(line["key"], line["reason"], line["detail"]) for line in findings.rejections]
+        rejections += _with_new_keys(_lost_lines(rejections, info), rejections)
+        lost = _with_new_keys([rejection for name in kept for rejection in kept[name].lost], rejections)
+        rejections += lost
         content = rejected_bytes(sorted(rejections))
         splits = {
             name: _describe(name, split, findings, kept, info, staging_dir) for name, split in info.splits.items()
@@ -100,7 +103,7 @@ def salvage(findings: Findings, output_dir: str) -> str:
                 read=written + len(rejections),
                 written=written,
                 rejected=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
-                in_several_splits=findings.num_in_several_splits,
+                in_several_splits=len(values_in_several(_kept_hashes(findings, kept, info))),
             ),
             versions={**info.versions, "salvaged with two-headed-bert": VERSION},
             rejected_file=FileInfo.of(REJECTED_NAME, 0, content),
@@ -152,14 +155,31 @@ def _reason(found: ShardFindings, number: int, is_repeated: bool) -> str:
     return "; ".join(what) or "it could not be read, because of damage before it"
 
 
-def _rejections(findings: Findings, info: DatasetInfo) -> list[Rejection]:
-    """Return the documents that were rejected in the first place; for those whose line is lost, a line that says so."""
-    rejections = [Rejection(line["key"], line["reason"], line["detail"]) for line in findings.rejections]
-    found = Counter(rejection.reason for rejection in rejections)
-    for reason, count in info.documents.rejected.items():
-        missing = range(count - found[reason])
-        rejections += [Rejection(f"{REJECTED_NAME}:{reason}:{n}", reason, "its line was damaged") for n in missing]
-    return rejections
+def _lost_lines(listed: list[Rejection], info: DatasetInfo) -> list[Rejection]:
+    """Return a line for each document that was rejected in the first place, and whose line is lost."""
+    found = Counter(rejection.reason for rejection in listed)
+    return [
+        Rejection(f"{REJECTED_NAME}:{reason}:{number}", reason, "its line was damaged")
+        for reason, count in info.documents.rejected.items()
+        for number in range(count - found[reason])
+    ]
+
+
+def _with_new_keys(rejections: list[Rejection], others: list[Rejection]) -> list[Rejection]:
+    """Return rejections with keys that are not taken: an earlier salvage may have named others after the same place."""
+    taken = {other.key for other in others}
+    renamed = []
+    for rejection in rejections:
+        names = itertools.chain([rejection.key], (f"{rejection.key}#{number}" for number in itertools.count(2)))
+        renamed.append(rejection._replace(key=next(name for name in names if name not in taken)))
+    return renamed
+
+
+def _kept_hashes(findings: Findings, kept: Mapping[str, _Kept], info: DatasetInfo) -> Iterator[np.ndarray]:
+    """Yield, for each split, the hashes of the ids of what is kept."""
+    for split in info.splits.values():
+        names = [shard.name for shard in split.shards]
+        yield np.concatenate([np.empty(0, np.uint64), *(findings.shards[n].ids_hashes[kept[n].rows] for n in names)])
 
 
 def _describe(

@@ -741,6 +741,37 @@ def test_salvage_of_missing_files(plain: Path, pristine_plain: Path, tmp_path: P
     assert len(check_salvaged(plain, tmp_path / "new", pristine_plain)) == num_lost
 
 
+def test_salvage_counts_anew_what_stands_in_several_splits(tmp_path: Path) -> None:
+    """Of three texts that two splits share, one is lost from one of them, though its ids are intact."""
+    rows = ["山水风云\t体育", "日月星花\t科技", "草木\t科技"]
+    inputs = [InputSpec(str(write_lines(tmp_path / f"{name}.tsv", rows)), name) for name in ("train", "dev")]
+    config = make_config(tmp_path, *inputs, num_shards=1)
+    assert run_quickly(config).documents.in_several_splits == 3
+    path = Path(config.output_dir) / "train-00000-of-00001.tfrecord"
+    features = parse_example(records_of(path)[0]) | {"label": [300]}
+    replace_record(path.parent, path, 0, serialize_by_hand(features))
+    salvage(verify(config.output_dir), str(tmp_path / "new"))
+    assert read_dataset_info(str(tmp_path / "new")).documents.in_several_splits == 2
+    assert faults_of(tmp_path / "new") == []
+
+
+def test_salvage_of_what_was_salvaged(plain: Path, tmp_path: Path) -> None:
+    """Both times the first record and a line of the rejected documents are lost, but they are not the same ones."""
+    place = max(shards_of(plain), key=lambda path: len(records_of(path))).name
+    damaged = plain
+    for number in range(3):
+        (damaged / place).write_bytes(flip((damaged / place).read_bytes(), 8 * 20))
+        lines = (damaged / REJECTED_NAME).read_bytes().split(b"\n")
+        kept = [line for line in lines if b"not_utf-8" not in line]
+        (damaged / REJECTED_NAME).write_bytes(b"\n".join(kept))
+        salvage(verify(str(damaged)), str(tmp_path / str(number)))
+        damaged = tmp_path / str(number)
+        assert faults_of(damaged) == []
+    keys = [json.loads(line)["key"] for line in (damaged / REJECTED_NAME).read_text(encoding="utf-8").splitlines()]
+    assert {f"{place}:0", f"{place}:0#2", f"{place}:0#3"} < set(keys)
+    assert len(set(keys)) == len(keys) == 5
+
+
 damages = st.lists(
     st.tuples(
         st.sampled_from(["flip", "zero", "delete", "insert", "cut"]),
