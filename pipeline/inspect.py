@@ -1,7 +1,6 @@
 """`python -m pipeline.inspect DIR`: what is in a dataset, and what became of one document."""
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
-from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, digest_directory, read_dataset_info
-from pipeline.errors import CorruptShardError, MissingInputError, one_line
+from pipeline.dataset_check import check_rejected, check_vocab
+from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, digest_directory, read_dataset_info
+from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line
 from pipeline.output_dir import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.summary import describe_dataset
 from pipeline.tfexample import parse_example, read_records
-from pipeline.vocabulary import load_vocab
 
 _TOKENS_SHOWN = 64
 # What JSON does not write as an escape, and a terminal obeys; as escapes they mean the same.
@@ -68,12 +67,12 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
 
     Raises:
         MissingInputError: it was not in the corpus.
+        CorruptShardError: it may have been rejected, but the list of rejected documents is damaged.
     """
     # An argument that is not UTF-8 is no key, but no reason to fail either.
     encoded = key.encode(errors="backslashreplace")
-    rejected = filesystem.read_bytes(filesystem.join(data_dir, REJECTED_NAME)).decode()
-    for line in filter(None, rejected.split("\n")):
-        rejection = json.loads(line)
+    rejections, faults = check_rejected(data_dir, info)
+    for rejection in rejections:
         if rejection["key"] == key:
             return one_line(f"{key}: rejected: {rejection['reason']}: {rejection['detail']}")
     for split, split_info in info.splits.items():
@@ -82,16 +81,34 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
         for shard, number, offset, features in iterate_examples(data_dir, info, split, holding=encoded):
             if features[KEY] == [encoded]:
                 return f"{split}, {shard}, record {number}, byte {offset}\n{describe_example(features, info, tokens)}"
+    if faults:
+        path = filesystem.join(data_dir, REJECTED_NAME)
+        raise CorruptShardError(
+            f"{data_dir}: no document {key!r} can be found, but a file is damaged: {faults[0]}; copy it back", path=path
+        )
     raise MissingInputError(
         f"{data_dir}: no document {key!r} among {info.documents.read:,}; keys look like 体育/123.txt"
     )
+
+
+def read_tokens(data_dir: str, info: DatasetInfo) -> list[str]:
+    """Return the vocabulary in id order, for people.
+
+    Raises:
+        SchemaMismatchError: it is not the one that the ids refer to.
+    """
+    vocab, faults = check_vocab(data_dir, info)
+    if vocab is None or faults:
+        raise SchemaMismatchError(f"{data_dir}: {faults[0]}; copy it back, or write the dataset again")
+    # Printed as written: a token that is a line separator would break the line.
+    return [token if token.isprintable() else repr(token) for token in vocab]
 
 
 def main(argv: Sequence[str]) -> int:
     """Print what a dataset holds."""
     parser = CommandParser(prog="python -m pipeline.inspect", description="Show what a dataset holds.")
     parser.add_argument("data_dir", metavar="DIR", help="a dataset directory")
-    parser.add_argument("--split", default="train", help="where to take the examples from")
+    parser.add_argument("--split", help="where to take the examples from (default: the first split that has any)")
     parser.add_argument("--examples", type=int, default=3, help="how many decoded examples to show")
     parser.add_argument("--key", help="show instead where this document went, such as 体育/123.txt")
     parser.add_argument("--json", action="store_true", help=f"print {DATASET_INFO_NAME} itself")
@@ -105,16 +122,15 @@ def main(argv: Sequence[str]) -> int:
     if args.digest:
         print(digest_directory(args.data_dir))
         return 0
-    vocab = load_vocab(filesystem.join(args.data_dir, VOCAB_NAME))
-    # Printed as written: a token that is a line separator would break the line.
-    tokens = [token if token.isprintable() else repr(token) for token in vocab]
     if args.key is not None:
-        print(trace(args.data_dir, info, args.key, tokens))
+        print(trace(args.data_dir, info, args.key, read_tokens(args.data_dir, info)))
         return 0
     print(describe_dataset(info, args.data_dir))
-    if args.examples:
-        print(f"\nfirst examples of {one_line(args.split)}:")
-        for *_, features in itertools.islice(iterate_examples(args.data_dir, info, args.split), args.examples):
+    split = args.split or next((name for name, split in info.splits.items() if split.num_examples), None)
+    if args.examples and split:
+        tokens = read_tokens(args.data_dir, info)
+        print(f"\nfirst examples of {one_line(split)}:")
+        for *_, features in itertools.islice(iterate_examples(args.data_dir, info, split), args.examples):
             print("  " + describe_example(features, info, tokens))
     return 0
 

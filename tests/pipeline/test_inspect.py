@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline import inspect as inspect_command
 from pipeline.command_line import run_command
+from pipeline.config import InputSpec
 from pipeline.dataset_info import read_dataset_info
 from pipeline.summary import describe_dataset
 from tests.pipeline.corpora import (
@@ -21,6 +23,7 @@ from tests.pipeline.corpora import (
     run_quickly,
     write_tree,
 )
+from tests.tiny_dataset import write_tiny_dataset
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,34 @@ def test_what_cannot_be_shown(
     assert outcome.stderr.count("\n") == 1
 
 
+def test_examples_are_of_the_first_split_that_has_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = InputSpec(str(write_tree(tmp_path / "corpus", {"体育/1.txt": "山水"})), "held_out")
+    config = make_config(tmp_path, spec)
+    run_quickly(config)
+    outcome = inspect(Path(config.output_dir), capsys)
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert "\nfirst examples of held_out:\n  体育/1.txt  (category 0 体育, " in outcome.stdout
+    everything_empty = write_tiny_dataset(tmp_path / "empty", {"train": []}, max_len=8)
+    assert inspect(tmp_path / "empty", capsys) == Outcome(
+        0, describe_dataset(everything_empty, str(tmp_path / "empty")) + "\n", ""
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--key", "体育/0.txt"]])
+def test_another_vocabulary_is_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    """Its tokens would be shown for ids that mean others; a shorter one lacks some."""
+    copy = Path(shutil.copytree(dataset, tmp_path / "dataset"))
+    lines = (copy / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    for other in (lines[:12], [*lines[:10], *reversed(lines[10:-1]), ""]):
+        (copy / "vocab.txt").write_text("\n".join(other), encoding="utf-8")
+        outcome = inspect(copy, capsys, *options)
+        assert outcome.status == 2
+        assert re.fullmatch(r"error: .*: vocab\.txt: its checksum differs from dataset\.json; copy.*\n", outcome.stderr)
+        assert inspect(copy, capsys, "--examples", "0").status == 0
+
+
 # One document
 
 
@@ -185,3 +216,17 @@ def test_a_document_that_was_not_there(dataset: Path, capsys: pytest.CaptureFixt
     outcome = trace(dataset, key, capsys)
     assert (outcome.status, outcome.stdout) == (2, "")
     assert re.fullmatch(r"error: .*: no document .* among 12; keys look like 体育/123\.txt\n", outcome.stderr)
+
+
+def test_a_damaged_list_of_rejected_documents(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "dataset"))
+    path = copy / "rejected-00000-of-00001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"key": "\xe4\xbd\x93', b'{"key: "\xe4\xbd\x93'))
+    for key in ("科技/two\nlines.txt", "体育/0.txt"):
+        assert trace(copy, key, capsys) == trace(dataset, key, capsys)
+    outcome = trace(copy, "体育/bad.txt", capsys)
+    assert (outcome.status, outcome.stdout) == (2, "")
+    message = r"no document '体育/bad\.txt' can be found, but a file is damaged: rejected-00000-of-00001\.jsonl: .*\n"
+    assert re.fullmatch(f"error: .*: {message}", outcome.stderr)
