@@ -14,10 +14,11 @@ from pipeline.config import InputSpec, PreprocessConfig
 from pipeline.dry_run import describe_dry_run
 from pipeline.preprocess import prepare
 from pipeline.references import ReferenceReader
-from pipeline.sources import Chunk, TreeSource
+from pipeline.sources import Chunk, TreeSource, TsvSource
 from tests.pipeline.corpora import (
     digest_files,
     made_up_documents,
+    made_up_text,
     make_config,
     run_quickly,
     write_lines,
@@ -131,8 +132,8 @@ def test_of_a_million_documents_a_few_are_read(tmp_path: Path, monkeypatch: pyte
     job = prepare(make_config(tmp_path, tree, split_weights=(("train", 1.0),)))
     job = dataclasses.replace(job, sources=(EndlessTree(path=str(tree), split=None, key_prefix=""),))
     said = describe_dry_run(job).split("\n")
-    # 65 of the 2,000 chunks, and 42 documents of the 500 in each.
-    assert said[:3] == ["dry run: 2,730 documents read, nothing written", "documents: 1,000,000", said[2]]
+    # Every 32nd of the 2,000 chunks, and 42 documents of the 500 in each.
+    assert said[:3] == ["dry run: 2,646 documents read, nothing written", "documents: 1,000,000", said[2]]
     (train,) = (line.split() for line in said if line.startswith("train"))
     num_bytes = float(train[3]) * 1e6
     assert train[1:3] == ["1,000,000", "100"]
@@ -140,6 +141,37 @@ def test_of_a_million_documents_a_few_are_read(tmp_path: Path, monkeypatch: pyte
     assert float(train[4]) == pytest.approx(num_bytes / 100 / 2**20, abs=0.05)
     # Four processes, and 500 bytes for each document.
     assert said[-1].endswith("minutes and 1.1 GB of memory")
+
+
+def test_of_a_large_corpus_little_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a compressed table travel with their chunks; most of them are let go at once."""
+    lines = [f"{number}{made_up_text(number, 400).split()[0]}\t体育" for number in range(2_000)]
+    path = tmp_path / "t.tsv.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    monkeypatch.setattr("pipeline.sources.BYTES_PER_CHUNK", 200)
+    most = []
+
+    def chunks(self: TsvSource, index: int, list_chunks=TsvSource.chunks) -> Iterator[Chunk]:
+        for chunk in list_chunks(self, index):
+            yield chunk._replace(items=Block(chunk.items))
+            most.append(Block.num_alive)
+
+    monkeypatch.setattr(TsvSource, "chunks", chunks)
+    assert describe_dry_run(prepare(make_config(tmp_path, path))).split("\n")[1].startswith("documents: about ")
+    assert len(most) > 4 * dry_run.SAMPLE_CHUNKS
+    assert max(most) <= dry_run.SAMPLE_CHUNKS + 1
+
+
+class Block(bytes):
+    """Bytes of which it is known how many are held."""
+
+    num_alive = 0
+
+    def __init__(self, _: bytes):
+        Block.num_alive += 1
+
+    def __del__(self) -> None:
+        Block.num_alive -= 1
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -153,7 +185,7 @@ def test_the_lines_of_a_large_table_are_estimated(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("pipeline.sources.BYTES_PER_CHUNK", 10 * len(content) // 600)
     monkeypatch.setattr(dry_run, "SAMPLE_CHUNKS", 20)
     said = describe_dry_run(job).split("\n")
-    assert said[:2] == ["dry run: 200 documents read, nothing written", "documents: about 600"]
+    assert said[:2] == ["dry run: 150 documents read, nothing written", "documents: about 600"]
     table = [line.split() for line in said if line.startswith(("train", "dev", "test"))]
     assert sum(int(row[1]) for row in table) == pytest.approx(600, abs=2)
 
