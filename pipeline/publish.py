@@ -3,7 +3,7 @@
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,12 +26,17 @@ from pipeline.references import DatasetPlan, Job, check_rejected
 from pipeline.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
 from pipeline.shard_writer import ShardReport, write_empty_shard
 
+# Four times as many bytes as the lengths, which go to the end of the job as one element; together they would be more
+# than an engine can carry long before a corpus is too large for anything else.
+_NUM_DIGEST_PARTS = 16
+
 
 def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> str:
     """Write what stands beside the shards, and move everything into place.
 
     Args:
-        reports: of every shard that has documents, and of the first pass's rejections, in any order.
+        reports: of every shard that has documents, of the first pass's rejections and of what splits share, in any
+            order.
 
     Returns:
         The text of `dataset.json`.
@@ -66,7 +71,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
             rejected=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
             duplicates=sum(report.num_duplicates for report in reports),
             conflicting=sorted(keys for report in reports for keys in report.conflicting),
-            in_several_splits=_count_in_several_splits(reports),
+            in_several_splits=sum(report.num_in_several_splits for report in reports),
         ),
         seed=config.seed,
         configuration=config.describe_content(),
@@ -86,11 +91,23 @@ def rejected_bytes(rejections: Sequence[Rejection]) -> bytes:
     return "".join(lines).encode("utf-8", "backslashreplace")
 
 
-def _count_in_several_splits(reports: Sequence[ShardReport]) -> int:
-    """Count sequences of ids that examples of more than one split have."""
+def divide_digests(report: ShardReport) -> Iterator[tuple[int, tuple[str, bytes]]]:
+    """Divide a shard's digests by value, so that equal ones of all shards meet in one part.
+
+    Yields:
+        (part, (split, digests)), none of them empty.
+    """
+    digests = np.frombuffer(report.ids_digests, dtype=np.uint64)
+    part_of = digests % _NUM_DIGEST_PARTS
+    for part in np.unique(part_of).tolist():
+        yield part, (report.split, digests[part_of == part].tobytes())
+
+
+def count_in_several_splits(digests: Iterable[tuple[str, bytes]]) -> int:
+    """Count the values that stand in more than one split, among the (split, digests) of one part."""
     by_split: dict[str, list[np.ndarray]] = {}
-    for report in reports:
-        by_split.setdefault(report.split, []).append(np.frombuffer(report.ids_digests, dtype=np.uint64))
+    for split, values in digests:
+        by_split.setdefault(split, []).append(np.frombuffer(values, dtype=np.uint64))
     return len(values_in_several(map(np.concatenate, by_split.values())))
 
 

@@ -32,15 +32,17 @@ class ShardReport:
     """What one shard holds; the reports of all shards together become `dataset.json`.
 
     Attributes:
-        split, index: which shard it is; `split` is empty for rejections of the first pass, which belong to no shard.
+        split, index: which shard it is; `split` is empty for what belongs to no shard: rejections of the first pass,
+            and what several splits share.
         file: the file written, `None` where there is none.
         num_tokens, num_unknown_tokens, num_truncated: sums over its examples.
         lengths: uint16 bytes, one length per example, in stored order.
-        ids_digests: 8 bytes per example, in stored order; equal where all ids are equal.
+        ids_digests: 8 bytes per example, in stored order; equal where all ids are equal. Used up before the end.
         joint_labels: (category id, second id) → examples.
         rejections: documents that cannot be used.
         num_duplicates: documents whose text stood before in this shard.
         conflicting: keys of documents with equal text and different labels.
+        num_in_several_splits: sequences of ids that examples of more than one split have.
     """
 
     split: str
@@ -55,6 +57,7 @@ class ShardReport:
     rejections: list[Rejection] = dataclasses.field(default_factory=list)
     num_duplicates: int = 0
     conflicting: list[list[str]] = dataclasses.field(default_factory=list)
+    num_in_several_splits: int = 0
 
 
 def write_shard(

@@ -1,19 +1,21 @@
 """The Beam job as verb phrases: one linear chain in which references are shuffled, not texts.
 
     ListChunks → ReadReferences → PlanDataset ┐
-                        └──────────────→ AssignShards → GroupByKey → WriteShards → PublishDataset
+                        └──────────────→ AssignShards → GroupByKey → WriteShards → CompareSplits → PublishDataset
 
 What each step does to its elements stands in `references`, `shard_writer` and `publish`, which know nothing of Beam.
 There are no side outputs, no `finish_bundle` and no Beam sink: rejections and counts travel with the shard reports, so
 that every engine that can do ParDo, GroupByKey and side inputs gives the same bytes.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 
 from pipeline.progress import ProgressWriter
-from pipeline.publish import publish_dataset
+from pipeline.publish import count_in_several_splits, divide_digests, publish_dataset
 from pipeline.references import DatasetPlan, Job, Reference, ReferenceBatch, ReferenceReader, Survey, plan_dataset
 from pipeline.shard_writer import ShardReport, write_shard
 from pipeline.shards import Placement
@@ -25,6 +27,8 @@ ShardKey = tuple[str, int]
 
 # Rejections of the first pass belong to no shard; they travel to the end under this key.
 REJECTIONS_KEY: ShardKey = ("", 0)
+# No split is called so.
+DIGESTS = "/digests"
 
 
 class _ListChunks(beam.DoFn):
@@ -173,6 +177,34 @@ class WriteShards(beam.DoFn):
         self._progress.flush()
 
 
+def divide_report(report: ShardReport) -> Iterator[tuple[ShardKey, Any]]:
+    """Send the digests of a shard's examples to where they meet those of all others, and the report on its way."""
+    for part, digests in divide_digests(report):
+        yield (DIGESTS, part), digests
+    yield (report.split, report.index), dataclasses.replace(report, ids_digests=b"")
+
+
+def join_parts(element: tuple[ShardKey, Iterable[Any]]) -> Iterator[ShardReport]:
+    """Return what was grouped: of digests, what splits share of them, and reports as they are."""
+    (split, index), values = element
+    if split == DIGESTS:
+        yield ShardReport(split="", index=index, num_in_several_splits=count_in_several_splits(values))
+    else:
+        yield from values
+
+
+class CompareSplits(beam.PTransform):
+    """Count texts that stand in several splits, without one place for all of them: ShardReport → ShardReport."""
+
+    def expand(self, reports: beam.PCollection[ShardReport]) -> beam.PCollection[ShardReport]:
+        return (
+            reports
+            | "DivideReports" >> beam.FlatMap(divide_report).with_output_types(tuple[tuple[str, int], Any])
+            | "GroupParts" >> beam.GroupByKey()  # ((split, shard), [ShardReport]) or ((DIGESTS, part), [digests])
+            | "JoinParts" >> beam.FlatMap(join_parts)  # ShardReport
+        )
+
+
 class PreprocessCorpus(beam.PTransform):
     """From nothing to a published dataset; its one output element is the text of `dataset.json`."""
 
@@ -193,6 +225,7 @@ class PreprocessCorpus(beam.PTransform):
             >> beam.FlatMap(assign_shards, plan).with_output_types(tuple[tuple[str, int], ReferenceBatch])
             | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [ReferenceBatch])
             | "WriteShards" >> beam.ParDo(WriteShards(self._job), plan)  # ShardReport
+            | "CompareSplits" >> CompareSplits()  # ShardReport
             | "CollectReports" >> beam.combiners.ToList()  # [ShardReport]
             | "PublishDataset" >> beam.Map(publish_dataset, plan, self._job)  # str
         )

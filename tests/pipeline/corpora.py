@@ -22,6 +22,7 @@ from pipeline.shard_writer import ShardReport, write_shard
 from pipeline.shards import Placement
 from pipeline.tfexample import parse_example, read_records
 from pipeline.tokenization import Tokenizer
+from pipeline.transforms import divide_report, join_parts
 from pipeline.vocabulary import parse_vocab
 
 CATEGORIES = ("体育", "科技", "股票")  # one of each parent but two: 生活娱乐, 公共事务, 经济金融
@@ -130,7 +131,11 @@ def second_pass(batches: Sequence[ReferenceBatch], plan: DatasetPlan, job: Job) 
         for (split, index), references in groups.items()
     ]
     rejections = [rejection for batch in batches for rejection in batch.rejections]
-    return [*reports, ShardReport(split="", index=0, rejections=rejections)]
+    parts: dict[tuple[str, int], list[Any]] = {}
+    for report in [*reports, ShardReport(split="", index=0, rejections=rejections)]:
+        for key, part in divide_report(report):
+            parts.setdefault(key, []).append(part)
+    return [report for element in parts.items() for report in join_parts(element)]
 
 
 def run_by_hand(config: PreprocessConfig, between_fn: Callable[[], object] = lambda: None) -> DatasetInfo:

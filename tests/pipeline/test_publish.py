@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import filesystem, publish
 from pipeline.config import PreprocessConfig
-from pipeline.dataset_info import DATASET_INFO_NAME, read_dataset_info
+from pipeline.dataset_info import DATASET_INFO_NAME, FileInfo, read_dataset_info
 from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, TooManyRejectedError
 from pipeline.output_dir import STAGING_PREFIX, move_into_place, staging_directory
 from pipeline.publish import publish_dataset
 from pipeline.references import Job
 from pipeline.shard_writer import ShardReport
+from pipeline.transforms import DIGESTS, divide_report, join_parts
 from tests.pipeline.corpora import (
     digest_files,
     first_pass,
@@ -423,6 +425,26 @@ def test_full_disk(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch, st
         with pytest.raises(OutputWriteError, match="cannot write: No space left on device; free some space"):
             run_job(with_other_content(config))
     assert digest_files(output_of(config)) == before
+
+
+def test_what_splits_share_is_counted_in_parts() -> None:
+    """No element of the job holds the digests of all examples, however many there are."""
+    draw = np.random.default_rng(0)
+    digests = {(split, index): draw.integers(0, 3_000, 400, np.uint64) for split in "abc" for index in range(2)}
+    groups: dict[tuple[str, int], list[Any]] = {}
+    for (split, index), values in digests.items():
+        file = FileInfo.of(f"{split}{index}", len(values), b"")
+        for key, part in divide_report(ShardReport(split=split, index=index, file=file, ids_digests=values.tobytes())):
+            groups.setdefault(key, []).append(part)
+    reports = [report for group in groups.items() for report in join_parts(group)]
+    assert [report.file.name for report in reports if report.file] == [f"{s}{i}" for s, i in digests]
+    assert not any(report.ids_digests for report in reports)
+    sizes = [sum(len(part) for _, part in group) for (split, _), group in groups.items() if split == DIGESTS]
+    assert sum(sizes) == 8 * 6 * 400
+    assert max(sizes) < sum(sizes) / 10
+    sets = [set(np.concatenate([digests[split, 0], digests[split, 1]]).tolist()) for split in "abc"]
+    shared = (sets[0] & sets[1]) | (sets[0] & sets[2]) | (sets[1] & sets[2])
+    assert sum(report.num_in_several_splits for report in reports) == len(shared) > 100
 
 
 def test_read_is_written_plus_rejected_always(config: PreprocessConfig, tmp_path: Path) -> None:
