@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pipeline import filesystem
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo
-from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
+from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
 from pipeline.shards import SHARD_NAME
 
 STAGING_PREFIX = ".partial-"
@@ -144,7 +144,7 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
             # That job had leave to replace what is there, if there is anything.
             _move(output_dir, staging_dir, overwrite=True)
             _discard_incomplete(staging_dir)
-        except (SchemaMismatchError, CorruptShardError) as error:
+        except SchemaMismatchError as error:
             if not overwrite:
                 raise OutputExistsError(
                     f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
@@ -173,7 +173,7 @@ def move_into_place(output_dir: str, staging_dir: str, *, overwrite: bool) -> No
 
     Raises:
         OutputExistsError: it may not.
-        CorruptShardError: a file of the dataset is neither here nor there; nothing was moved.
+        SchemaMismatchError: a file that the description lists is neither here nor there; nothing was moved.
     """
     # A worker outlives its killed job by seconds, and may be at it.
     with _locked(output_dir):
@@ -202,8 +202,8 @@ def _move(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
     staged = {path.rsplit("/", 1)[-1]: path for path in filesystem.list_below(staging_dir)}
     names = filesystem.list_names(output_dir)
     if missing := described_names - staged.keys() - set(names):
-        raise CorruptShardError(
-            f"{complete}: {len(missing)} of the files it lists are not there, such as {min(missing)}", path=complete
+        raise SchemaMismatchError(
+            f"{complete}: {len(missing)} of the files it lists are not there, such as {min(missing)}"
         )
     # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
     filesystem.delete([published])

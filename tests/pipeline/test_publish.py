@@ -17,7 +17,7 @@ import pytest
 from pipeline import filesystem, publish
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DATASET_INFO_NAME, FileInfo, read_dataset_info
-from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, TooManyRejectedError
+from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError, TooManyRejectedError
 from pipeline.output_dir import STAGING_PREFIX, move_into_place, staging_directory
 from pipeline.publish import publish_dataset
 from pipeline.references import Job
@@ -363,7 +363,7 @@ def test_a_dataset_of_which_a_file_is_missing_is_not_published(config: Preproces
     (Path(job.staging_dir) / "train-00000-of-00001.tfrecord").unlink()
     before = digest_files(output_of(config))
     message = "1 of the files it lists are not there, such as train-00000-of-00001.tfrecord"
-    with pytest.raises(CorruptShardError, match=message):
+    with pytest.raises(SchemaMismatchError, match=message):
         move_into_place(config.output_dir, job.staging_dir, overwrite=True)
     with pytest.raises(
         OutputExistsError, match=rf"cannot publish \(.*{message}\); .* or add --overwrite to discard it"
