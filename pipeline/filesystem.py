@@ -123,21 +123,29 @@ def open_for_reading(path: str) -> IO[bytes]:
         raise MissingInputError(f"{path}: cannot open this file: {error.strerror}") from error
 
 
-def read_bytes(path: str) -> bytes:
-    """Return the whole content of a file.
+def read_bytes(path: str, max_bytes: int = -1) -> bytes:
+    """Return the content of a file, or its beginning: at most so many bytes.
 
     Raises:
         MissingInputError: there is no such file, or it cannot be read.
     """
     with open_for_reading(path) as stream:
-        return stream.read()
+        if is_remote(path):
+            with _remote_errors(path, "read this file", MissingInputError):
+                return stream.read(max_bytes)
+        try:
+            return stream.read(max_bytes)
+        except OSError as error:
+            raise MissingInputError(f"{path}: cannot read this file: {error.strerror}") from error
 
 
 def match(pattern: str) -> list[str]:
     """Return the files that a glob pattern names, sorted by name."""
     if is_remote(pattern):
         with _remote_errors(pattern, "list this", MissingInputError):
-            return sorted(metadata.path for metadata in _file_systems(pattern).match([pattern])[0].metadata_list)
+            found = _file_systems(pattern).match([pattern])[0].metadata_list
+        # Some tools put empty objects where a file system has directories.
+        return sorted(metadata.path for metadata in found if not metadata.path.endswith("/"))
     return sorted(local_glob.glob(pattern, recursive=True))
 
 

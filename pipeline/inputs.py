@@ -76,7 +76,7 @@ def _expand(path: str) -> list[str]:
 def _kind(path: str, wanted: str) -> str:
     """Tell whether an input is a `tree`, a `zip` or a `tsv`, and check that it is what was wanted."""
     if filesystem.is_remote(path):
-        if filesystem.exists(path):
+        if not path.endswith("/") and filesystem.exists(path):
             is_tree = False
         elif filesystem.list_below(path):
             is_tree = True

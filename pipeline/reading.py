@@ -12,6 +12,7 @@ from typing import IO
 
 from pipeline import filesystem
 from pipeline.corpus import DocumentRejectedError, Locator
+from pipeline.errors import MissingInputError
 
 # What is larger is a bomb or no document, and would fill the memory.
 MAX_DOCUMENT_BYTES = 256 << 20
@@ -21,11 +22,31 @@ _LOCAL_HEADER_BYTES = 30
 REMOTE_READERS = 16
 
 
+def _read_object(path: bytes) -> bytes | OSError:
+    """Read an object of a store; that it is not there concerns one document, anything else all of them.
+
+    Raises:
+        MissingInputError: the connection broke, or there is no right to read.
+    """
+    name = os.fsdecode(path)
+    try:
+        content = filesystem.read_bytes(name, MAX_DOCUMENT_BYTES + 1)
+    except MissingInputError:
+        # Every client library says it in another way, so that asking is surer.
+        if filesystem.exists(name):
+            raise
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if len(content) > MAX_DOCUMENT_BYTES:
+        return _too_large()
+    return content
+
+
+def _too_large() -> OSError:
+    return OSError(errno.EFBIG, f"more than {MAX_DOCUMENT_BYTES:,} bytes")
+
+
 def _read_file(path: bytes) -> bytes | OSError:
     try:
-        if filesystem.is_remote(os.fsdecode(path)):
-            with filesystem.open_for_reading(os.fsdecode(path)) as stream:
-                return stream.read()
         # O_NONBLOCK keeps a named pipe from blocking the job for ever; it changes nothing for a file.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -37,7 +58,7 @@ def _read_file(path: bytes) -> bytes | OSError:
                 parts.append(part)
                 num_bytes += len(part)
                 if num_bytes > MAX_DOCUMENT_BYTES:
-                    raise OSError(errno.EFBIG, f"more than {MAX_DOCUMENT_BYTES:,} bytes")
+                    raise _too_large()
             return b"".join(parts)
         finally:
             os.close(descriptor)
@@ -46,10 +67,14 @@ def _read_file(path: bytes) -> bytes | OSError:
 
 
 def read_files(paths: Sequence[bytes]) -> Iterator[bytes | OSError]:
-    """Yield the content of every file, in order, or the error that reading it gave."""
+    """Yield the content of every file, in order, or the error that reading it gave.
+
+    Raises:
+        MissingInputError: a store cannot be read.
+    """
     if paths and filesystem.is_remote(os.fsdecode(paths[0])):
         with concurrent.futures.ThreadPoolExecutor(REMOTE_READERS) as pool:
-            yield from pool.map(_read_file, paths)
+            yield from pool.map(_read_object, paths)
     else:
         yield from map(_read_file, paths)
 

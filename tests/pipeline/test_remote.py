@@ -3,6 +3,7 @@
 It has what tells object stores from local disks: no directories, no locks, no rename but copy and delete.
 """
 
+import dataclasses
 import gzip
 import io
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
-from pipeline import filesystem, sources
+from pipeline import filesystem, reading, sources
 from pipeline.config import InputSpec
 from pipeline.dataset_info import check_files, read_dataset_info, read_lengths
 from pipeline.errors import (
@@ -48,6 +49,10 @@ class _Upload(io.BytesIO):
         super().close()
 
 
+class _Download(io.BytesIO):
+    """An object that is being read."""
+
+
 class MemoryFileSystem(FileSystem):
     """Objects under `mem://`."""
 
@@ -81,7 +86,7 @@ class MemoryFileSystem(FileSystem):
     def open(self, path: str, *_: Any, **__: Any) -> io.BytesIO:
         if path not in self.objects:
             raise BeamIOError("open failed", {path: FileNotFoundError(path)})
-        return io.BytesIO(self.objects[path])
+        return _Download(self.objects[path])
 
     def copy(self, source_file_names: list[str], destination_file_names: list[str]) -> None:
         for source, destination in zip(source_file_names, destination_file_names, strict=True):
@@ -170,6 +175,78 @@ def test_remote_tree_to_remote_output(objects: dict[str, bytes], tmp_path: Path,
     assert not [path for path in objects if ".partial-" in path]
     check_files("mem://b/out", info, "train")
     assert len(read_lengths("mem://b/out", info, "train")) == info.splits["train"].num_examples
+
+
+def test_markers_of_directories_are_no_documents(
+    objects: dict[str, bytes], tmp_path: Path, local_digests: dict[str, str]
+) -> None:
+    """Browsers of object stores leave empty objects where a file system has directories."""
+    upload_tree(objects, "mem://b/corpus", DOCUMENTS)
+    markers = {f"mem://b/{name}/": b"" for name in ("corpus", "corpus/体育", "corpus/空", "out")}
+    objects.update(markers)
+    config = make_config(tmp_path, "mem://b/corpus/", output_dir="mem://b/out", num_shards=2)
+    run_quickly(config)
+    for marker in markers:
+        assert objects.pop(marker) == b""
+    assert download(objects, "mem://b/out", tmp_path / "found") == local_digests
+
+
+class Endless(io.RawIOBase):
+    """A stream without an end; to read all of it takes all memory."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            raise MemoryError
+        return b"x" * size
+
+
+def test_an_object_larger_than_any_document(
+    objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 5_000)
+    upload_tree(objects, "mem://b/corpus", DOCUMENTS)
+    opened = MemoryFileSystem.open
+    monkeypatch.setattr(
+        MemoryFileSystem, "open", lambda self, path, *_, **__: Endless() if "/0.txt" in path else opened(self, path)
+    )
+    config = make_config(tmp_path, "mem://b/corpus", max_rejected_fraction=0.1)
+    assert run_quickly(config).documents.rejected == {"unreadable": 1}
+    lines = (tmp_path / "dataset" / "rejected-00000-of-00001.jsonl").read_text(encoding="utf-8")
+    assert '"detail": "more than 5,000 bytes"' in lines
+
+
+@pytest.mark.parametrize("broken", ["open", "read"])
+def test_a_lost_connection_is_no_fault_of_a_document(
+    objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Of a document that is gone the others are none the worse; where a store does not answer, none can be read."""
+    upload_tree(objects, "mem://b/corpus", DOCUMENTS)
+    config = make_config(tmp_path, "mem://b/corpus", max_rejected_fraction=1.0)
+    opened, listed = MemoryFileSystem.open, filesystem.list_below
+    gone = {"mem://b/corpus": ["mem://b/corpus/体育/gone.txt"]}
+    monkeypatch.setattr(filesystem, "list_below", lambda path: [*listed(path), *gone.get(path, [])])
+    assert run_quickly(config).documents.rejected == {"unreadable": 1}
+    lines = (tmp_path / "dataset" / "rejected-00000-of-00001.jsonl").read_text(encoding="utf-8")
+    assert '"detail": "No such file or directory"' in lines
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise BeamIOError("connection reset")
+
+    def open_or_fail(self: MemoryFileSystem, path: str, *_: Any, **__: Any) -> Any:
+        stream = opened(self, path)
+        if not path.endswith("/0.txt"):
+            return stream
+        if broken == "open":
+            fail()
+        monkeypatch.setattr(stream, "read", fail)
+        return stream
+
+    monkeypatch.setattr(MemoryFileSystem, "open", open_or_fail)
+    with pytest.raises(
+        MissingInputError, match=f"体育/0.txt: cannot {broken} this file: connection reset.*; check name"
+    ):
+        run_quickly(dataclasses.replace(config, output_dir=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
 
 
 def test_remote_vocabulary(objects: dict[str, bytes], tmp_path: Path, local_digests: dict[str, str]) -> None:
