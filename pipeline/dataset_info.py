@@ -358,12 +358,12 @@ def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
     """
     for file in info.split(split).files:
         path = filesystem.join(str(data_dir), file.name)
-        if not filesystem.exists(path):
+        num_bytes = filesystem.size(path)
+        if num_bytes is None:
             raise CorruptShardError(
                 f"{path}: listed in {DATASET_INFO_NAME} but not there; copy it back, or write the dataset again",
                 path=path,
             )
-        num_bytes = filesystem.size(path)
         if num_bytes != file.num_bytes:
             raise CorruptShardError(
                 f"{path}: expected {file.num_bytes:,} bytes, got {num_bytes:,}; copy it back, or write it again",

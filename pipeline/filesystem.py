@@ -1,7 +1,7 @@
 """Files, local or remote: local paths go through `os`, `gs://`, `s3://` and the like through Beam's file systems.
 
-Everything written is written whole under a temporary name and then renamed, so a reader never sees half a file and a
-failed writer never damages what was there.
+A reader never sees half a file, and a failed writer never damages what was there: local files are written under a
+temporary name and then renamed, objects of a store appear when they are complete.
 """
 
 import contextlib
@@ -93,12 +93,20 @@ def exists(path: str) -> bool:
         return bool(_file_systems(path).exists(path))
 
 
-def size(path: str) -> int:
-    """Return a file's size in bytes."""
-    if is_remote(path):
+def size(path: str) -> int | None:
+    """Return a file's size in bytes, `None` where there is no such file; where there is, that costs one request."""
+    if not is_remote(path):
+        try:
+            return os.path.getsize(path)
+        except FileNotFoundError:
+            return None
+    try:
         with _remote_errors(path, "look for this", MissingInputError):
-            return int(_file_systems(path).match([path])[0].metadata_list[0].size_in_bytes)
-    return os.path.getsize(path)
+            return int(_file_systems(path).get_filesystem(path).size(path))
+    except MissingInputError:
+        if exists(path):
+            raise
+        return None
 
 
 def open_for_reading(path: str) -> IO[bytes]:

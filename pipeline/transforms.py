@@ -4,8 +4,9 @@
                         └──────────────→ AssignShards → GroupByKey → WriteShards → CompareSplits → PublishDataset
 
 What each step does to its elements stands in `references`, `shard_writer` and `publish`, which know nothing of Beam.
-There are no side outputs, no `finish_bundle` and no Beam sink: rejections and counts travel with the shard reports, so
-that every engine that can do ParDo, GroupByKey and side inputs gives the same bytes.
+There are no side outputs, no output at the end of a bundle (`finish_bundle` shows progress, and no more) and no Beam
+sink: rejections and counts travel with the shard reports, so that every engine that can do ParDo, GroupByKey and side
+inputs gives the same bytes.
 """
 
 import dataclasses

@@ -29,6 +29,7 @@ def test_write_read_rename_delete(tmp_path: Path) -> None:
     filesystem.write_atomically(other, b"")
     filesystem.rename(path, other)
     assert not filesystem.exists(path)
+    assert filesystem.size(path) is None
     assert filesystem.read_bytes(other) == b"another"
     filesystem.delete([path, other])  # one that is gone already is no error
     assert os.listdir(tmp_path) == []
@@ -72,6 +73,11 @@ def test_renames_and_deletions_that_fail_are_told(tmp_path: Path) -> None:
         filesystem.rename(str(tmp_path / "a"), str(tmp_path / "directory"))
     with pytest.raises(OutputWriteError, match="directory: cannot delete: "):
         filesystem.delete([str(tmp_path / "directory")])
+
+
+def test_a_file_that_can_be_opened_but_not_read() -> None:
+    with pytest.raises(MissingInputError, match="/proc/self/mem: cannot read this file: Input/output error"):
+        filesystem.read_bytes("/proc/self/mem")
 
 
 def test_files_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:

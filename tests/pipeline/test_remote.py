@@ -146,6 +146,7 @@ def test_functions(objects: dict[str, bytes]) -> None:
     assert filesystem.exists("mem://b/a/x")
     assert not filesystem.exists("mem://b/a")
     assert filesystem.size("mem://b/a/x") == 3
+    assert filesystem.size("mem://b/a") is None
     assert filesystem.read_bytes("mem://b/a/c/y") == b"two"
     assert filesystem.match("mem://b/a/*") == ["mem://b/a/x"]
     assert filesystem.list_below("mem://b/a/") == ["mem://b/a/c/y", "mem://b/a/x"]
