@@ -199,9 +199,12 @@ class PreprocessConfig:
     def describe_content(self) -> dict[str, Any]:
         """Return the options that shape a dataset's content, for `dataset.json`.
 
-        Where the documents lie, and in what kind of container, is left out: the same documents give the same dataset.
+        Where the documents lie, in what kind of container, and whether the job may go on, is left out: the same
+        documents give the same dataset.
         """
-        leave_out = ("inputs", "vocab_path", "output_dir", "category_names_path", "taxonomy_path", "overwrite")
+        leave_out = ("inputs", "vocab_path", "output_dir", "category_names_path", "taxonomy_path")
+        permissions = ("overwrite", "max_rejected_fraction")
         said_elsewhere = ("seed", "max_len", "compression")
-        skipped = (*leave_out, *said_elsewhere, "input_format", "tsv_columns", "tsv_header", "tsv_encoding")
+        of_containers = ("input_format", "tsv_columns", "tsv_header", "tsv_encoding")
+        skipped = (*leave_out, *permissions, *said_elsewhere, *of_containers)
         return {key: value for key, value in describe(self).items() if key not in skipped}

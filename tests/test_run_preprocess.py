@@ -110,7 +110,7 @@ def test_real_documents_with_worker_processes_give_the_same_directory(real_datas
 
 # File → SHA-256 of its content, of shards without compression, of `dataset.json` as `digest_of_info` takes it.
 GOLDEN = {
-    "dataset.json": "994f64bb2105d277295e90a9829af4e9a6555f5fa2240db8f34d8e965a0bc69c",
+    "dataset.json": "ad12c1df97dab40a5c1b91fe5793765f3b8cb3e0cbe474f453a28ab9b27c460e",
     "dev-00000-of-00002.tfrecord": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "dev-00001-of-00002.tfrecord": "f402201fbea1e21ab872e0b193069c90eae4d4dc9fdc42a7a7399b4747749576",
     "dev-lengths.npy": "5c3b77ba6f192497449708bdb46ddec21d978ca0015c916de71872e2ef18bcc8",

@@ -146,6 +146,7 @@ def test_described_content_is_the_same_for_every_container() -> None:
         output_dir="/elsewhere/dataset",
         input_format="zip",
         overwrite=True,
+        max_rejected_fraction=0.5,
     )
     assert first.describe_content() == second.describe_content()
     assert config(duplicates="drop").describe_content() != first.describe_content()
