@@ -372,14 +372,15 @@ def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
 
 
 def digest_directory(data_dir: str) -> str:
-    """Return one SHA-256 over the names and bytes of all files of a directory, whatever they are.
+    """Return one SHA-256 over the names and bytes of all files of a directory that are not hidden.
 
     It is what `sha256sum * | sha256sum` prints inside a directory without subdirectories, names in byte order. Equal
     digests mean that two jobs left the same directory behind, `dataset.json` and all.
     """
     paths = {path.removeprefix(data_dir).lstrip("/"): path for path in filesystem.list_below(data_dir)}
+    visible = [name for name in paths if not any(part.startswith(".") for part in name.split("/"))]
     whole = hashlib.sha256()
-    for name in sorted(paths, key=os.fsencode):
+    for name in sorted(visible, key=os.fsencode):
         with filesystem.open_for_reading(paths[name]) as stream:
             digest = hashlib.sha256()
             while block := stream.read(1 << 20):

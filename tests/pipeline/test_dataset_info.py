@@ -229,5 +229,9 @@ def test_a_directorys_digest_is_what_sha256sum_says(tmp_path: Path) -> None:
     said = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     digest = digest_directory(str(tmp_path))
     assert digest == digest_directory(f"{tmp_path}/") == said.split()[0]
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / ".partial-0badcafe").mkdir()
+    (tmp_path / ".partial-0badcafe" / "vocab.txt").touch()
+    assert digest_directory(str(tmp_path)) == digest, "what is hidden does not count"
     (tmp_path / "b.txt").rename(tmp_path / "c.txt")
     assert digest_directory(str(tmp_path)) != digest
