@@ -47,8 +47,8 @@ def make_dask_runner() -> DaskRunner:
     return DaskRunner()
 
 
-def num_partitions(options: PipelineOptions) -> int:
-    """Return into how many partitions the job must cut its work: every step has as many as the first one."""
+def fix_num_partitions(options: PipelineOptions) -> int:
+    """Fix into how many partitions the job must cut its work, and return it: every step has as many as the first."""
     dask_options = options.view_as(DaskOptions)
     if not dask_options.npartitions and not dask_options.partition_size:
         dask_options.npartitions = _NUM_PARTITIONS

@@ -29,7 +29,7 @@ class EngineOptions:
 
     Attributes:
         runner: `DirectRunner` for this machine, or a runner's name as Beam knows it.
-        num_workers: on this machine; 0 takes all cores.
+        num_workers: on this machine; 0 takes all cores where there is enough to do for them, else one.
         running_mode: on this machine; see `choose_mode`.
         beam_args: Beam's own options, as on the command line.
     """
@@ -133,10 +133,13 @@ def make_named_runner(engine: EngineOptions) -> PipelineRunner:
         raise OptionError(f"--runner {engine.runner}: {error}") from error
 
 
-def num_partitions(engine: EngineOptions, options: PipelineOptions) -> int:
-    """Return into how many partitions the job must cut its work itself; 0 where the engine does it."""
+def fix_num_partitions(engine: EngineOptions, options: PipelineOptions) -> int:
+    """Return into how many partitions the job must cut its work itself; 0 where the engine does it.
+
+    Where the user leaves it to the engine, but the engine would choose badly, the number is put into the options.
+    """
     if not engine.is_dask:
         return 0
     from pipeline import dask_engine
 
-    return dask_engine.num_partitions(options)
+    return dask_engine.fix_num_partitions(options)

@@ -16,7 +16,7 @@ from pipeline import errors, filesystem
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DatasetInfo, read_dataset_info
 from pipeline.dry_run import describe_dry_run
-from pipeline.engines import EngineOptions, check_paths, make_named_runner, num_partitions
+from pipeline.engines import EngineOptions, check_paths, fix_num_partitions, make_named_runner
 from pipeline.errors import OptionError, OutputWriteError, PipelineError
 from pipeline.forked_workers import can_fork, fork_workers
 from pipeline.inputs import open_sources
@@ -101,7 +101,7 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     named_runner = None
     if not engine.is_local:
         named_runner = make_named_runner(engine)
-        job = dataclasses.replace(with_absolute_paths(job), num_partitions=num_partitions(engine, options))
+        job = dataclasses.replace(with_absolute_paths(job), num_partitions=fix_num_partitions(engine, options))
     num_workers = _choose_num_workers(engine, job) if engine.is_local else 0
     mode = choose_mode(engine.running_mode, num_workers)
     with (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.engines import EngineOptions, make_named_runner, num_partitions
+from pipeline.engines import EngineOptions, fix_num_partitions, make_named_runner
 from pipeline.errors import OptionError, OutputWriteError
 from pipeline.filesystem import is_installed
 from pipeline.preprocess import beam_errors_as_ours, run, with_absolute_paths
@@ -85,7 +85,7 @@ def test_other_errors_keep_their_traceback() -> None:
 
 
 def test_engines_that_spread_elements_themselves_get_no_partitions() -> None:
-    assert num_partitions(EngineOptions(runner="FlinkRunner"), PipelineOptions([])) == 0
+    assert fix_num_partitions(EngineOptions(runner="FlinkRunner"), PipelineOptions([])) == 0
 
 
 def test_workers_elsewhere_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
