@@ -2,7 +2,8 @@
 
 PYTHON ?= python3.11
 PY := .venv/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
+# A lock names everything: nothing is left for pip to resolve, which would stumble over newer versions than those locked.
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
 
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -64,7 +65,8 @@ clean:  ## remove what the other targets made, the virtual environment included
 # Without TensorFlow and without hypothesis: the job needs neither.
 .venv-%/stamp: requirements-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	$(@D)/bin/pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r $<
+	$(@D)/bin/pip --disable-pip-version-check check
 	touch $@
 
 .venv-engines/flink/stamp: tests/engines/flink/get_jars.sh tests/engines/flink/pom.xml | .venv-engines/stamp
@@ -81,4 +83,5 @@ clean:  ## remove what the other targets made, the virtual environment included
 .venv/%.stamp: requirements-%.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PIP) -r $<
+	$(PY) -m pip --disable-pip-version-check check
 	touch $@
