@@ -32,7 +32,7 @@ test-engines: .venv-engines/stamp  ## the job on Dask and on Beam's worker pool,
 	.venv-engines/bin/python -m pytest -m slow --durations 5 tests/engines/test_portable.py tests/engines/test_dask.py
 
 test-flink: .venv-engines/flink/stamp  ## the job on Apache Flink, embedded and on a cluster; needs Java and Maven
-	.venv-engines/bin/python -m pytest -m slow --durations 5 -o faulthandler_timeout=400 tests/engines/test_flink.py
+	.venv-engines/bin/python -m pytest -m slow --durations 5 tests/engines/test_flink.py
 
 test-others: .venv-engines/bin/prism .venv-engines/spark/job-server.jar  ## the job on Prism and Spark; needs Go, Java, Maven
 	.venv-engines/bin/python -m pytest -m slow tests/engines/test_others.py

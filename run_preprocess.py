@@ -87,13 +87,7 @@ def make_parser() -> CommandParser:
     add(
         "--direct_running_mode", help="in_memory, multi_threading or multi_processing (default: what suits the workers)"
     )
-    add(
-        "--dry_run",
-        nargs="?",
-        const=True,
-        default=False,
-        help="read a sample, say what the job would do, and write nothing",
-    )
+    add("--dry_run", action="store_true", help="read a sample, say what the job would do, and write nothing")
     return parser
 
 
@@ -162,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
         beam_args=tuple(beam_args),
     )
     if args.dry_run and not on_dataflow:
-        print(describe_dry_run(prepare(config)))
+        print(describe_dry_run(prepare(config), engine.num_workers))
         return 0
     if args.dry_run:
         num_transforms = translate(config, engine)

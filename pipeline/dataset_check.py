@@ -161,11 +161,18 @@ def _misfit(content: bytes, file: FileInfo) -> str | None:
 def check_rejected(data_dir: str, info: DatasetInfo) -> tuple[list[dict[str, str]], list[Fault]]:
     """Return the documents that are listed as rejected, and what is wrong with the list."""
     faults = []
+    file = info.rejected_file
+    if file is not None and (file.name, file.num_examples) != (REJECTED_NAME, 0):
+        faults.append(
+            fault_of_info(
+                f"expected rejected_file {REJECTED_NAME} of 0 examples, got {file.name} of {file.num_examples}"
+            )
+        )
     try:
         content = filesystem.read_bytes(filesystem.join(data_dir, REJECTED_NAME))
     except MissingInputError:
-        return [], [Fault(file=REJECTED_NAME, what="not there, or it cannot be opened")]
-    if info.rejected_file is not None and (what := _misfit(content, info.rejected_file)) is not None:
+        return [], [*faults, Fault(file=REJECTED_NAME, what="not there, or it cannot be opened")]
+    if file is not None and (what := _misfit(content, file)) is not None:
         faults.append(Fault(file=REJECTED_NAME, what=what))
     rejections, offset = [], 0
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else []):

@@ -17,7 +17,7 @@ from pipeline.shard_writer import ShardReport, serialize_documents
 from pipeline.shards import auto_num_shards
 from pipeline.sources import Chunk
 from pipeline.summary import format_table
-from pipeline.tfexample import RECORD_OVERHEAD_BYTES
+from pipeline.tfexample import compress, frame_records
 from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import parse_vocab
 
@@ -38,12 +38,16 @@ class _Sample:
         is_exact: whether that number is counted.
         references: split → references of the sampled documents.
         rejections: sampled documents that cannot be used.
+        listing_seconds: what finding all documents took.
+        seconds: what reading and tokenizing the sampled ones took.
     """
 
     num_documents: float = 0
     is_exact: bool = True
     references: dict[str, list[Reference]] = dataclasses.field(default_factory=dict)
     rejections: list[Rejection] = dataclasses.field(default_factory=list)
+    listing_seconds: float = 0
+    seconds: float = 0
 
     @property
     def size(self) -> int:
@@ -51,26 +55,25 @@ class _Sample:
         return sum(map(len, self.references.values())) + len(self.rejections)
 
 
-def describe_dry_run(job: Job) -> str:
+def describe_dry_run(job: Job, num_workers: int = 0) -> str:
     """Probe a sample and return what the job would do.
+
+    Args:
+        job: what `prepare` returned.
+        num_workers: on this machine; 0 stands for its cores.
 
     Raises:
         PipelineError: the job could not work.
     """
-    started = time.monotonic()
     sample = _draw_sample(job)
+    report, num_bytes = _tokenize(sample, job)
     references = list(itertools.chain.from_iterable(sample.references.values()))
     lines = [f"dry run: {sample.size:,} documents read, nothing written"]
     about = "" if sample.is_exact else "about "
     lines.append(f"documents: {about}{sample.num_documents:,.0f}")
-    rejected = Counter(rejection.reason for rejection in sample.rejections)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items())) or "none"
-    lines.append(f"rejected in the sample: {len(sample.rejections)} ({reasons})")
-    lines += [f"  {key}: {reason}: {detail}" for key, reason, detail in sorted(sample.rejections)[:3]]
+    lines += _describe_rejections(sample, job.config)
     if not references:
         return "\n".join(lines)
-    report, num_bytes = _tokenize(references, job)
-    seconds_per_document = (time.monotonic() - started) / sample.size
     lengths = np.frombuffer(report.lengths, dtype=LENGTHS_DTYPE)
     p50, p95 = np.percentile(lengths, [50, 95])
     lines.append(
@@ -83,11 +86,28 @@ def describe_dry_run(job: Job) -> str:
         counts = Counter(reference.category if head == CATEGORY_HEAD else reference.second for reference in references)
         names = ", ".join(f"{name} {count / len(references):.1%}" for name, count in counts.most_common())
         lines.append(f"{head}: {len(counts)} seen: {names}")
-    num_workers = len(os.sched_getaffinity(0))
+    num_cores = len(os.sched_getaffinity(0))
+    num_workers = num_workers or num_cores
     memory = _PROCESS_BYTES * (num_workers + 1) + _REFERENCE_BYTES * sample.num_documents
-    minutes = seconds_per_document * sample.num_documents / num_workers / 60
+    # Documents are found once, whatever the number of workers.
+    working_seconds = sample.seconds / sample.size * sample.num_documents / min(num_workers, num_cores)
+    minutes = (sample.listing_seconds + working_seconds) / 60
     lines.append(f"here, with {num_workers} workers: about {minutes:.1f} minutes and {memory / 1e9:.1f} GB of memory")
     return "\n".join(lines)
+
+
+def _describe_rejections(sample: _Sample, config: PreprocessConfig) -> list[str]:
+    rejected = Counter(rejection.reason for rejection in sample.rejections)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items())) or "none"
+    lines = [f"rejected in the sample: {len(sample.rejections)} ({reasons})"]
+    lines += [f"  {key}: {reason}: {detail}" for key, reason, detail in sorted(sample.rejections)[:3]]
+    if len(sample.rejections) > config.max_rejected_fraction * sample.size:
+        share = len(sample.rejections) / sample.size
+        lines.append(
+            f"  {share:.1%} of it, where --max_rejected_fraction allows {config.max_rejected_fraction:.1%}: "
+            "the job would stop"
+        )
+    return lines
 
 
 def _draw_sample(job: Job) -> _Sample:
@@ -95,7 +115,10 @@ def _draw_sample(job: Job) -> _Sample:
     sample = _Sample()
     reader = ReferenceReader(job)
     for index, source in enumerate(job.sources):
+        started = time.monotonic()
         chunks = list(source.chunks(index))
+        listed = time.monotonic()
+        sample.listing_seconds += listed - started
         step = max(1, len(chunks) // SAMPLE_CHUNKS)
         counted = sum(len(chunk.items) for chunk in chunks if isinstance(chunk.items, list))
         in_sample, sampled_bytes = 0, 0
@@ -109,6 +132,7 @@ def _draw_sample(job: Job) -> _Sample:
             sample.rejections += batch.rejections
             for split, references in batch.by_split.items():
                 sample.references.setdefault(split, []).extend(references)
+        sample.seconds += time.monotonic() - listed
         if counted:
             sample.num_documents += counted
         else:
@@ -123,17 +147,31 @@ def _num_bytes(chunk: Chunk) -> int:
     return chunk.items[1] - chunk.items[0] if isinstance(chunk.items, tuple) else 0
 
 
-def _tokenize(references: list[Reference], job: Job) -> tuple[ShardReport, int]:
-    """Tokenize and serialize the sample; return its report and its size in bytes on disk."""
+def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
+    """Tokenize and serialize the sample; return its report and its size in bytes on disk.
+
+    Documents that turn out to have no token move to the rejected ones.
+    """
+    report = ShardReport(split="sample", index=0)
+    references = list(itertools.chain.from_iterable(sample.references.values()))
+    if not references:
+        return report, 0
     survey = Survey()
     survey.num_documents["sample"] = len(references)
     for head, names in ((CATEGORY_HEAD, "category"), (SECOND_HEAD, "second")):
         survey.labels[head].update(getattr(reference, names) for reference in references)
-    report = ShardReport(split="sample", index=0)
-    vocab = parse_vocab(job.vocab_content, job.config.vocab_path)
-    tokenizer = Tokenizer(vocab, max_len=job.config.max_len)
-    records = serialize_documents(references, report, plan=plan_dataset(survey, job), job=job, tokenizer=tokenizer)
-    return report, sum(len(record) + RECORD_OVERHEAD_BYTES for record in records)
+    plan = plan_dataset(survey, job)
+    # Its tables are made once by each worker, and are not what a document costs.
+    tokenizer = Tokenizer(parse_vocab(job.vocab_content, job.config.vocab_path), max_len=job.config.max_len)
+    started = time.monotonic()
+    records = serialize_documents(references, report, plan=plan, job=job, tokenizer=tokenizer)
+    num_bytes = len(compress(frame_records(records), job.config.compression))
+    sample.seconds += time.monotonic() - started
+    rejected = {rejection.key for rejection in report.rejections}
+    sample.rejections += report.rejections
+    for split, of_split in sample.references.items():
+        sample.references[split] = [reference for reference in of_split if reference.key not in rejected]
+    return report, num_bytes
 
 
 def _expected_splits(sample: _Sample, config: PreprocessConfig, bytes_per_example: float) -> list[str]:

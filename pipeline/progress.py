@@ -115,7 +115,8 @@ def _draw(directory: str, done: threading.Event) -> None:
         ("read", "listed", "1/2 read and hash"),
         ("written", "read", "2/2 tokenize and write"),
     ):
-        with tqdm(desc=phrase, unit=" docs", unit_scale=False, file=sys.stderr, dynamic_ncols=True) as bar:
+        # Every drawing is shown, however little has come since: the time goes on.
+        with tqdm(desc=phrase, unit=" docs", miniters=0, file=sys.stderr, dynamic_ncols=True) as bar:
             while True:
                 finished = done.wait(_SECONDS_BETWEEN_DRAWINGS)
                 counts = read_counts(directory)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+DATA_DIR_VARIABLE = "TWO_HEADED_BERT_DATA"
+NOT_FOUND = "real data not found"
 DEFAULT_DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Every file, and every directory, of texts.
@@ -26,13 +28,18 @@ TEXTS = (
 )
 
 
+def data_dir() -> Path:
+    """Return where the real data is, or would be."""
+    return Path(os.environ.get(DATA_DIR_VARIABLE, DEFAULT_DATA_DIR))
+
+
 def real_data(*parts: str) -> Path:
     """Return a path inside the real data, or skip the calling test and say why.
 
     Args:
         *parts: path components below the data directory (environment variable `TWO_HEADED_BERT_DATA`).
     """
-    path = Path(os.environ.get("TWO_HEADED_BERT_DATA", DEFAULT_DATA_DIR)).joinpath(*parts)
+    path = data_dir().joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"real data not found at {path}; set TWO_HEADED_BERT_DATA to run this test")
+        pytest.skip(f"{NOT_FOUND} at {path}; set {DATA_DIR_VARIABLE} to run this test")
     return path

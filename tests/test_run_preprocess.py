@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ import run_preprocess
 from pipeline.config import PreprocessConfig
 from pipeline.corpus import normalize_text
 from pipeline.dataset_info import read_dataset_info
+from pipeline.engines import EngineOptions
 from pipeline.labels import read_taxonomy
 from tests.pipeline.corpora import (
     QUICK,
@@ -285,6 +286,60 @@ def test_every_option_reaches_the_configuration() -> None:
         assert {key for key in default if default[key] != changed[key]} == {name}
 
 
+class StartedError(Exception):
+    """Stands for a job that was started: a function by name, and what it was called with."""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[object, ...]]:
+    """Return a function that starts the command with some options, and tells which function was given what."""
+
+    def intercept(name: str) -> None:
+        def stop(*arguments: object) -> None:
+            raise StartedError(name, *arguments)
+
+        monkeypatch.setattr(name, stop)
+
+    for name in ("pipeline.preprocess.run", "pipeline.preprocess.translate", "pipeline.dry_run.describe_dry_run"):
+        intercept(name)
+    monkeypatch.setattr("pipeline.preprocess.prepare", lambda config: f"the job of {config.output_dir}")
+
+    def start_with(*options: str) -> tuple[object, ...]:
+        with pytest.raises(StartedError) as caught:
+            run_preprocess.main(["--input", "a", "--vocab", "v", "--output", "o", *options])
+        return caught.value.args
+
+    return start_with
+
+
+def test_every_option_reaches_the_engine(started: Callable[..., tuple[object, ...]]) -> None:
+    """As above, for what says where the job runs; Beam's own options go on as they are."""
+    changes = {
+        "runner": ["--runner", "FlinkRunner"],
+        "num_workers": ["--direct_num_workers", "3"],
+        "running_mode": ["--direct_running_mode", "multi_threading"],
+        "beam_args": ["--job_name", "x", "--direct_runner_bundle_repeat=2"],
+    }
+    assert set(changes) == {field.name for field in dataclasses.fields(EngineOptions)}
+    values = {"runner": "FlinkRunner", "num_workers": 3, "running_mode": "multi_threading"}
+    values["beam_args"] = ("--job_name", "x", "--direct_runner_bundle_repeat=2")
+    for name, options in changes.items():
+        function, config, engine = started(*options)
+        assert (function, config.output_dir) == ("pipeline.preprocess.run", "o")
+        assert engine == dataclasses.replace(EngineOptions(), **{name: values[name]})
+
+
+def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> None:
+    for options, num_workers in (([], 0), (["--direct_num_workers", "3"], 3), (["--runner", "FlinkRunner"], 0)):
+        assert started("--dry_run", *options) == ("pipeline.dry_run.describe_dry_run", "the job of o", num_workers)
+    # Dataflow has a dry run of its own, which Beam's option of the same name asks for.
+    function, config, engine = started("--dry_run", "--runner", "DataflowRunner", "--project", "p")
+    assert (function, config.output_dir) == ("pipeline.preprocess.translate", "o")
+    assert engine == EngineOptions(runner="DataflowRunner", beam_args=("--project", "p", "--dry_run=True"))
+    function, _, engine = started("--runner", "DataflowRunner")
+    assert (function, engine) == ("pipeline.preprocess.run", EngineOptions(runner="DataflowRunner"))
+
+
 # Everything wrong
 
 
@@ -300,6 +355,7 @@ def test_every_option_reaches_the_configuration() -> None:
         (["--compression", "zip"], "--compression: invalid choice"),
         (["--direct_num_worker=2"], "unknown option --direct_num_worker=2; did you mean"),
         (["--overwrit"], "unknown option --overwrit"),
+        (["--dry_run=False"], "--dry_run: ignored explicit argument 'False'"),
         (["another"], "unknown option another"),
         (["--direct_running_mode", "fast"], "--direct_running_mode: expected one of"),
         (["--direct_runner_bundle_repeat", "x"], "invalid int value: 'x'"),

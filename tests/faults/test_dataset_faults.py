@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from pipeline.salvage import salvage
 from pipeline.stored_split import open_split
 from pipeline.verify import verify
 from tests.faults.conftest import Note
-from tests.pipeline.test_verify import describe_anew
+from tests.pipeline.corpora import made_up_text, write_tree
+from tests.pipeline.test_verify import describe_anew, rewrite_info
 from tests.workshop import REPOSITORY, Workshop
 
 PLACES = {
@@ -52,26 +54,44 @@ def test_a_flipped_bit_in_a_shard(workshop: Workshop, note: Note, place: str, co
     assert verify(str(workshop.output)).num_faults == 0
 
 
-def test_each_field_of_the_description_altered(workshop: Workshop, note: Note) -> None:
-    workshop.make()
+def places(value: object, inside: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path to every field of a JSON value, and to the first two items of every list."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    return [place for key, item in items for place in ((*inside, key), *places(item, (*inside, key)))]
+
+
+def may_be_missing(place: tuple[Any, ...]) -> bool:
+    """Tell what has no check of its own: prose, what earlier versions did not write, what follows from nothing."""
+    prose = place[-1] == "meaning" or (place[0] in ("configuration", "versions") and len(place) > 1)
+    return prose or place[-1] in ("rejected_file", "in_several_splits") or "conflicting" in place[:-1]
+
+
+@pytest.mark.parametrize("checksum", ["stale", "made to fit"])
+def test_each_field_of_the_description_removed(workshop: Workshop, note: Note, checksum: str) -> None:
+    """The checksum tells of every one; where it was made to fit, the field's own check does, if it has one."""
+    write_tree(workshop.corpus, {"体育/bad.txt": b"\xff", "科技/twin.txt": made_up_text(0)})
+    workshop.make("--split_weights", "train=1", "--max_rejected_fraction", "1", "--max_len", "24")
     path = workshop.output / DATASET_INFO_NAME
     original = path.read_text(encoding="utf-8")
+    found = places(json.loads(original))
+    assert len(found) > 90
+    for place in found:
 
-    def places(value: object, inside: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-        items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
-        return [inside, *(found for key, item in items for found in places(item, (*inside, key)))]
+        def remove(content: dict[str, Any], place: tuple[Any, ...] = place) -> None:
+            holder: Any = content
+            for key in place[:-1]:
+                holder = holder[key]
+            del holder[place[-1]]
 
-    for place in places(json.loads(original))[1:]:
-        content = json.loads(original)
-        holder = content
-        for key in place[:-1]:
-            holder = holder[key]  # type: ignore[index]
-        del holder[place[-1]]  # type: ignore[arg-type]
-        path.write_text(json.dumps(content), encoding="utf-8")
-        findings = verify(str(workshop.output))
-        assert findings.num_faults, place
-        note("field of dataset.json removed", f"{'.'.join(map(str, place))}: {findings.faults[0]}")
-    path.write_text(original, encoding="utf-8")
+        rewrite_info(workshop.output, remove, with_checksum=checksum == "made to fit")
+        faults = verify(str(workshop.output)).faults
+        path.write_text(original, encoding="utf-8")
+        name = ".".join(map(str, place))
+        if checksum == "made to fit" and (may_be_missing(place) or place == ("checksum",)):
+            assert not faults, f"{name}: now it has a check of its own: {faults}"
+            continue
+        assert faults, name
+        note(f"field of dataset.json removed, checksum {checksum}", f"{name}: {faults[0]}")
     assert verify(str(workshop.output)).num_faults == 0
 
 

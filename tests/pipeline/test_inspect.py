@@ -1,15 +1,19 @@
-"""What became of one document: where it stands, or why it does not."""
+"""What a dataset holds, in words, as JSON and as one digest; and what became of one document."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline import inspect as inspect_command
 from pipeline.command_line import run_command
+from pipeline.dataset_info import read_dataset_info
+from pipeline.summary import describe_dataset
 from tests.pipeline.corpora import (
     Outcome,
     made_up_documents,
+    made_up_text,
     make_config,
     own_logging,
     read_dataset,
@@ -31,11 +35,99 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(config.output_dir)
 
 
-def trace(dataset: Path, key: str, capsys: pytest.CaptureFixture[str]) -> Outcome:
+@pytest.fixture(scope="module")
+def large_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of which two splits have more examples than are shown unasked, some of them long."""
+    root = tmp_path_factory.mktemp("large")
+    documents = {f"体育/{number}.txt": made_up_text(number, 40 + 2 * number) for number in range(40)}
+    weights = (("train", 0.5), ("dev", 0.5))
+    config = make_config(root, write_tree(root / "corpus", documents), num_shards=2, split_weights=weights)
+    run_quickly(config)
+    return Path(config.output_dir)
+
+
+def inspect(dataset: Path, capsys: pytest.CaptureFixture[str], *options: str) -> Outcome:
     with own_logging():
-        status = run_command(inspect_command.main, [str(dataset), "--key", key])
+        status = run_command(inspect_command.main, [str(dataset), *options])
     out, err = capsys.readouterr()
     return Outcome(status, out, err)
+
+
+def trace(dataset: Path, key: str, capsys: pytest.CaptureFixture[str]) -> Outcome:
+    return inspect(dataset, capsys, "--key", key)
+
+
+# The whole dataset
+
+
+def shown_examples(dataset: Path, split: str) -> list[str]:
+    """Return what a dataset's examples should look like, in stored order."""
+    info, examples = read_dataset(dataset)
+    tokens = (dataset / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    shown = []
+    for key, stored in examples.items():
+        ids, (category,), (second,) = (stored.features[name] for name in ("indices", "label", "second_label"))
+        names = [info.labels[head].names[index] for head, index in (("category", category), ("second", second))]
+        labels = f"category {category} {names[0]}, second {second} {names[1]}"
+        if stored.split == split:
+            shown.append(
+                f"  {key}  ({labels}; {len(ids)} tokens)\n    {' '.join(tokens[index] for index in ids[:64])}"
+                + (f" … {len(ids) - 64} more" if len(ids) > 64 else "")
+            )
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("options", "split", "num_examples"),
+    [
+        ([], "train", 3),
+        (["--examples", "1"], "train", 1),
+        (["--split", "dev"], "dev", 3),
+        (["--split", "dev", "--examples", "100"], "dev", 100),
+        (["--examples", "0"], "train", 0),
+    ],
+)
+def test_summary_and_first_examples(
+    large_dataset: Path, capsys: pytest.CaptureFixture[str], options: list[str], split: str, num_examples: int
+) -> None:
+    shown = shown_examples(large_dataset, split)
+    assert 3 < len(shown) < 100
+    assert any(" more" in example for example in shown[:3])
+    expected = describe_dataset(read_dataset_info(str(large_dataset)), str(large_dataset)) + "\n"
+    if num_examples:
+        expected += "\n".join(["", f"first examples of {split}:", *shown[:num_examples], ""])
+    assert inspect(large_dataset, capsys, *options) == Outcome(0, expected, "")
+
+
+def test_the_description_itself(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = (dataset / "dataset.json").read_text(encoding="utf-8")
+    assert inspect(dataset, capsys, "--json") == Outcome(0, expected, "")
+
+
+def test_one_digest_of_it_all(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "export LC_ALL=C; sha256sum * | sha256sum"
+    said = subprocess.run(["sh", "-c", command], cwd=dataset, check=True, capture_output=True, text=True).stdout
+    assert inspect(dataset, capsys, "--digest") == Outcome(0, said.split()[0] + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--examples", "-1"], "--examples: expected 0 or more, got -1"),
+        (["--split", "none"], r"split 'none' has no examples \(there are: train"),
+        (["--example", "1"], "unrecognized arguments: --example"),
+    ],
+)
+def test_what_cannot_be_shown(
+    dataset: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    outcome = inspect(dataset, capsys, *options)
+    assert outcome.status == 2
+    assert re.match(f"error: .*{message}", outcome.stderr)
+    assert outcome.stderr.count("\n") == 1
+
+
+# One document
 
 
 def test_split_shard_record_labels_and_tokens_of_every_document(

@@ -39,6 +39,23 @@ def test_the_plan_shows_buckets_padding_and_steps(data_dir: str, capsys: pytest.
     assert "reader" not in printed
 
 
+def test_the_plan_is_of_the_split_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    splits = {"train": tiny_examples([4] * 9), "dev": tiny_examples([5] * 4 + [7] * 3)}
+    write_tiny_dataset(tmp_path / "d", splits, max_len=8)
+    train_size = (tmp_path / "d" / "train-00000-of-00001.tfrecord").stat().st_size
+    for split, said in (
+        ("train", "train: 9 examples, 36 tokens, 0 cut to max_len 8\n"),
+        ("dev", "dev: 7 examples, 41 tokens, 0 cut to max_len 8\n"),
+    ):
+        printed = run(capsys, str(tmp_path / "d"), "--batch_size", "2", "--seconds", "0.01", "--split", split)
+        size = (tmp_path / "d" / f"{split}-00000-of-00001.tfrecord").stat().st_size
+        assert printed.startswith(said)
+        assert f"\nbytes per epoch  {size:,}\n" in printed
+        assert run(capsys, str(tmp_path / "d"), "--seconds", "0").startswith("train: 9 "), "unless told otherwise"
+        # What is measured is the split asked for, too: the other one could not be read.
+        (tmp_path / "d" / "train-00000-of-00001.tfrecord").write_bytes(b"damaged".ljust(train_size))
+
+
 def test_every_option_changes_the_plan(data_dir: str, capsys: pytest.CaptureFixture[str]):
     base = run(capsys, data_dir, "--seconds", "0")
     for arguments in (
