@@ -141,26 +141,18 @@ def main(argv: Sequence[str]) -> int:
     args, beam_args = make_parser().parse_known_args(argv)
     config = parse_config(args)
     # Beam takes a second to import: a wrong option need not wait for it.
-    from pipeline.dry_run import describe_dry_run
-    from pipeline.engines import DATAFLOW_RUNNER, EngineOptions
-    from pipeline.preprocess import prepare, run, translate
+    from pipeline.engines import EngineOptions
+    from pipeline.preprocess import dry_run, run
     from pipeline.summary import describe_dataset
 
-    on_dataflow = args.runner == DATAFLOW_RUNNER
-    if args.dry_run and on_dataflow:
-        beam_args.append("--dry_run=True")  # Dataflow's own: translate the job, submit nothing
     engine = EngineOptions(
         runner=args.runner,
         num_workers=args.direct_num_workers,
         running_mode=args.direct_running_mode,
         beam_args=tuple(beam_args),
     )
-    if args.dry_run and not on_dataflow:
-        print(describe_dry_run(prepare(config), engine.num_workers))
-        return 0
     if args.dry_run:
-        num_transforms = translate(config, engine)
-        print(f"Dataflow takes this job: {num_transforms} transforms; nothing was submitted")
+        print(dry_run(config, engine))
         return 0
     started = time.monotonic()
     info = run(config, engine)

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.measure import describe_machine, median
 from benchmarks.results import Comparison, add_results_option, record
 from pipeline.dataset_info import read_dataset_info
-from pipeline.publish import REJECTED_NAME
+from pipeline.output_dir import REJECTED_NAME
 from tests.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
 
 VOCAB_SIZE = 21_128

@@ -4,9 +4,10 @@ import argparse
 import io
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from pipeline.errors import OptionError, PipelineError
 
@@ -15,7 +16,9 @@ VERSION = "0.1.0"
 _INSTALLED_PREFIX = "two-headed-bert-"
 # What the extra `train` installs and a worker of the preprocessing job does without.
 _TRAINING_MODULES = ("jinja2", "keras_bert", "matplotlib", "sklearn", "tensorboard", "tensorflow", "tf_keras")
-_INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it
+# As shells report a command that a signal ended: 128 and the signal's number.
+_INTERRUPTED_STATUS = 130  # SIGINT
+_BROKEN_PIPE_STATUS = 141  # SIGPIPE
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -53,7 +56,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         argv: the arguments; `None` takes the process's own.
 
     Returns:
-        0 done; 2 the command line or the input is wrong; 1 anything else.
+        0 done; 2 the command line or the input is wrong; 130 interrupted; 141 nobody reads the output; 1 anything else.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -81,9 +84,21 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         logging.getLogger(__name__).error("interrupted")
         return _INTERRUPTED_STATUS
     except BrokenPipeError:
-        # The reader of our output went away (`… | head`), which is its right; it need not be said again.
+        if not _is_unread(sys.stdout):
+            raise
+        # The reader of our output went away (`… | head`), which is its right: not a word, but what the status would
+        # have said is not known, so it says this. What is still buffered must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _BROKEN_PIPE_STATUS
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Tell whether a stream leads into a pipe that nobody reads any more."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return False
+    poll = select.poll()
+    poll.register(stream, 0)  # errors are told unasked
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _configure_logging(debug: bool) -> None:
@@ -91,5 +106,11 @@ def _configure_logging(debug: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     if not debug:
-        handler.addFilter(lambda record: "apache_beam" not in record.pathname or record.levelno >= logging.CRITICAL)
+        handler.addFilter(lambda record: not _is_of_beam(record) or record.levelno >= logging.CRITICAL)
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
+
+
+def _is_of_beam(record: logging.LogRecord) -> bool:
+    """Tell whether a message comes from Beam's own files; it uses the root logger too, so that names do not tell."""
+    beam = sys.modules.get("apache_beam")
+    return beam is not None and record.pathname.startswith(tuple(f"{directory}/" for directory in beam.__path__))

@@ -3,6 +3,7 @@
 Functions take these, never parsed arguments. `describe` gives the plain values that are saved beside what they made.
 """
 
+import codecs
 import dataclasses
 import math
 import re
@@ -34,6 +35,30 @@ def require_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, f"--{option}: expected one of {', '.join(choices)}, got {value!r}")
 
 
+def _require_split_name(option: str, name: str) -> None:
+    # Files are named after splits.
+    require(
+        bool(_SPLIT_NAME.fullmatch(name)) and name != "rejected",
+        f"--{option}: {name!r} cannot name a split; use letters, digits and '_', and not 'rejected'",
+    )
+
+
+def _keeps_ascii(encoding: str) -> bool:
+    """Tell whether every ASCII byte means itself in an encoding, wherever it stands.
+
+    Raises:
+        OptionError: there is no such encoding of text.
+    """
+    plain = bytes(range(128))
+    try:
+        # An encoding of escapes decodes the first, and warns about the second.
+        return rb"\u0041".decode(encoding) == r"\u0041" and plain.decode(encoding) == plain.decode("ascii")
+    except LookupError:
+        raise OptionError(f"--tsv_encoding: unknown encoding {encoding!r}; try utf-8 or gb18030") from None
+    except UnicodeError:
+        return False
+
+
 def describe(config: Any) -> dict[str, Any]:
     """Return a configuration as JSON values, in the order of its fields."""
     return {
@@ -53,14 +78,16 @@ class InputSpec:
     path: str
     split: str | None = None
 
+    def __post_init__(self) -> None:
+        require(bool(self.path), "--input: expected PATH or SPLIT=PATH, got no path")
+        if self.split is not None:
+            _require_split_name("input", self.split)
+
     @classmethod
     def parse(cls, text: str) -> "InputSpec":
         """Parse `PATH` or `SPLIT=PATH`."""
         split, equals, path = text.partition("=")
-        if not equals or not _SPLIT_NAME.fullmatch(split):
-            split, path = "", text
-        require(bool(path), f"--input {text!r}: expected PATH or SPLIT=PATH, got no path")
-        return cls(path, split or None)
+        return cls(path, split) if equals and _SPLIT_NAME.fullmatch(split) else cls(text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,8 +122,6 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         require(bool(self.inputs), "--input: expected at least one, got none")
         require(bool(self.output_dir), "--output: expected a directory, got an empty name")
-        pinned = [spec.split for spec in self.inputs]
-        require("rejected" not in pinned, "--input: 'rejected' cannot name a split; use another name")
         require_choice("input_format", self.input_format, INPUT_FORMATS)
         require_choice("second_label", self.second_label, SECOND_LABELS)
         require_choice("compression", self.compression, COMPRESSIONS)
@@ -117,10 +142,12 @@ class PreprocessConfig:
         )
         self._check_columns()
         self._check_split_weights()
-        require(
-            self.taxonomy_path is None or self.second_label == "taxonomy",
-            f"--taxonomy: only used with --second_label taxonomy, which is {self.second_label!r}",
-        )
+        second = self.second_label
+        for name, wanted in (("taxonomy_path", "taxonomy"), ("num_random_labels", "random")):
+            require(
+                second == wanted or self.is_default(name),
+                f"--{name.removesuffix('_path')}: only used with --second_label {wanted}, which is {second!r}",
+            )
 
     def _check_columns(self) -> None:
         columns = ",".join(self.tsv_columns)
@@ -135,28 +162,31 @@ class PreprocessConfig:
             self.second_label != "column" or "second" in self.tsv_columns,
             f"--second_label column: --tsv_columns must name the column 'second', got {columns!r}",
         )
-        try:
-            "".encode(self.tsv_encoding)
-        except LookupError:
-            raise OptionError(f"--tsv_encoding: unknown encoding {self.tsv_encoding!r}; try utf-8 or gb18030") from None
-        # Lines are cut at the byte 0x0A before they are decoded, which needs an encoding that keeps ASCII as it is.
+        # Lines and columns are cut before they are decoded, which needs an encoding that keeps ASCII bytes as they are.
         require(
-            "\n\t".encode(self.tsv_encoding) == b"\n\t",
+            _keeps_ascii(self.tsv_encoding),
             f"--tsv_encoding: {self.tsv_encoding!r} does not keep ASCII bytes; convert the file to UTF-8 first",
         )
+        # Rejected documents are listed under this name, which must not depend on how it is spelt.
+        object.__setattr__(self, "tsv_encoding", codecs.lookup(self.tsv_encoding).name)
 
     def _check_split_weights(self) -> None:
         text = ",".join(f"{name}={share:g}" for name, share in self.split_weights)
         names = [name for name, _ in self.split_weights]
         for name, share in self.split_weights:
-            require(
-                bool(_SPLIT_NAME.fullmatch(name)) and name != "rejected",
-                f"--split_weights: {name!r} cannot name a split; use letters, digits and '_'",
-            )
+            _require_split_name("split_weights", name)
             require(0.0 <= share <= 1.0, f"--split_weights: expected shares from 0 to 1, got {name}={share:g}")
         require(len(set(names)) == len(names), f"--split_weights: a split stands twice in {text!r}")
         total = math.fsum(share for _, share in self.split_weights)
         require(abs(total - 1.0) < 1e-9, f"--split_weights: expected shares that sum to 1, got {total:g} ({text})")
+        require(
+            self.is_default("split_weights") or any(spec.split is None for spec in self.inputs),
+            "--split_weights: only used for inputs without a split of their own, and every --input has one",
+        )
+
+    def is_default(self, name: str) -> bool:
+        """Tell whether an option has its default value."""
+        return bool(getattr(self, name) == getattr(PreprocessConfig, name))
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pipeline import dataset_check
 from pipeline.dataset_info import DatasetInfo
 from pipeline.example_check import hash_keys
 from pipeline.findings import Findings
-from pipeline.publish import REJECTED_NAME
+from pipeline.output_dir import REJECTED_NAME
 from pipeline.record_scan import Fault
 from pipeline.schema import INDICES, KEY
 from pipeline.shard_check import ShardReader

@@ -21,7 +21,7 @@ from pipeline.dataset_info import (
     SplitInfo,
 )
 from pipeline.errors import InputFormatError, MissingInputError
-from pipeline.publish import REJECTED_NAME, is_ours
+from pipeline.output_dir import REJECTED_NAME, is_ours
 from pipeline.record_scan import Fault
 from pipeline.schema import CATEGORY_HEAD, HEAD_FEATURES, SECOND_HEAD, schema_as_json
 from pipeline.shard_check import ShardFindings

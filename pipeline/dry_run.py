@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.config import PreprocessConfig
 from pipeline.corpus import Rejection
 from pipeline.dataset_info import LENGTHS_DTYPE
+from pipeline.errors import one_line
 from pipeline.references import Job, Reference, ReferenceReader, Survey, plan_dataset
 from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.shard_writer import ShardReport, serialize_documents
@@ -73,7 +74,7 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
     lines.append(f"documents: {about}{sample.num_documents:,.0f}")
     lines += _describe_rejections(sample, job.config)
     if not references:
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
     lengths = np.frombuffer(report.lengths, dtype=LENGTHS_DTYPE)
     p50, p95 = np.percentile(lengths, [50, 95])
     lines.append(
@@ -93,7 +94,7 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
     working_seconds = sample.seconds / sample.size * sample.num_documents / min(num_workers, num_cores)
     minutes = (sample.listing_seconds + working_seconds) / 60
     lines.append(f"here, with {num_workers} workers: about {minutes:.1f} minutes and {memory / 1e9:.1f} GB of memory")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _describe_rejections(sample: _Sample, config: PreprocessConfig) -> list[str]:

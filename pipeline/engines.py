@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
-from pipeline.config import require
+from pipeline.config import PreprocessConfig, require
 from pipeline.errors import OptionError
-from pipeline.filesystem import is_installed
+from pipeline.filesystem import is_installed, is_remote
 from pipeline.local_runner import LOCAL_RUNNERS, MODES
 
 DASK_RUNNER = "DaskRunner"
@@ -40,11 +40,17 @@ class EngineOptions:
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "runner", _spell_out(self.runner))
         require(self.num_workers >= 0, f"--direct_num_workers: expected 0 (all cores) or more, got {self.num_workers}")
         require(
             self.running_mode is None or self.running_mode in MODES,
             f"--direct_running_mode: expected one of {', '.join(MODES)}, got {self.running_mode!r}",
         )
+        for option, given in (("num_workers", self.num_workers), ("running_mode", self.running_mode)):
+            require(
+                self.is_local or not given,
+                f"--direct_{option}: only used with --runner DirectRunner, which is {self.runner!r}",
+            )
         if self.is_dask:
             _require_installed(DASK_RUNNER, "distributed", "dask")
             importlib.import_module("pipeline.dask_engine")  # Beam knows this runner's options only then
@@ -59,6 +65,17 @@ class EngineOptions:
     def is_dask(self) -> bool:
         """Whether the job runs on Dask, which Beam knows by its full name only."""
         return self.runner in (DASK_RUNNER, _DASK_RUNNER_CLASS)
+
+    @property
+    def is_dataflow(self) -> bool:
+        """Whether the job runs on Dataflow, whose workers see no file of this machine."""
+        return self.runner == DATAFLOW_RUNNER
+
+
+def _spell_out(runner: str) -> str:
+    """Return a runner's name as it is spelt here; Beam takes any case, and names without `Runner` at their end."""
+    ours = {name.lower(): name for name in (*LOCAL_RUNNERS, DASK_RUNNER, DATAFLOW_RUNNER)}
+    return ours.get(runner.lower()) or ours.get(f"{runner.lower()}runner") or runner
 
 
 def _require_installed(runner: str, module: str, extra: str) -> None:
@@ -82,6 +99,20 @@ def _check_beam_args(args: Sequence[str]) -> None:
         close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise OptionError(f"unknown option {unknown[0]}{hint}; see run_preprocess.py --help, and Beam's own options")
+
+
+def check_paths(config: PreprocessConfig, engine: EngineOptions) -> None:
+    """Refuse paths that no worker of the engine can reach; small files travel with the job.
+
+    Raises:
+        OptionError: the job is to run on Dataflow, but an input or the output lies on this machine.
+    """
+    paths = (("--output", config.output_dir), *(("--input", spec.path) for spec in config.inputs))
+    for option, path in paths:
+        require(
+            not engine.is_dataflow or is_remote(path),
+            f"{option} {path}: Dataflow's workers cannot reach the files of this machine; give a path in a bucket, gs://…",
+        )
 
 
 def make_named_runner(engine: EngineOptions) -> PipelineRunner:

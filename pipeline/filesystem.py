@@ -4,6 +4,7 @@ Everything written is written whole under a temporary name and then renamed, so 
 failed writer never damages what was there.
 """
 
+import contextlib
 import errno
 import fcntl
 import glob as local_glob
@@ -162,7 +163,10 @@ def make_directory(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise OptionError(f"{path}: expected a directory, found a file; give another --output") from error
+        if isinstance(error, FileExistsError) and not os.path.lexists(path):
+            make_directory(path)  # somebody removed it just then
+            return
+        raise OptionError(f"{path}: expected a directory, found a file; give another one") from error
     except OSError as error:
         raise OutputWriteError(f"{path}: cannot make this directory: {error.strerror}") from error
 
@@ -249,9 +253,12 @@ def try_lock(directory: str) -> int | None:
     """Take the lock that a job holds on its own local directory while it lives, however it ends.
 
     Returns:
-        A file descriptor, whose closing gives the lock back; `None` if somebody else holds it.
+        A file descriptor, whose closing gives the lock back; `None` if somebody else holds it, or removed it all.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         _flock(descriptor, directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -265,6 +272,20 @@ def lock(directory: str) -> int:
     descriptor = os.open(directory, os.O_RDONLY)
     _flock(descriptor, directory, fcntl.LOCK_EX)
     return descriptor
+
+
+def make_and_lock(directory: str) -> int:
+    """Make a local directory where there is none, and wait for its lock; see `lock`."""
+    while True:
+        make_directory(directory)
+        descriptor = None
+        # Until it is locked, whoever made it may remove it, and somebody else may make another one.
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = lock(directory)
+            if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+                return descriptor
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _flock(descriptor: int, directory: str, operation: int) -> None:

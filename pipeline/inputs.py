@@ -17,7 +17,7 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
     Raises:
         MissingInputError: an input is not there, is empty, or is not of the kind that was asked for.
         InputFormatError: no line of a TSV has the expected columns.
-        OptionError: the second label is to come from a column, but an input has none.
+        OptionError: the second label is to come from a column, but an input has none; or an option has no effect.
     """
     found = [(spec, path, _kind(path, config.input_format)) for spec in config.inputs for path in _expand(spec.path)]
     seen: set[str] = set()
@@ -32,6 +32,11 @@ def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
         require(
             config.second_label != "column" or kind == "tsv",
             f"--second_label column: {path} is a {kind}, which has no columns; use taxonomy or random",
+        )
+    for option in ("tsv_columns", "tsv_header", "tsv_encoding"):
+        require(
+            config.is_default(option) or "tsv" in {kind for *_, kind in found},
+            f"--{option}: only used for TSVs, and no --input is one",
         )
     prefixes = _key_prefixes([(path, kind) for _, path, kind in found])
     sources: list[Source] = []
@@ -81,6 +86,12 @@ def _kind(path: str, wanted: str) -> str:
         raise MissingInputError(f"--input {path}: no such file or directory")
     else:
         is_tree = os.path.isdir(path)
+        # A named pipe, a process substitution: the job reads every input several times.
+        if not is_tree and not os.path.isfile(path):
+            raise MissingInputError(
+                f"--input {path}: expected a regular file or a directory, which can be read again; "
+                "write it to a file first"
+            )
     if is_tree:
         if wanted not in ("auto", "tree"):
             raise MissingInputError(
@@ -110,7 +121,8 @@ def _check_tree(path: str) -> None:
         raise MissingInputError(
             f"--input {path}: the directory is empty; expected one directory for each category in it"
         )
-    if not any(entry.is_dir() for entry in entries):
+    # Not `entry.is_dir()`, which fails on a link to itself.
+    if not any(os.path.isdir(entry.path) for entry in entries):
         raise MissingInputError(
             f"--input {path}: expected one directory for each category, found {len(entries):,} files and no directory; "
             "give the directory above, or each TSV file by its name"

@@ -11,13 +11,15 @@ from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.dataset_info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, digest_directory, read_dataset_info
 from pipeline.errors import CorruptShardError, MissingInputError, one_line
-from pipeline.publish import REJECTED_NAME
+from pipeline.output_dir import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.summary import describe_dataset
 from pipeline.tfexample import parse_example, read_records
 from pipeline.vocabulary import load_vocab
 
 _TOKENS_SHOWN = 64
+# What JSON does not write as an escape, and a terminal obeys; as escapes they mean the same.
+_LEFT_BY_JSON = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 def iterate_examples(
@@ -98,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     require(args.examples >= 0, f"--examples: expected 0 or more, got {args.examples}")
     info = read_dataset_info(args.data_dir)
     if args.json:
-        print(info.to_json(), end="")
+        print(info.to_json().translate(_LEFT_BY_JSON), end="")
         return 0
     if args.digest:
         print(digest_directory(args.data_dir))
@@ -111,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     print(describe_dataset(info, args.data_dir))
     if args.examples:
-        print(f"\nfirst examples of {args.split}:")
+        print(f"\nfirst examples of {one_line(args.split)}:")
         for *_, features in itertools.islice(iterate_examples(args.data_dir, info, args.split), args.examples):
             print("  " + describe_example(features, info, tokens))
     return 0

@@ -9,7 +9,7 @@ from pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, per_batch_padd
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.dataset_info import SplitInfo
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, one_line
 from pipeline.stored_split import open_split
 from pipeline.summary import format_table
 
@@ -40,7 +40,7 @@ def describe_plan(split: str, info: SplitInfo, plan: BatchPlan, per_batch_share:
         per_batch_share: padding if each batch, without buckets, were padded to its longest example.
     """
     lines = [
-        f"{split}: {plan.num_examples:,} examples, {plan.num_tokens:,} tokens, "
+        f"{one_line(split)}: {plan.num_examples:,} examples, {plan.num_tokens:,} tokens, "
         f"{plan.num_cut:,} cut to max_len {plan.max_len}",
         "",
     ]

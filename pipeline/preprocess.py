@@ -15,14 +15,15 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from pipeline import errors, filesystem
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DatasetInfo, read_dataset_info
-from pipeline.engines import EngineOptions, make_named_runner, num_partitions
+from pipeline.dry_run import describe_dry_run
+from pipeline.engines import EngineOptions, check_paths, make_named_runner, num_partitions
 from pipeline.errors import OptionError, OutputWriteError, PipelineError
 from pipeline.forked_workers import can_fork, fork_workers
 from pipeline.inputs import open_sources
 from pipeline.labels import read_category_names, read_taxonomy
 from pipeline.local_runner import choose_mode, make_local_runner
+from pipeline.output_dir import STAGING_PREFIX, check_output, staging_directory
 from pipeline.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
-from pipeline.publish import STAGING_PREFIX, staging_directory
 from pipeline.references import Job
 from pipeline.sources import TreeSource
 from pipeline.transforms import PreprocessCorpus
@@ -95,11 +96,8 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
         PipelineError: the input, the options or the output are at fault; nothing that was complete is damaged.
     """
     engine = engine or EngineOptions()
-    options = PipelineOptions(list(engine.beam_args), runner=None)
-    # Clients of remote file systems are made from these options, and needed before there is a pipeline.
-    FileSystems.set_options(options)
     # Before the output is touched, so that wrong input leaves no trace.
-    job = prepare(config)
+    options, job = _prepare_for(engine, config)
     named_runner = None
     if not engine.is_local:
         named_runner = make_named_runner(engine)
@@ -135,15 +133,42 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
         return read_dataset_info(config.output_dir)
 
 
-def translate(config: PreprocessConfig, engine: EngineOptions) -> int:
-    """Let a runner of the name of `engine` translate the job; what it would submit is for its own dry run to withhold.
+def _prepare_for(engine: EngineOptions, config: PreprocessConfig) -> tuple[PipelineOptions, Job]:
+    """Return Beam's options and the job, both checked as far as possible without reading documents."""
+    check_paths(config, engine)
+    options = PipelineOptions(list(engine.beam_args), runner=None)
+    # Clients of remote file systems are made from these options, and needed before there is a pipeline.
+    FileSystems.set_options(options)
+    return options, prepare(config)
+
+
+def dry_run(config: PreprocessConfig, engine: EngineOptions) -> str:
+    """Say what the job would do, and write nothing.
 
     Returns:
-        The number of transforms of the translated graph.
+        What a sample of the documents tells; of a job on Dataflow, how many transforms it has.
+
+    Raises:
+        PipelineError: the job could not work.
     """
-    options = PipelineOptions(list(engine.beam_args), runner=None)
-    FileSystems.set_options(options)
-    job = with_absolute_paths(prepare(config))
+    if engine.is_dataflow:
+        # Dataflow's own dry run, which Beam's option of this name asks for: the job is translated, but not submitted.
+        engine = dataclasses.replace(engine, beam_args=(*engine.beam_args, "--dry_run=True"))
+        return f"Dataflow takes this job: {_translate(config, engine)} transforms; nothing was submitted"
+    _, job = _prepare_for(engine, config)
+    check_output(config)
+    if engine.is_local:
+        choose_mode(engine.running_mode, engine.num_workers)
+    else:
+        make_named_runner(engine)
+    return describe_dry_run(job, engine.num_workers)
+
+
+def _translate(config: PreprocessConfig, engine: EngineOptions) -> int:
+    """Let an engine translate the job, and return the number of its transforms."""
+    options, job = _prepare_for(engine, config)
+    check_output(config)
+    job = with_absolute_paths(job)
     job = dataclasses.replace(job, staging_dir=filesystem.join(job.config.output_dir, STAGING_PREFIX + "dry-run"))
     options.view_as(StandardOptions).runner = engine.runner
     pipeline = beam.Pipeline(runner=make_named_runner(engine), options=options)

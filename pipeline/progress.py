@@ -80,8 +80,7 @@ def progress_bars(*, enabled: bool) -> Iterator[str]:
         The directory in which workers leave their counts.
     """
     _remove_leftovers()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory:
-        lock = filesystem.try_lock(directory)
+    with _locked_directory() as directory:
         done = threading.Event()
         thread = threading.Thread(target=_draw, args=(directory, done), daemon=True)
         if enabled:
@@ -92,7 +91,22 @@ def progress_bars(*, enabled: bool) -> Iterator[str]:
             done.set()
             if enabled:
                 thread.join()
-            if lock is not None:
+
+
+@contextmanager
+def _locked_directory() -> Iterator[str]:
+    """Make a temporary directory, and hold its lock, which tells others that its job is alive."""
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory:
+            # Until it is locked, another job that starts may take it for a dead one's, and remove it.
+            lock = filesystem.try_lock(directory)
+            if lock is None:
+                continue
+            try:
+                if os.path.exists(directory):
+                    yield directory
+                    return
+            finally:
                 os.close(lock)
 
 

@@ -1,24 +1,14 @@
-"""The end of a job: describe the dataset, then move it into place, `dataset.json` last.
-
-Everything is written into a staging directory inside the output directory first. Publishing is a series of renames
-that can be interrupted anywhere and taken up again: as long as the staging directory holds a `dataset.json`, the
-dataset is complete there, and whoever comes next finishes moving it.
-"""
+"""The end of a job: describe the dataset, then have it moved into place, `dataset.json` last."""
 
 import json
-import os
 import platform
-import re
-import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline import filesystem
 from pipeline.command_line import VERSION
-from pipeline.config import PreprocessConfig
 from pipeline.corpus import Rejection
 from pipeline.dataset_info import (
     DATASET_INFO_NAME,
@@ -30,17 +20,11 @@ from pipeline.dataset_info import (
     SplitInfo,
     npy_bytes,
 )
-from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
+from pipeline.errors import OutputWriteError
+from pipeline.output_dir import REJECTED_NAME, move_into_place
 from pipeline.references import DatasetPlan, Job, check_rejected
 from pipeline.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
 from pipeline.shard_writer import ShardReport, write_empty_shard
-from pipeline.shards import SHARD_NAME
-
-STAGING_PREFIX = ".partial-"
-REJECTED_NAME = "rejected-00000-of-00001.jsonl"
-_OTHER_FILES = re.compile(
-    rf"^({re.escape(DATASET_INFO_NAME)}|{VOCAB_NAME}|[A-Za-z0-9_]+-lengths\.npy|rejected-.*\.jsonl)$"
-)
 
 
 def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> str:
@@ -58,7 +42,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     """
     if _is_published(reports, job):
         # An engine may run a step twice; the second time there is nothing left to do but what the first left undone.
-        move_into_place(job.config.output_dir, job.staging_dir)
+        move_into_place(job.config.output_dir, job.staging_dir, overwrite=job.config.overwrite)
         return filesystem.read_bytes(filesystem.join(job.config.output_dir, DATASET_INFO_NAME)).decode()
     reports = sorted(reports, key=lambda report: (report.split, report.index))
     rejections = sorted(rejection for report in reports for rejection in report.rejections)
@@ -92,7 +76,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     stage(job.staging_dir, REJECTED_NAME, rejected)
     stage(job.staging_dir, VOCAB_NAME, job.vocab_content)
     stage(job.staging_dir, DATASET_INFO_NAME, info.to_json().encode())
-    move_into_place(config.output_dir, job.staging_dir)
+    move_into_place(config.output_dir, job.staging_dir, overwrite=config.overwrite)
     return info.to_json()
 
 
@@ -158,145 +142,3 @@ def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPla
         lengths_file=stage_lengths(job.staging_dir, split, lengths),
         shards=tuple(report.file for report in own if report.file),
     )
-
-
-def move_into_place(output_dir: str, staging_dir: str) -> None:
-    """Publish a complete staging directory; safe to call again after an interruption at any point."""
-    complete = filesystem.join(staging_dir, DATASET_INFO_NAME)
-    published = filesystem.join(output_dir, DATASET_INFO_NAME)
-    with _one_mover(output_dir):
-        if not filesystem.exists(complete):
-            return
-        described = DatasetInfo.from_json(filesystem.read_bytes(complete), complete)
-        # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
-        filesystem.delete([published])
-        staged = [path for path in filesystem.list_below(staging_dir) if path != complete and is_ours(_name(path))]
-        for path in staged:
-            filesystem.rename(path, filesystem.join(output_dir, _name(path)))
-        keep = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
-        former = [name for name in filesystem.list_names(output_dir) if is_ours(name) and name not in keep]
-        filesystem.delete([filesystem.join(output_dir, name) for name in former])
-        filesystem.rename(complete, published)
-        filesystem.delete_directory(staging_dir)
-
-
-@contextmanager
-def _one_mover(output_dir: str) -> Iterator[None]:
-    """Keep others from publishing here meanwhile: a worker outlives its killed job by seconds, and may be at it."""
-    if filesystem.is_remote(output_dir):
-        yield
-        return
-    descriptor = filesystem.lock(output_dir)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _discard_incomplete(staging_dir: str) -> None:
-    """Remove a staging directory, unless a complete dataset waits in it for whoever comes next to publish it."""
-    if filesystem.is_remote(staging_dir):
-        if not filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
-            filesystem.delete_directory(staging_dir)
-        return
-    if not os.path.isdir(staging_dir):
-        return
-    # Under another name nothing can be added by a worker that is still alive, so that what is seen now is final.
-    doomed = f"{staging_dir}-{secrets.token_hex(4)}"
-    os.rename(staging_dir, doomed)
-    if os.path.exists(os.path.join(doomed, DATASET_INFO_NAME)):
-        os.rename(doomed, staging_dir)
-    else:
-        filesystem.delete_directory(doomed)
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def is_ours(name: str) -> bool:
-    """Tell whether a file's name is one that the files of a dataset have."""
-    return bool(SHARD_NAME.match(name) or _OTHER_FILES.match(name))
-
-
-def staging_directory(config: PreprocessConfig) -> AbstractContextManager[str]:
-    """Claim the output directory of a job; see `claim_output`."""
-    return claim_output(config.output_dir, option="--output", overwrite=config.overwrite)
-
-
-@contextmanager
-def claim_output(output_dir: str, *, option: str, overwrite: bool) -> Iterator[str]:
-    """Claim a directory for one writer of a dataset, and clean up after those that died there.
-
-    Args:
-        output_dir: where the dataset is to be.
-        option: by which the user said so, for messages.
-        overwrite: whether a dataset that is there may be replaced.
-
-    Yields:
-        The path of a new, empty staging directory. When the job is over it is gone, whatever happened; only if moving
-        a complete dataset into place was interrupted, it stays, and the next job finishes that.
-
-    Raises:
-        OutputExistsError: the output holds a dataset (without `--overwrite`), or something else.
-        OptionError: it is no directory, or another job is writing there.
-        OutputWriteError: it cannot be written.
-    """
-    existed = filesystem.is_remote(output_dir) or os.path.exists(output_dir)
-    if not filesystem.is_remote(output_dir) and existed and not os.path.isdir(output_dir):
-        raise OptionError(f"{option} {output_dir}: expected a directory, found a file")
-    if existed:
-        _finish_or_remove_leftovers(output_dir, option, overwrite=overwrite)
-        _check_output(output_dir, option, overwrite=overwrite)
-    staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
-    filesystem.make_directory(staging_dir)
-    lock = None if filesystem.is_remote(staging_dir) else filesystem.try_lock(staging_dir)
-    try:
-        yield staging_dir
-    finally:
-        _discard_incomplete(staging_dir)
-        if lock is not None:
-            os.close(lock)
-        if not existed and not filesystem.is_remote(output_dir) and not os.listdir(output_dir):
-            os.rmdir(output_dir)
-
-
-def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
-    if filesystem.exists(filesystem.join(output_dir, DATASET_INFO_NAME)):
-        if not overwrite:
-            raise OutputExistsError(
-                f"{option} {output_dir}: holds a dataset already; give another directory, or add --overwrite"
-            )
-        return
-    strange = [name for name in filesystem.list_names(output_dir) if not is_ours(name)]
-    if strange:
-        raise OutputExistsError(
-            f"{option} {output_dir}: holds {len(strange)} other files ({', '.join(strange[:3])}); give a new directory"
-        )
-
-
-def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool) -> None:
-    """Publish what a job had completed when it died, and remove what it had not."""
-    if filesystem.is_remote(output_dir):
-        return
-    for name in sorted(os.listdir(output_dir)):
-        if not name.startswith(STAGING_PREFIX):
-            continue
-        path = os.path.join(output_dir, name)
-        lock = filesystem.try_lock(path)
-        if lock is None:
-            raise OptionError(
-                f"{option} {output_dir}: another job is writing there; wait for it, or give another directory"
-            )
-        try:
-            move_into_place(output_dir, path)
-            _discard_incomplete(path)
-        except SchemaMismatchError as error:
-            if not overwrite:
-                raise OutputExistsError(
-                    f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
-                    f"version cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
-                ) from None
-            filesystem.delete_directory(path)
-        finally:
-            os.close(lock)

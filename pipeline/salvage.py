@@ -26,9 +26,10 @@ from pipeline.dataset_info import (
     FileInfo,
     SplitInfo,
 )
-from pipeline.errors import CorruptShardError, SchemaMismatchError
+from pipeline.errors import CorruptShardError, SchemaMismatchError, one_line
 from pipeline.findings import Findings
-from pipeline.publish import REJECTED_NAME, claim_output, move_into_place, rejected_bytes, stage, stage_lengths
+from pipeline.output_dir import REJECTED_NAME, claim_output, move_into_place
+from pipeline.publish import rejected_bytes, stage, stage_lengths
 from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.shard_check import ShardFindings, ShardReader
 from pipeline.tfexample import compress, frame_records
@@ -107,7 +108,7 @@ def salvage(findings: Findings, output_dir: str) -> str:
         stage(staging_dir, REJECTED_NAME, content)
         stage(staging_dir, VOCAB_NAME, filesystem.read_bytes(filesystem.join(findings.data_dir, VOCAB_NAME)))
         stage(staging_dir, DATASET_INFO_NAME, new.to_json().encode())
-        move_into_place(output_dir, staging_dir)
+        move_into_place(output_dir, staging_dir, overwrite=False)
     return _summary(info.documents, new.documents, lost, output_dir)
 
 
@@ -194,4 +195,4 @@ def _summary(old: DocumentCounts, new: DocumentCounts, lost: list[Rejection], ou
     if len(lost) > _LOST_SHOWN:
         lines.append(f"… and {len(lost) - _LOST_SHOWN:,} more, all listed in {REJECTED_NAME} under {json.dumps(LOST)}")
     lines.append(f"salvaged {new.written:,} of {old.written:,} examples into {output_dir}; {len(lost):,} lost")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))

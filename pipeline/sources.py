@@ -90,8 +90,9 @@ class TreeSource:
             raise MissingInputError(f"{os.fsdecode(directory)}: cannot list this directory: {error.strerror}") from None
         for entry in entries:
             name = os.path.join(inside, entry.name)
-            # A category may be a symbolic link, a directory below it may not: links can run in circles.
-            if entry.is_dir(follow_symlinks=not inside):
+            # A category may be a symbolic link, a directory below it may not: links can run in circles. One that leads
+            # to itself is no directory for `isdir`, and an error for `is_dir`.
+            if entry.is_dir(follow_symlinks=False) or (not inside and os.path.isdir(entry.path)):
                 yield from self._walk(name)
             else:
                 yield name

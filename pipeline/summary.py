@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.dataset_info import DatasetInfo, SplitInfo
+from pipeline.errors import one_line
 from pipeline.schema import HEAD_FEATURES
 
 _PERCENTILES = (5, 50, 95)
@@ -22,8 +23,11 @@ SPLIT_COLUMNS = (
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table: first column left, all others right, two spaces between."""
-    table = [list(header), *map(list, rows)]
+    """Return the lines of a table: first column left, all others right, two spaces between.
+
+    Cells may hold names that somebody else gave; nothing in them breaks a line or steers the terminal.
+    """
+    table = [[one_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(display_width(row[column]) for row in table) for column in range(len(header))]
     lines = []
     for row in table:
@@ -67,7 +71,7 @@ def describe_dataset(info: DatasetInfo, data_dir: str) -> str:
                 for index, name in enumerate(names)
             ],
         )
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def split_row(name: str, split: SplitInfo) -> tuple[str, ...]:

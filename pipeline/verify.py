@@ -122,12 +122,17 @@ def _run(
     if num_processes == 1:
         yield from (work(task, on_progress=on_progress) for task in tasks)
         return
+
+    def report(done: concurrent.futures.Future[ShardFindings]) -> None:
+        if not done.cancelled() and not done.exception():
+            on_progress(done.result().num_bytes)
+
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(num_processes, context, _ignore_interrupts) as pool:
         try:
             futures = [pool.submit(work, task) for task in tasks]
             for future in futures:
-                future.add_done_callback(lambda done: on_progress(0 if done.exception() else done.result().num_bytes))
+                future.add_done_callback(report)
             for future in futures:
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool as error:

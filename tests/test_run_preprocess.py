@@ -252,7 +252,7 @@ def test_a_split_without_documents_is_there_and_empty(workshop: Workshop) -> Non
 
 def test_every_option_reaches_the_configuration() -> None:
     """Each flag is changed once; no two flags may change the same thing, and none may change nothing."""
-    base = ["--input", "a", "--vocab", "v", "--output", "o"]
+    needed = ["--input", "a", "--vocab", "v", "--output", "o"]
     changes = {
         "inputs": ["--input", "dev=b"],
         "vocab_path": ["--vocab", "w"],
@@ -279,9 +279,10 @@ def test_every_option_reaches_the_configuration() -> None:
         config = run_preprocess.parse_config(run_preprocess.make_parser().parse_args(arguments))
         return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
-    default = parse(base)
     assert set(changes) == {field.name for field in dataclasses.fields(PreprocessConfig)}
     for name, arguments in changes.items():
+        base = needed if name != "num_random_labels" else [*needed, "--second_label", "random"]
+        default = parse(base)
         changed = parse(base + arguments)
         assert {key for key in default if default[key] != changed[key]} == {name}
 
@@ -300,9 +301,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[object, ...]
 
         monkeypatch.setattr(name, stop)
 
-    for name in ("pipeline.preprocess.run", "pipeline.preprocess.translate", "pipeline.dry_run.describe_dry_run"):
+    for name in ("pipeline.preprocess.run", "pipeline.preprocess.dry_run"):
         intercept(name)
-    monkeypatch.setattr("pipeline.preprocess.prepare", lambda config: f"the job of {config.output_dir}")
 
     def start_with(*options: str) -> tuple[object, ...]:
         with pytest.raises(StartedError) as caught:
@@ -330,14 +330,10 @@ def test_every_option_reaches_the_engine(started: Callable[..., tuple[object, ..
 
 
 def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> None:
-    for options, num_workers in (([], 0), (["--direct_num_workers", "3"], 3), (["--runner", "FlinkRunner"], 0)):
-        assert started("--dry_run", *options) == ("pipeline.dry_run.describe_dry_run", "the job of o", num_workers)
-    # Dataflow has a dry run of its own, which Beam's option of the same name asks for.
-    function, config, engine = started("--dry_run", "--runner", "DataflowRunner", "--project", "p")
-    assert (function, config.output_dir) == ("pipeline.preprocess.translate", "o")
-    assert engine == EngineOptions(runner="DataflowRunner", beam_args=("--project", "p", "--dry_run=True"))
-    function, _, engine = started("--runner", "DataflowRunner")
-    assert (function, engine) == ("pipeline.preprocess.run", EngineOptions(runner="DataflowRunner"))
+    for options in ([], ["--direct_num_workers", "3"], ["--runner", "DataflowRunner", "--project", "p"]):
+        function, *arguments = started(*options)
+        assert function == "pipeline.preprocess.run"
+        assert started("--dry_run", *options) == ("pipeline.preprocess.dry_run", *arguments)
 
 
 # Everything wrong
@@ -388,6 +384,7 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--output", "{root}/corpus"], "lies inside the input"),
         (["--output", "{root}"], r"holds \d+ other files"),
         (["--output", ""], "--output: expected a directory"),
+        (["--tsv_header"], "--tsv_header: only used for TSVs, and no --input is one"),
         (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*mend them, or raise"),
         (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),
     ],

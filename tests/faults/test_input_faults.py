@@ -23,7 +23,7 @@ from pipeline import reading
 from pipeline.command_line import run_command
 from pipeline.dataset_info import read_dataset_info
 from pipeline.errors import one_line
-from pipeline.publish import REJECTED_NAME
+from pipeline.output_dir import REJECTED_NAME
 from pipeline.verify import verify
 from tests.faults.conftest import Note
 from tests.pipeline.corpora import (

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import apache_beam
 import pytest
 
 from pipeline.command_line import VERSION, CommandParser, run_command
@@ -101,21 +102,24 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_messages_of_beam_are_shown_with_debug_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    beam = f"{Path(apache_beam.__file__).parent}/x.py"
+    ours = "/home/apache_beam/two-headed-bert/pipeline/x.py"
+
     def main(_: Sequence[str]) -> int:
-        for path in ("/site-packages/apache_beam/x.py", "/site-packages/pipeline/x.py"):
-            record = logging.LogRecord("x", logging.WARNING, path, 1, f"from {path}", (), None)
+        for path in (beam, ours):
+            record = logging.LogRecord("root", logging.WARNING, path, 1, f"from {path}", (), None)
             logging.getLogger().handle(record)
         return 0
 
     with own_logging():
         run_command(main, [])
-    assert capsys.readouterr().err == "from /site-packages/pipeline/x.py\n"
+    assert capsys.readouterr().err == f"from {ours}\n"
     with own_logging():
         run_command(main, ["--debug"])
-    assert "from /site-packages/apache_beam/x.py\n" in capsys.readouterr().err
+    assert f"from {beam}\n" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_is_no_defect(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline.command_line import run_command\n"
         "def main(argv):\n"
@@ -132,7 +136,12 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert os.read(reader, 10)
     os.close(reader)
     _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (0, b"")
+    assert (process.returncode, stderr) == (141, b"")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_a_defect() -> None:
+    with pytest.raises(BrokenPipeError):
+        run(BrokenPipeError())
 
 
 def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:

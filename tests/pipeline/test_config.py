@@ -1,5 +1,6 @@
 """What the command line may say, and how each mistake is told."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -38,11 +39,16 @@ def test_input_without_a_path_is_refused(text: str) -> None:
         InputSpec.parse(text)
 
 
+@pytest.mark.parametrize("split", ["rejected", "", "a/../b", "..", "a-b", "训练"])
+def test_splits_that_cannot_name_a_file_are_refused(split: str) -> None:
+    with pytest.raises(OptionError, match=r"--input: .* cannot name a split; use letters, digits and '_'"):
+        InputSpec("a", split)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"inputs": ()}, "--input: expected at least one"),
-        ({"inputs": (InputSpec("a", "rejected"),)}, "'rejected' cannot name a split"),
         ({"output_dir": ""}, "--output: expected a directory"),
         ({"input_format": "csv"}, "--input_format: expected one of auto, tree, zip, tsv, got 'csv'"),
         ({"second_label": "parent"}, "--second_label: expected one of"),
@@ -64,7 +70,17 @@ def test_input_without_a_path_is_refused(text: str) -> None:
         ({"tsv_encoding": "gbkk"}, "unknown encoding 'gbkk'"),
         ({"tsv_encoding": "utf-16"}, "does not keep ASCII bytes"),
         ({"tsv_encoding": "rot13"}, "unknown encoding 'rot13'"),  # a codec, but not one of text
+        ({"tsv_encoding": "undefined"}, "does not keep ASCII bytes"),  # fails always, on purpose
+        ({"tsv_encoding": "utf-7"}, "does not keep ASCII bytes"),  # '+' begins a sequence
+        ({"tsv_encoding": "hz"}, "does not keep ASCII bytes"),  # so does '~'
+        ({"tsv_encoding": "raw_unicode_escape"}, "does not keep ASCII bytes"),
+        ({"tsv_encoding": "unicode_escape"}, "does not keep ASCII bytes"),
         ({"taxonomy_path": "t.tsv", "second_label": "random"}, "--taxonomy: only used with --second_label taxonomy"),
+        ({"num_random_labels": 4}, "--num_random_labels: only used with --second_label random, which is 'taxonomy'"),
+        (
+            {"inputs": (InputSpec("a", "train"),), "split_weights": (("train", 1.0),)},
+            "--split_weights: only used for inputs without a split of their own, and every --input has one",
+        ),
         ({"split_weights": (("train", 0.8), ("dev", 0.1))}, r"sum to 1, got 0.9 \(train=0.8,dev=0.1\)"),
         ({"split_weights": (("train", 1.1), ("dev", -0.1))}, "shares from 0 to 1, got train=1.1"),
         ({"split_weights": (("train", float("nan")),)}, "shares from 0 to 1, got train=nan"),
@@ -101,17 +117,22 @@ def test_edges_that_are_allowed(changes: dict[str, Any]) -> None:
     assert all(getattr(made, name) == value for name, value in changes.items())
 
 
+@pytest.mark.parametrize(("spelt", "name"), [("UTF8", "utf-8"), ("U8", "utf-8"), ("GBK", "gbk"), ("936", "gbk")])
+def test_an_encoding_has_one_name(spelt: str, name: str) -> None:
+    assert config(tsv_encoding=spelt).tsv_encoding == name
+
+
 @pytest.mark.parametrize(
     ("inputs", "weights", "names"),
     [
         ([None], [("dev", 0.1), ("train", 0.8), ("test", 0.1)], ("train", "dev", "test")),
         ([None], [("train", 1.0), ("dev", 0.0)], ("train",)),  # a share of nothing makes no split
         ([None], [("b", 0.5), ("a", 0.5)], ("b", "a")),  # names of one's own stay as they were given
-        (["dev", "train"], [("train", 0.8), ("test", 0.2)], ("train", "dev")),  # no input is left to be divided
+        (["dev", "train"], PreprocessConfig.split_weights, ("train", "dev")),  # no input is left to be divided
         (["extra", None], [("train", 0.8), ("test", 0.2)], ("train", "test", "extra")),
     ],
 )
-def test_split_names(inputs: list[str | None], weights: list[tuple[str, float]], names: tuple[str, ...]) -> None:
+def test_split_names(inputs: list[str | None], weights: Sequence[tuple[str, float]], names: tuple[str, ...]) -> None:
     specs = tuple(InputSpec(f"{index}.tsv", split) for index, split in enumerate(inputs))
     assert config(inputs=specs, split_weights=tuple(weights)).split_names == names
 

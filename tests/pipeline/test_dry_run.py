@@ -180,6 +180,15 @@ def test_sizes_are_those_of_the_job(tmp_path: Path) -> None:
     assert shard.num_bytes < 5e5 < 1e6 < (tmp_path / "none" / "all-00000-of-00001.tfrecord").stat().st_size
 
 
+def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "corpus", {"体育/a\nb\x1b[2J.txt": b"\xff", "\x1b[31m红/1.txt": "山"})
+    config = make_config(tmp_path, tree, max_rejected_fraction=1.0, second_label="random")
+    said = describe_dry_run(prepare(config))
+    assert not {character for character in said if not character.isprintable()} - {"\n"}
+    assert "\n  体育/a\\nb\\x1b[2J.txt: not_utf-8: " in said
+    assert "\ncategory: 1 seen: \\x1b[31m红 100.0%\n" in said
+
+
 def test_a_job_that_would_stop_is_told(tmp_path: Path) -> None:
     said = describe_dry_run(prepare(known_corpus(tmp_path, max_rejected_fraction=0.1))).split("\n")
     assert said[5] == "  15.4% of it, where --max_rejected_fraction allows 10.0%: the job would stop"

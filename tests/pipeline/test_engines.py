@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -20,6 +21,14 @@ def test_an_unknown_runner_is_refused_before_the_output_is_touched(tmp_path: Pat
     with pytest.raises(OptionError, match="--runner FlinkRuner: Unexpected pipeline runner: FlinkRuner"):
         run(config, EngineOptions(runner="FlinkRuner"))
     assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize("option", [{"num_workers": 7}, {"running_mode": "in_memory"}])
+def test_options_of_this_machines_engine_are_refused_for_others(option: dict[str, Any]) -> None:
+    (name,) = option
+    message = f"--direct_{name}: only used with --runner DirectRunner, which is 'FlinkRunner'"
+    with pytest.raises(OptionError, match=message):
+        EngineOptions(runner="FlinkRunner", **option)
 
 
 @pytest.mark.parametrize(

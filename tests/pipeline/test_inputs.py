@@ -84,12 +84,15 @@ def test_globs(tmp_path: Path) -> None:
         ("empty directory", "auto", MissingInputError, "the directory is empty; expected one directory for each"),
         ("hidden files", "auto", MissingInputError, "the directory is empty"),
         ("directory of files", "auto", MissingInputError, "found 2 files and no directory"),
+        ("link to itself", "auto", MissingInputError, "found 1 files and no directory"),
         ("empty file", "auto", MissingInputError, "the file is empty"),
         ("file", "tree", MissingInputError, "expected a directory of categories, found a file"),
         ("tree", "tsv", MissingInputError, "expected a tsv file, found a directory"),
         ("tree", "zip", MissingInputError, "expected a zip file, found a directory"),
         ("file", "auto", InputFormatError, r"expected 2 tab-separated columns \(text,category\), got 1; say what"),
         ("cut gzip", "auto", InputFormatError, "damaged gzip stream"),
+        ("pipe", "auto", MissingInputError, "expected a regular file or a directory, .*; write it to a file first"),
+        ("pipe", "tsv", MissingInputError, "expected a regular file or a directory, .*; write it to a file first"),
     ],
 )
 def test_what_cannot_be_read_is_refused(
@@ -104,6 +107,9 @@ def test_what_cannot_be_read_is_refused(
         write_tree(path, {".git/config": "x"})
     elif made == "directory of files":
         write_tree(path, {"1.txt": "x", "2.txt": "y"})
+    elif made == "link to itself":
+        path.mkdir()
+        (path / "itself").symlink_to("itself")
     elif made == "empty file":
         path.touch()
     elif made == "file":
@@ -112,6 +118,8 @@ def test_what_cannot_be_read_is_refused(
         write_tree(path, {"体育/1.txt": "x"})
     elif made == "cut gzip":
         path.write_bytes(gzip.compress(os.urandom(1_000))[:-20])
+    elif made == "pipe":
+        os.mkfifo(path)
     with pytest.raises(error, match=message) as caught:
         open_all(tmp_path, path, input_format=wanted)
     assert str(path) in str(caught.value)
@@ -129,6 +137,18 @@ def test_second_label_from_a_column_needs_columns(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
     with pytest.raises(OptionError, match="is a tree, which has no columns"):
         open_all(tmp_path, tree, second_label="column", tsv_columns=("text", "category", "second"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tsv_columns": ("category", "text")}, {"tsv_header": True}, {"tsv_encoding": "gbk"}]
+)
+def test_options_for_tables_need_a_table(tmp_path: Path, changes: dict[str, Any]) -> None:
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
+    (name,) = changes
+    with pytest.raises(OptionError, match=f"--{name}: only used for TSVs, and no --input is one"):
+        open_all(tmp_path, tree, **changes)
+    table = write_lines(tmp_path / "a.tsv", ["x\t体育"])
+    assert len(open_all(tmp_path, tree, table, **changes)) == 2
 
 
 @pytest.mark.parametrize("output", ["tree", "tree/dataset", "tree/体育/dataset"])

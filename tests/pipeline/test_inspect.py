@@ -1,5 +1,6 @@
 """What a dataset holds, in words, as JSON and as one digest; and what became of one document."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_summary_and_first_examples(
 def test_the_description_itself(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = (dataset / "dataset.json").read_text(encoding="utf-8")
     assert inspect(dataset, capsys, "--json") == Outcome(0, expected, "")
+
+
+def test_the_description_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = write_tree(tmp_path / "corpus", {"\x1b[31m\x9b红\u2028/1.txt": made_up_text(1)})
+    config = make_config(tmp_path, tree, second_label="random")
+    run_quickly(config)
+    outcome = inspect(Path(config.output_dir), capsys, "--json")
+    assert not {character for character in outcome.stdout if not character.isprintable()} - {"\n"}
+    stored = (Path(config.output_dir) / "dataset.json").read_text(encoding="utf-8")
+    assert "\x9b" in stored
+    assert json.loads(outcome.stdout) == json.loads(stored)
 
 
 def test_one_digest_of_it_all(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

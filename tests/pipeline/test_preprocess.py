@@ -2,14 +2,25 @@
 
 import dataclasses
 import gzip
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import preprocess
 from pipeline.config import PreprocessConfig
-from pipeline.errors import InputFormatError, MissingInputError, OptionError, TooManyRejectedError
+from pipeline.errors import (
+    InputFormatError,
+    MissingInputError,
+    OptionError,
+    OutputExistsError,
+    PipelineError,
+    TooManyRejectedError,
+)
 from pipeline.local_runner import choose_mode
-from pipeline.preprocess import EngineOptions, prepare, run
+from pipeline.output_dir import STAGING_PREFIX, staging_directory
+from pipeline.preprocess import EngineOptions, dry_run, prepare, run
 from tests.pipeline.corpora import (
     digest_files,
     made_up_documents,
@@ -153,3 +164,93 @@ def test_errors_in_workers_are_ours_again(tmp_path: Path, num_workers: int) -> N
     )
     assert message.endswith("mend them, or raise --max_rejected_fraction")
     assert not Path(config.output_dir).exists()
+
+
+# Dry runs
+
+
+def leave_unfinished(output: Path) -> None:
+    """Make a dataset look as if its job had died just before the last rename."""
+    (output / f"{STAGING_PREFIX}0badcafe").mkdir()
+    (output / "dataset.json").rename(output / f"{STAGING_PREFIX}0badcafe" / "dataset.json")
+
+
+def refusal(function: Callable[[PreprocessConfig, EngineOptions], object], *arguments: Any) -> tuple[type, str]:
+    with pytest.raises(PipelineError) as caught:
+        function(*arguments)
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("found", ["a dataset", "other files", "a file", "nothing that could be made"])
+def test_a_dry_run_refuses_the_output_that_the_job_would(tmp_path: Path, found: str) -> None:
+    config = make_config(tmp_path, write_tree(tmp_path / "tree", made_up_documents(12)))
+    output = Path(config.output_dir)
+    if found == "a dataset":
+        run_quickly(config)
+    elif found == "other files":
+        write_tree(output, {"vocab.txt": "mine"})
+    elif found == "a file":
+        output.write_text("mine")
+    else:
+        config = dataclasses.replace(config, output_dir=str(tmp_path / "vocab.txt" / "below"))
+    before = digest_files(tmp_path)
+    engine = EngineOptions(num_workers=1)
+    assert refusal(dry_run, config, engine) == refusal(run, config, engine)
+    assert digest_files(tmp_path) == before
+
+
+def test_a_dry_run_leaves_alone_what_other_jobs_left(tmp_path: Path) -> None:
+    config = make_config(tmp_path, write_tree(tmp_path / "tree", made_up_documents(12)))
+    with staging_directory(config):
+        before = digest_files(tmp_path)
+        assert refusal(dry_run, config, EngineOptions()) == refusal(run, config, EngineOptions())
+        assert digest_files(tmp_path) == before
+    run_quickly(config)
+    leave_unfinished(Path(config.output_dir))
+    before = digest_files(tmp_path)
+    with pytest.raises(OutputExistsError, match="holds a dataset whose job died while publishing it; give another"):
+        dry_run(config, EngineOptions())
+    assert dry_run(dataclasses.replace(config, overwrite=True), EngineOptions()).startswith("dry run: 12 documents")
+    assert digest_files(tmp_path) == before
+
+
+def test_a_dry_run_refuses_the_engine_that_the_job_would(tmp_path: Path) -> None:
+    config = make_config(tmp_path, write_tree(tmp_path / "tree", made_up_documents(12)))
+    for engine in (EngineOptions(runner="FlinkRuner"), EngineOptions(num_workers=2, running_mode="in_memory")):
+        assert refusal(dry_run, config, engine) == refusal(run, config, engine)
+
+
+def test_a_dry_run_reads_with_the_options_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path, write_tree(tmp_path / "tree", made_up_documents(12)))
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(preprocess.FileSystems, "set_options", lambda options: given.append(options.get_all_options()))
+    dry_run(config, EngineOptions(beam_args=("--s3_endpoint_url", "http://localhost:1")))
+    assert [options["s3_endpoint_url"] for options in given] == ["http://localhost:1"]
+
+
+@pytest.mark.parametrize("runner", ["DataflowRunner", "dataflowrunner", "Dataflow"])
+def test_dataflow_takes_no_files_of_this_machine(tmp_path: Path, runner: str) -> None:
+    tree = write_tree(tmp_path / "tree", made_up_documents(3))
+    engine = EngineOptions(runner=runner)
+    for inputs, output, told in (
+        (["gs://b/corpus"], str(tmp_path / "dataset"), f"--output {tmp_path}/dataset"),
+        (["gs://b/corpus", tree], "gs://b/dataset", f"--input {tree}"),
+    ):
+        config = make_config(tmp_path, *inputs, output_dir=output)
+        expected = f"{told}: Dataflow's workers cannot reach the files of this machine; give a path in a bucket, gs://…"
+        assert refusal(run, config, engine) == refusal(dry_run, config, engine) == (OptionError, expected)
+
+
+def test_a_dry_run_on_dataflow_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path, "gs://b/corpus", output_dir="gs://b/dataset")
+    given: list[EngineOptions] = []
+    monkeypatch.setattr(preprocess, "_translate", lambda _, engine: given.append(engine) or 42)
+    said = dry_run(config, EngineOptions(runner="DataflowRunner", beam_args=("--project", "p")))
+    assert said == "Dataflow takes this job: 42 transforms; nothing was submitted"
+    assert given == [EngineOptions(runner="DataflowRunner", beam_args=("--project", "p", "--dry_run=True"))]
+
+
+@pytest.mark.parametrize("name", ["direct", "Direct", "directrunner", "fnapirunner"])
+def test_this_machines_engine_is_found_however_it_is_spelt(name: str) -> None:
+    """Beam would take these names for engines of its own."""
+    assert EngineOptions(runner=name).is_local

@@ -16,8 +16,9 @@ import pytest
 from pipeline import filesystem, publish
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DATASET_INFO_NAME, read_dataset_info
-from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, TooManyRejectedError
-from pipeline.publish import STAGING_PREFIX, move_into_place, publish_dataset, staging_directory
+from pipeline.errors import CorruptShardError, OptionError, OutputExistsError, OutputWriteError, TooManyRejectedError
+from pipeline.output_dir import STAGING_PREFIX, move_into_place, staging_directory
+from pipeline.publish import publish_dataset
 from pipeline.references import Job
 from pipeline.shard_writer import ShardReport
 from tests.pipeline.corpora import (
@@ -32,6 +33,8 @@ from tests.pipeline.corpora import (
     second_pass,
     write_tree,
 )
+
+NUM_CLAIMERS = 8
 
 
 @pytest.fixture
@@ -48,13 +51,14 @@ def with_other_content(config: PreprocessConfig) -> PreprocessConfig:
     return dataclasses.replace(config, seed=1, num_shards=1, overwrite=True)
 
 
-def run_job(config: PreprocessConfig) -> None:
-    """Run a job as `preprocess.run` does, without Beam."""
+def run_job(config: PreprocessConfig, meanwhile_fn: Callable[[], object] = lambda: None) -> None:
+    """Run a job as `preprocess.run` does, without Beam; something may happen while it runs."""
     job = prepare(config)
     with staging_directory(config) as staging_dir:
         job = dataclasses.replace(job, staging_dir=staging_dir)
         batches = first_pass(job)
         plan = make_plan(batches, job)
+        meanwhile_fn()
         publish_dataset(second_pass(batches, plan, job), plan, job)
 
 
@@ -169,13 +173,24 @@ def test_a_directory_with_other_things_is_refused(config: PreprocessConfig, over
     assert digest_files(output_of(config)) == before
 
 
-def test_an_empty_directory_and_one_with_remains_are_used(config: PreprocessConfig) -> None:
+def test_an_empty_directory_is_used(config: PreprocessConfig) -> None:
     output_of(config).mkdir()
-    (output_of(config) / "train-00000-of-00009.tfrecord").write_bytes(b"of a job that has no description any more")
-    (output_of(config) / "old-lengths.npy").write_bytes(b"likewise")
     run_job(config)
     read_dataset(output_of(config))
-    assert not {"train-00000-of-00009.tfrecord", "old-lengths.npy"} & set(os.listdir(output_of(config)))
+
+
+def test_files_that_are_called_like_ours_are_replaced_with_overwrite_alone(config: PreprocessConfig) -> None:
+    """Without a `dataset.json`, nothing says whose they are."""
+    output_of(config).mkdir()
+    (output_of(config) / "vocab.txt").write_text("mine")
+    (output_of(config) / "my-lengths.npy").write_bytes(b"mine too")
+    before = digest_files(output_of(config))
+    with pytest.raises(OutputExistsError, match=r"holds 2 other files \(my-lengths.npy, vocab.txt\); give a new"):
+        run_job(config)
+    assert digest_files(output_of(config)) == before
+    run_job(dataclasses.replace(config, overwrite=True))
+    read_dataset(output_of(config))
+    assert "my-lengths.npy" not in os.listdir(output_of(config))
 
 
 def test_output_that_is_no_directory(config: PreprocessConfig, tmp_path: Path) -> None:
@@ -219,6 +234,48 @@ def test_two_jobs_cannot_write_into_one_directory(config: PreprocessConfig) -> N
             run_job(dataclasses.replace(config, overwrite=True))
         assert os.listdir(staging_dir) == ["train-00000-of-00001.tfrecord"]
     run_job(config)
+
+
+def test_jobs_that_start_at_the_same_moment_claim_one_after_the_other(config: PreprocessConfig) -> None:
+    """Whoever made the directory removes it when it has failed, perhaps just before the next one has its lock."""
+    outcomes: list[str] = []
+    inside: list[str] = []
+
+    def claim() -> None:
+        for _ in range(40):
+            try:
+                with staging_directory(config) as staging_dir:
+                    inside.append(staging_dir)
+                    (Path(staging_dir) / "train-00000-of-00001.tfrecord").touch()
+                    outcomes.append("alone" if inside == [staging_dir] else f"not alone: {inside}")
+                    inside.remove(staging_dir)
+            except OptionError as error:
+                outcomes.append("refused" if "another job is writing there" in str(error) else repr(error))
+            except Exception as error:  # noqa: BLE001
+                outcomes.append(repr(error))
+
+    claimers = [threading.Thread(target=claim) for _ in range(NUM_CLAIMERS)]
+    for claimer in claimers:
+        claimer.start()
+    for claimer in claimers:
+        claimer.join()
+    assert set(outcomes) <= {"alone", "refused"}
+    assert outcomes.count("alone") > 1
+    # One that found the directory, but not in time, takes it for the user's.
+    assert not output_of(config).exists() or os.listdir(output_of(config)) == []
+
+
+def test_a_dataset_that_came_to_be_there_meanwhile_is_not_replaced(config: PreprocessConfig, tmp_path: Path) -> None:
+    other = dataclasses.replace(with_other_content(config), output_dir=str(tmp_path / "other"))
+    run_job(other)
+    with pytest.raises(OutputExistsError, match="came to be there while the job was running; give another directory"):
+        run_job(config, lambda: shutil.copytree(output_of(other), output_of(config), dirs_exist_ok=True))
+    assert digest_files(output_of(config)) == digest_files(output_of(other))
+    run_job(
+        dataclasses.replace(config, overwrite=True),
+        lambda: shutil.copytree(output_of(other), output_of(config), dirs_exist_ok=True),
+    )
+    assert read_dataset_info(config.output_dir).seed == config.seed
 
 
 def test_what_a_killed_job_left_is_removed(config: PreprocessConfig) -> None:
@@ -293,14 +350,39 @@ def test_publishing_twice_is_publishing_once(config: PreprocessConfig) -> None:
     assert not Path(job.staging_dir).exists()
 
 
+def test_a_dataset_of_which_a_file_is_missing_is_not_published(config: PreprocessConfig) -> None:
+    """Neither is anything of it deleted: what is there may be all there is."""
+    run_job(config)
+    other = with_other_content(config)
+    job, reports, plan = stage(other, output_of(config) / f"{STAGING_PREFIX}0badcafe")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(publish, "move_into_place", lambda *_, **__: None)
+        publish_dataset(reports, plan, job)
+    (Path(job.staging_dir) / "train-00000-of-00001.tfrecord").unlink()
+    before = digest_files(output_of(config))
+    message = "1 of the files it lists are not there, such as train-00000-of-00001.tfrecord"
+    with pytest.raises(CorruptShardError, match=message):
+        move_into_place(config.output_dir, job.staging_dir, overwrite=True)
+    with pytest.raises(
+        OutputExistsError, match=rf"cannot publish \(.*{message}\); .* or add --overwrite to discard it"
+    ):
+        run_job(config)
+    assert digest_files(output_of(config)) == before
+    run_job(other)
+    assert not Path(job.staging_dir).exists()
+    assert read_dataset_info(config.output_dir).seed == other.seed
+
+
 def test_moving_waits_for_a_mover_that_is_still_alive(config: PreprocessConfig) -> None:
     job, reports, plan = stage(config, output_of(config) / f"{STAGING_PREFIX}1")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(publish, "move_into_place", lambda *_: None)
+        monkeypatch.setattr(publish, "move_into_place", lambda *_, **__: None)
         publish_dataset(reports, plan, job)
     descriptor = os.open(output_of(config), os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    mover = threading.Thread(target=move_into_place, args=(config.output_dir, job.staging_dir))
+    mover = threading.Thread(
+        target=move_into_place, args=(config.output_dir, job.staging_dir), kwargs={"overwrite": False}
+    )
     mover.start()
     mover.join(0.1)
     assert mover.is_alive()
@@ -312,7 +394,7 @@ def test_moving_waits_for_a_mover_that_is_still_alive(config: PreprocessConfig) 
 
 def test_an_incomplete_staging_directory_is_never_published(config: PreprocessConfig) -> None:
     job, _, _ = stage(config, output_of(config) / f"{STAGING_PREFIX}1")
-    move_into_place(config.output_dir, job.staging_dir)
+    move_into_place(config.output_dir, job.staging_dir, overwrite=False)
     assert os.listdir(output_of(config)) == [f"{STAGING_PREFIX}1"]
     run_job(config)
     assert read_dataset_info(config.output_dir).documents.written == 12

@@ -15,7 +15,13 @@ from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 from pipeline import filesystem, sources
 from pipeline.config import InputSpec
 from pipeline.dataset_info import check_files, read_dataset_info, read_lengths
-from pipeline.errors import InputFormatError, MissingInputError, OutputExistsError, TooManyRejectedError
+from pipeline.errors import (
+    InputFormatError,
+    MissingInputError,
+    OutputExistsError,
+    OutputWriteError,
+    TooManyRejectedError,
+)
 from tests.pipeline.corpora import (
     as_bytes,
     digest_files,
@@ -239,3 +245,31 @@ def test_remote_output_is_all_or_nothing(objects: dict[str, bytes], tmp_path: Pa
     assert sorted(path.rsplit("/")[-1] for path in objects if path.endswith("tfrecord")) == [
         f"{split}-00000-of-00001.tfrecord" for split in ("dev", "test", "train")
     ]
+
+
+def test_a_remote_publication_that_was_interrupted_is_finished_with_overwrite(
+    objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_digests: dict[str, str]
+) -> None:
+    tree = write_tree(tmp_path / "tree", DOCUMENTS)
+    rename, moved = filesystem.rename, []
+
+    def fail_at_the_third(source: str, destination: str) -> None:
+        moved.append(destination)
+        if len(moved) == 3:
+            raise OutputWriteError("the connection broke")
+        rename(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "rename", fail_at_the_third)
+        with pytest.raises(OutputWriteError, match="the connection broke"):
+            run_quickly(make_config(tmp_path, tree, output_dir="mem://b/out", num_shards=2))
+    interrupted = dict(objects)
+    # The job may be alive, for all that can be seen; without the right to replace, nothing is touched.
+    with pytest.raises(OutputExistsError, match=r"publishing a dataset there, or died at it \(mem://b/out/\.partial-"):
+        run_quickly(make_config(tmp_path, tree, output_dir="mem://b/out"))
+    assert objects == interrupted
+    # The next job publishes what was complete, even if it fails itself.
+    write_tree(tree, {"体育/bad.txt": b"\xff"})
+    with pytest.raises(TooManyRejectedError):
+        run_quickly(make_config(tmp_path, tree, output_dir="mem://b/out", overwrite=True))
+    assert download(objects, "mem://b/out", tmp_path / "found") == local_digests

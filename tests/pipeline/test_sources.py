@@ -131,10 +131,12 @@ def test_links_files_that_are_none_and_circles(tmp_path: Path) -> None:
     (root / "体育" / "circle").symlink_to(root / "体育")  # … but no directory inside a category
     (root / "体育" / "broken.txt").symlink_to(tmp_path / "nowhere")
     (root / "体育" / "itself.txt").symlink_to("itself.txt")
+    (root / "itself").symlink_to("itself")
     os.mkfifo(root / "体育" / "pipe.txt")
     (root / "体育" / "zeros.txt").symlink_to("/dev/zero")  # endless if read
     found = read_source(tree(root))
     assert contents(found) == {"体育/1.txt": "x", "linked/1.txt": "linked", "体育/file.txt": "linked"}
+    assert found[1].pop("itself").reason == "no_category"
     details = {key: rejection.detail for key, rejection in found[1].items()}
     assert set(reasons(found).values()) == {"unreadable"}
     assert details == {

@@ -135,3 +135,13 @@ def test_the_summary_of_a_known_corpus(tmp_path: Path) -> None:
         "生活娱乐   1      6    1  77.8%",
         "经济金融   2      0    1  11.1%",
     ]
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    lines = format_table(("name", "\x1b[2Jn"), [("体\n育\x9b", "1"), ("x", "\u2028")])
+    assert lines == ["name        \\x1b[2Jn", "体\\n育\\x9b         1", "x             \\u2028"]
+    labels = {"category": LabelMap(("\x1b[31m", "finance")), "second": LabelMap(("\x9b", "x"))}
+    documents = dataclasses.replace(INFO.documents, rejected={"\x07": 1_007})
+    said = describe_dataset(dataclasses.replace(INFO, labels=labels, documents=documents), "\x1bdata")
+    assert not {character for character in said if not character.isprintable()} - {"\n"}
+    assert said.count("\n") == describe_dataset(INFO, "data").count("\n")

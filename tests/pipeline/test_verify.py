@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import operator
 import os
 import random
 import re
@@ -31,7 +32,7 @@ from pipeline.config import InputSpec
 from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, FileInfo, _checksum, npy_bytes, read_dataset_info
 from pipeline.errors import MissingInputError, OptionError, OutputExistsError, SchemaMismatchError, WorkerDiedError
 from pipeline.findings import Findings
-from pipeline.publish import REJECTED_NAME
+from pipeline.output_dir import REJECTED_NAME
 from pipeline.salvage import salvage
 from pipeline.tfexample import RECORD_OVERHEAD_BYTES, compress, frame_records, parse_example, read_records
 from pipeline.verify import verify
@@ -852,6 +853,16 @@ def test_names_cannot_steer_the_terminal(plain: Path, capsys: pytest.CaptureFixt
     assert outcome.stdout.count("\n") == 2
 
 
+def test_a_reader_that_goes_away_does_not_make_a_damaged_dataset_clean(plain: Path) -> None:
+    shards_of(plain)[0].write_bytes(b"")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipeline.verify", plain]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(WorkerDiedError, match="a process that reads shards died"):
         list(
@@ -863,6 +874,16 @@ def test_a_killed_process_is_one_line() -> None:
 
 def _kill_oneself(*_: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_shards_that_were_still_to_be_read_say_nothing_of_an_interrupt(caplog: pytest.LogCaptureFixture) -> None:
+    file = FileInfo(name="a", num_examples=0, num_bytes=0, sha256="")
+    # What a process does with a task is of no interest; this needs no import.
+    found = verify_command._run(operator.itemgetter(0), [(file, None)] * 2_000, 2, lambda _: None)
+    next(found)
+    with pytest.raises(KeyboardInterrupt):
+        found.throw(KeyboardInterrupt)
+    assert caplog.records == []
 
 
 def test_it_needs_no_tensorflow(pristine_plain: Path) -> None:
