@@ -154,6 +154,12 @@ def test_dropout_depends_on_the_step_alone(bert_dir):
     assert losses[0] == losses[2] != losses[1]
 
 
+def test_dropout_depends_on_the_seed(bert_dir):
+    # The same weights each time: what the seed draws of them is not asked for here.
+    losses = [make_steps(bert_dir, seed=seed)[1](make_batch(), 5)[3] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
 def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):
     loss_scale = LossScale()
     model, step, _, optimizer = make_steps(bert_dir, loss_scale=loss_scale)
