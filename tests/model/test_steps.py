@@ -32,10 +32,10 @@ def make_batch(num_real=8, num_padded=0, seed=0):
     return inputs, {head: tf.constant(values) for head, values in labels.items()}, tf.constant(weights)
 
 
-def make_steps(bert_dir, loss_scale=None, xla=False, **options):
+def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options):
     config = tiny_config(**options)
     devices = open_devices(config)
-    model = build_classifier(bert_dir, HEADS, dropout=config.dropout, policy="float32")
+    model = build_classifier(bert_dir, HEADS, dropout=config.dropout, policy=policy)
     logits = logits_model(model)
     optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=0.0)
     losses = head_losses(config, LABEL_COUNTS)
@@ -158,6 +158,37 @@ def test_dropout_depends_on_the_seed(bert_dir):
     # The same weights each time: what the seed draws of them is not asked for here.
     losses = [make_steps(bert_dir, seed=seed)[1](make_batch(), 5)[3] for seed in (0, 1)]
     assert losses[0] != losses[1]
+
+
+def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir):
+    loss_scale = LossScale()
+    model, step, _, optimizer = make_steps(
+        bert_dir, loss_scale=loss_scale, policy="mixed_float16", dropout=0.0, clip_norm=0.0
+    )
+    batch = make_batch()
+    _, gradients = loss_by_hand(model, batch)
+    assert np.isfinite(step(batch)).all()
+    for found, expected in zip(optimizer.momentums, gradients, strict=True):
+        np.testing.assert_allclose(found.numpy() / 0.1, expected, atol=0.02)
+    assert (optimizer.num_updates.numpy(), loss_scale.num_good_updates.numpy()) == (1, 1)
+
+    loss_scale.scale.assign(2.0**25)  # beyond what float16 holds, though not beyond what float32 does
+    before = [*model.get_weights(), *(moment.numpy() for moment in optimizer.momentums + optimizer.velocities)]
+    outcome = step(batch, 1)
+    assert np.isfinite(outcome[:-2]).all()
+    assert not np.isfinite(outcome[-2])
+    after = [*model.get_weights(), *(moment.numpy() for moment in optimizer.momentums + optimizer.velocities)]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert (optimizer.num_updates.numpy(), loss_scale.num_good_updates.numpy()) == (1, 0)
+    assert loss_scale.scale.numpy() == 2.0**24
+
+    for number in range(2, 30):
+        step(batch, number)
+    assert optimizer.num_updates.numpy() > 1
+    assert 1.0 < loss_scale.scale.numpy() < 2.0**24
+    losses = [step(batch, number)[3] for number in range(30, 35)]
+    assert losses[-1] < outcome[3] / 2
 
 
 def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):
