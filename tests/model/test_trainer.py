@@ -31,12 +31,19 @@ from pipeline.errors import (
     OutputWriteError,
     SchemaMismatchError,
 )
-from tests.model.runs import NUM_EXAMPLES, STEPS_PER_EPOCH, VOCAB, make_data_dir, make_inputs, tiny_config
+from tests.model.runs import (
+    IN_PROCESS,
+    NUM_EXAMPLES,
+    STEPS_PER_EPOCH,
+    VOCAB,
+    assert_same_results,
+    interruption,
+    make_data_dir,
+    make_inputs,
+    result_bytes,
+    tiny_config,
+)
 from tests.tiny_dataset import tiny_examples, write_tiny_dataset
-
-# In this process TensorFlow keeps its kernels' freedom: it could not be given back to other tests.
-IN_PROCESS = {"deterministic": "off"}
-RESULT_FILES = ("metrics.csv", "weights.npz", "bert/bert_model.ckpt.data-00000-of-00001", "bert/vocab.txt")
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +65,6 @@ def undisturbed(inputs, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(run))
     return config, run, train_and_evaluate(config)
-
-
-def result_bytes(run):
-    return {name: (run / name).read_bytes() for name in RESULT_FILES}
-
-
-def same_results(run, other):
-    return [name for name in RESULT_FILES if (run / name).read_bytes() != (other / name).read_bytes()] == []
 
 
 def test_learns(finished):
@@ -153,23 +152,10 @@ def test_a_finished_run_is_left_alone(finished):
     assert result_bytes(run) == before
 
 
-def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypatch):
+def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
     config, run, report = undisturbed
     config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
     handler = signal.getsignal(signal.SIGTERM)
-
-    def interrupt_after(method, step, signal_number):
-        real = getattr(model.loop.TrainingLoop, method)
-
-        def call_and_interrupt(loop, *arguments):
-            result = real(loop, *arguments)
-            if loop.progress.step == step:
-                signal.raise_signal(signal_number)
-            return result
-
-        with monkeypatch.context() as patched:
-            patched.setattr(model.loop.TrainingLoop, method, call_and_interrupt)
-            train_and_evaluate(config)
 
     # SIGTERM in the middle of an epoch, and after its last step; an interrupt from the keyboard saves nothing.
     for method, step, signal_number in (
@@ -178,14 +164,17 @@ def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypat
         ("_step", 11, signal.SIGTERM),
         ("_validate", 11, signal.SIGINT),
     ):
-        with pytest.raises((PreemptedError, KeyboardInterrupt)) as raised:
-            interrupt_after(method, step, signal_number)
+        with (
+            interruption(method, step=step, signal_number=signal_number),
+            pytest.raises((PreemptedError, KeyboardInterrupt)) as raised,
+        ):
+            train_and_evaluate(config)
         if signal_number == signal.SIGTERM:
             assert str(raised.value).startswith(f"stopped by SIGTERM after step {step}; the state is saved")
             assert list_states(tmp_path / "run" / "state")[-1].name == f"step-{step:08d}"
     assert not (tmp_path / "run" / "report.json").exists()
     again = train_and_evaluate(config)
-    assert same_results(run, tmp_path / "run")
+    assert_same_results(tmp_path / "run", run)
     for name in ("heads", "best_value", "steps"):
         assert again[name] == report[name]
     assert signal.getsignal(signal.SIGTERM) == handler
