@@ -1,0 +1,95 @@
+"""Epochs after epochs: what decides about them survives an interruption, and each gets the batches that are its own."""
+
+import csv
+import dataclasses
+import inspect
+
+import pytest
+
+import model.loop
+from model.loop import TrainingLoop
+from model.preemption import PreemptedError
+from model.run_dir import RunDir
+from model.trainer import train_and_evaluate
+from model.weights import named_variables
+from tests.model.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config
+
+# The first epoch is the best one; then nothing improves until early stopping ends the run.
+ACCURACIES = (0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9)
+NUM_EPOCHS = 6
+STEPS_PER_EPOCH = 3
+
+
+@dataclasses.dataclass
+class Course:
+    """What happened in a training.
+
+    Attributes:
+        batches: (seed, epoch, first step) of each stream of batches that was asked for.
+        weights: all weights by name at the end of each epoch.
+    """
+
+    batches: list = dataclasses.field(default_factory=list)
+    weights: list = dataclasses.field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def course():
+    """Give every training of this module the validation accuracies above, and note what happens."""
+    noted = Course()
+    real_validate, real_dataset = TrainingLoop._validate, model.loop.train_dataset
+
+    def validate(loop):
+        metrics = real_validate(loop)
+        noted.weights.append({name: value.numpy() for name, value in named_variables(loop.model.weights).items()})
+        return metrics | {"accuracy_mean": ACCURACIES[loop.progress.epoch]}
+
+    def train_dataset(*arguments, **options):
+        asked = inspect.signature(real_dataset).bind(*arguments, **options).arguments
+        noted.batches.append((asked["seed"], asked["epoch"], asked["start_step"]))
+        return real_dataset(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingLoop, "_validate", validate)
+        patched.setattr(model.loop, "train_dataset", train_dataset)
+        yield noted
+
+
+@pytest.fixture(scope="module")
+def stopped_early(course, tmp_path_factory):
+    """A run that nothing interrupted, its result, and what happened in it."""
+    path = tmp_path_factory.mktemp("stopped")
+    run = RunDir(path / "run")
+    config = tiny_config(
+        **make_inputs(path),
+        **IN_PROCESS,
+        output_dir=str(run.path),
+        batch_size=30,
+        epochs=len(ACCURACIES),
+        early_stopping_patience=NUM_EPOCHS - 1,
+        plateau_patience=2,
+        seed=5,
+    )
+    report = train_and_evaluate(config)
+    return config, run, report, Course(course.batches[:], course.weights[:])
+
+
+def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
+    config, run, report, _ = stopped_early
+    assert (report["epochs"], report["early_stopped"], report["steps"]) == (NUM_EPOCHS, True, 18)
+    assert (report["best_epoch"], report["best_value"]) == (1, 0.6)
+    with run.metrics.open(newline="") as stream:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(stream)]
+    assert rates == pytest.approx([config.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
+
+
+def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(stopped_early, tmp_path):
+    """By then every counter counts: epochs without a better one, epochs on a plateau, and what the plateau has cut."""
+    config, run, report, _ = stopped_early
+    config = dataclasses.replace(config, output_dir=str(tmp_path))
+    with interruption("_step", step=4 * STEPS_PER_EPOCH + 1), pytest.raises(PreemptedError):
+        train_and_evaluate(config)
+    again = train_and_evaluate(config)
+    assert_same_results(tmp_path, run.path)
+    for name in ("heads", "best_epoch", "best_value", "epochs", "steps", "early_stopped"):
+        assert again[name] == report[name]
