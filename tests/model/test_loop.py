@@ -74,6 +74,11 @@ def stopped_early(course, tmp_path_factory):
     return config, run, report, Course(course.batches[:], course.weights[:])
 
 
+def test_each_epoch_gets_its_own_batches(stopped_early):
+    _, _, _, course = stopped_early
+    assert course.batches == [(5, epoch, 0) for epoch in range(NUM_EPOCHS)]
+
+
 def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
     config, run, report, _ = stopped_early
     assert (report["epochs"], report["early_stopped"], report["steps"]) == (NUM_EPOCHS, True, 18)
@@ -83,13 +88,16 @@ def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
     assert rates == pytest.approx([config.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
 
 
-def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(stopped_early, tmp_path):
+def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(stopped_early, course, tmp_path):
     """By then every counter counts: epochs without a better one, epochs on a plateau, and what the plateau has cut."""
     config, run, report, _ = stopped_early
     config = dataclasses.replace(config, output_dir=str(tmp_path))
+    course.batches.clear()
     with interruption("_step", step=4 * STEPS_PER_EPOCH + 1), pytest.raises(PreemptedError):
         train_and_evaluate(config)
     again = train_and_evaluate(config)
     assert_same_results(tmp_path, run.path)
     for name in ("heads", "best_epoch", "best_value", "epochs", "steps", "early_stopped"):
         assert again[name] == report[name]
+    before, after = [(5, epoch, 0) for epoch in range(5)], [(5, 4, 1), (5, 5, 0)]
+    assert course.batches == before + after
