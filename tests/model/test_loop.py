@@ -4,14 +4,16 @@ import csv
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 
 import model.loop
+from model.classifier import build_classifier
 from model.loop import TrainingLoop
 from model.preemption import PreemptedError
 from model.run_dir import RunDir
 from model.trainer import train_and_evaluate
-from model.weights import named_variables
+from model.weights import named_variables, read_arrays
 from tests.model.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config
 
 # The first epoch is the best one; then nothing improves until early stopping ends the run.
@@ -86,6 +88,19 @@ def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
     with run.metrics.open(newline="") as stream:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(stream)]
     assert rates == pytest.approx([config.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
+
+
+def test_the_result_has_the_best_epochs_weights(stopped_early):
+    _, run, _, course = stopped_early
+    best, last = course.weights[0], course.weights[-1]
+    found = dict(read_arrays(run.weights))
+    bert = named_variables(build_classifier(run.bert, {"category": 3, "second": 2}).weights)
+    assert found.keys() == best.keys() == bert.keys()
+    for name, expected in best.items():
+        assert not np.array_equal(expected, last[name]), name
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+        if not name.startswith(("category", "second")):
+            np.testing.assert_array_equal(bert[name].numpy(), expected, err_msg=name)
 
 
 def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(stopped_early, course, tmp_path):
