@@ -36,7 +36,7 @@ from model.strategy import (
 )
 from model.training_state import Progress, remove_temporary, restore_newest
 from model.weights import load_model_weights, named_variables
-from pipeline.batch_plan import BatchOptions, plan_batches
+from pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
         run.check_resumable(description)
     devices = open_devices(config)
     check_batch_sizes(config, devices.num_replicas)
+    plan = _plan(inputs, config, devices)
     policy = resolve_policy(config, devices)
     if resolve_deterministic(config, devices):
         tf.keras.utils.set_random_seed(config.seed % 2**32)
@@ -68,7 +69,21 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
         if devices.is_chief:
             _prepare_run_dir(run, inputs, description, restart=config.restart)
         devices.barrier()
-        return _train_in(run, inputs, config, devices, policy, watch)
+        return _train_in(run, inputs, config, devices, plan, policy, watch)
+
+
+def _plan(inputs: RunInputs, config: TrainConfig, devices: Devices) -> BatchPlan:
+    return plan_batches(
+        inputs.info.split(TRAIN_SPLIT).length_histogram,
+        inputs.info.max_len,
+        BatchOptions(
+            global_batch_size=config.batch_size,
+            max_len=inputs.max_len,
+            buckets=config.buckets,
+            batch_tokens=config.batch_tokens,
+            batch_multiple=devices.num_replicas * config.accumulate_steps,
+        ),
+    )
 
 
 def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextManager[None]:
@@ -87,19 +102,14 @@ def _prepare_run_dir(run: RunDir, inputs: RunInputs, description: dict[str, Any]
 
 
 def _train_in(
-    run: RunDir, inputs: RunInputs, config: TrainConfig, devices: Devices, policy: str, watch: PreemptionWatch
+    run: RunDir,
+    inputs: RunInputs,
+    config: TrainConfig,
+    devices: Devices,
+    plan: BatchPlan,
+    policy: str,
+    watch: PreemptionWatch,
 ) -> dict[str, Any]:
-    plan = plan_batches(
-        inputs.info.split(TRAIN_SPLIT).length_histogram,
-        inputs.info.max_len,
-        BatchOptions(
-            global_batch_size=config.batch_size,
-            max_len=inputs.max_len,
-            buckets=config.buckets,
-            batch_tokens=config.batch_tokens,
-            batch_multiple=devices.num_replicas * config.accumulate_steps,
-        ),
-    )
     with devices.strategy.scope():
         model = build_classifier(
             inputs.bert.path,
