@@ -150,6 +150,17 @@ def test_learns_otherwise(inputs, baseline, tmp_path, option):
     assert changes(train(inputs, tmp_path, **{option: value}), baseline) == expected
 
 
+def test_adamw_decays_and_adam_does_not(inputs, baseline, tmp_path):
+    without = train(inputs, tmp_path / "without", weight_decay=0.0)
+    adam = train(inputs, tmp_path / "adam", optimizer="adam")
+    assert changes(without, baseline) == changes(adam, baseline) == {"weights"}
+    assert greatest_difference(adam, without) == 0.0
+    name = "Embedding-Token/embeddings"
+    unused = tf.train.load_variable(f"{inputs['bert_dir']}/bert_model.ckpt", "bert/embeddings/word_embeddings")[7:10]
+    np.testing.assert_array_equal(adam.weights[name][7:10], unused)  # no text holds these words
+    np.testing.assert_allclose(baseline.weights[name][7:10], unused * (1 - RATE * DECAY) ** NUM_STEPS, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "factors"),
     [
