@@ -23,7 +23,7 @@ from model.evaluate import evaluate_split, write_report
 from model.loop import TrainingLoop
 from model.optimizer import AdamW, LossScale, Schedule
 from model.preemption import PreemptionWatch, watch_for_preemption
-from model.run_dir import RunDir, open_run_dir
+from model.run_dir import RunDir, open_run_dir, run_id
 from model.run_inputs import TRAIN_SPLIT, RunInputs, read_run_inputs
 from model.steps import head_losses, make_eval_step, make_train_step
 from model.strategy import (
@@ -69,7 +69,7 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
         if devices.is_chief:
             _prepare_run_dir(run, inputs, description, restart=config.restart)
         devices.barrier()
-        return _train_in(run, inputs, config, devices, plan, policy, watch)
+        return _train_in(run, inputs, config, devices, plan, policy, watch, run_id(description, plan.rows))
 
 
 def _plan(inputs: RunInputs, config: TrainConfig, devices: Devices) -> BatchPlan:
@@ -109,6 +109,7 @@ def _train_in(
     plan: BatchPlan,
     policy: str,
     watch: PreemptionWatch,
+    own_id: str,
 ) -> dict[str, Any]:
     with devices.strategy.scope():
         model = build_classifier(
@@ -125,7 +126,7 @@ def _train_in(
         optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
         loss_scale = LossScale() if policy == "mixed_float16" else None
     variables = _state_variables(model, optimizer, loss_scale)
-    progress = restore_newest(run.states, variables) or Progress()
+    progress = restore_newest(run.states, variables, run_id=own_id) or Progress(run_id=own_id)
     devices.agree(progress.step)
 
     xla = resolve_xla(config, devices)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -210,6 +211,23 @@ def test_restart_starts_over(inputs, tmp_path):
     names = [name for name, _ in read_arrays(tmp_path / "weights.npz")]
     assert "second_logits/kernel" in names
     assert "category_logits/kernel" not in names
+
+
+def test_the_state_of_another_run_is_refused(inputs, tmp_path):
+    own = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "own"))
+    foreign = dataclasses.replace(own, output_dir=str(tmp_path / "foreign"), seed=1)
+    for config in (own, foreign):
+        with interruption("_step", step=2), pytest.raises(PreemptedError):
+            train_and_evaluate(config)
+    shutil.rmtree(tmp_path / "own" / "state")
+    shutil.copytree(tmp_path / "foreign" / "state", tmp_path / "own" / "state")
+    with pytest.raises(SchemaMismatchError, match=r"own/state/step-00000002/state.json: the state of another run"):
+        train_and_evaluate(own)
+    # A state may move with its whole run.
+    (tmp_path / "foreign").rename(tmp_path / "moved")
+    with interruption("_step", step=3), pytest.raises(PreemptedError):
+        train_and_evaluate(dataclasses.replace(foreign, output_dir=str(tmp_path / "moved")))
+    assert list_states(tmp_path / "moved" / "state")[-1].name == "step-00000003"
 
 
 def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path, monkeypatch):
