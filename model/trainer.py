@@ -171,7 +171,15 @@ def _start_up_lines(
     """Say what is about to happen, in one block."""
     devices, plan, info = loop.devices, loop.plan, inputs.info
     options = " ".join(f"{name}={value}" for name, value in config.describe().items())
-    yield from textwrap.wrap(options, 110, initial_indent="options      ", subsequent_indent="             ")
+    yield from textwrap.wrap(
+        options,
+        110,
+        initial_indent="options      ",
+        subsequent_indent="             ",
+        # So that a path can be copied.
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     yield f"dataset      {config.data_dir}, fingerprint {info.fingerprint[:12]}, max_len {inputs.max_len}"
     for name, split in info.splits.items():
         yield f"  {name:<10} {split.num_examples:,} examples, {split.num_tokens:,} tokens"

@@ -1,9 +1,13 @@
 """Whole runs on tiny data: what they leave behind, how they are continued, and where they refuse to go on."""
 
+import collections
 import csv
 import dataclasses
+import itertools
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,6 +43,7 @@ from tests.model.runs import (
     VOCAB,
     assert_same_results,
     interruption,
+    learnable_examples,
     make_data_dir,
     make_inputs,
     result_bytes,
@@ -280,6 +285,64 @@ def test_refused_options_leave_no_directory(inputs, tmp_path, options, message):
     with pytest.raises(OptionError, match=message):
         train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), **options))
     assert not (tmp_path / "run").exists()
+
+
+def messages_at_start(config, monkeypatch, caplog):
+    def start(loop):
+        raise PreemptedError("it would begin now")
+
+    caplog.set_level(logging.INFO, "model.trainer")
+    caplog.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(model.loop.TrainingLoop, "train", start)
+        with pytest.raises(PreemptedError, match="it would begin now"):
+            train_and_evaluate(config)
+    return [record.getMessage() for record in caplog.records if record.name == "model.trainer"]
+
+
+def test_says_at_the_start_what_it_will_do(inputs, tmp_path, monkeypatch, caplog):
+    options = {"buckets": (8,), "schedule": "linear", "accumulate_steps": 2, "limit_steps": 15, "seed": 3}
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options)
+    lines = messages_at_start(config, monkeypatch, caplog)
+    said = " ".join(line.removeprefix("options").strip() for line in itertools.takewhile(is_about_options, lines))
+    assert said.split() == " ".join(f"{name}={value}" for name, value in config.describe().items()).split()
+    assert {"batch_size=8", "seed=3", "limit_steps=15"} <= set(said.split())
+
+    fingerprint = json.loads((tmp_path / "config.json").read_text())["dataset"]["fingerprint"]
+    expected = [f"dataset      {inputs['data_dir']}, fingerprint {fingerprint[:12]}, max_len 16"]
+    for seed, split in enumerate(("train", "dev", "test")):
+        examples = learnable_examples(NUM_EXAMPLES[split], seed=seed)
+        tokens = sum(len(example.indices) for example in examples)
+        expected.append(f"  {split:<10} {NUM_EXAMPLES[split]} examples, {tokens:,} tokens")
+        labels = [(example.label, example.second_label) for example in examples]
+        for index, (head, names) in enumerate({"category": "abc", "second": "xy"}.items()):
+            counts = collections.Counter(label[index] for label in labels)
+            shown = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(names))
+            expected.append(f"    {head:<10} {shown}")
+    # 50 tokens, 2 segments, 24 positions and a norm; a layer of width 16 and 32; heads of 3 and 2 classes.
+    embeddings, attention, feed_forward = (50 + 2 + 24 + 2) * 16, 4 * (16 + 1) * 16 + 2 * 16, (2 * 16 + 1) * 32 + 3 * 16
+    parameters = embeddings + attention + feed_forward + (16 + 1) * (3 + 2)
+    train_tokens = sum(len(example.indices) for example in learnable_examples(83, seed=0))
+    expected += [
+        f"model        fused BERT, 1 layers, hidden 16, pooling cls, {parameters:,} trainable parameters, float32",
+        "devices      one_device, 1 replicas: CPU:0",
+        "batches      8 examples, 8 per replica in 2 parts, padded to 8, 16",
+        f"padding      PART of positions; {1 - train_tokens / (83 * 16):.1%} if all were padded to 16",
+        "steps        11 per epoch, 15 at most = 1.364 epochs, 3 of them warm-up",
+    ]
+    found = [line for line in lines if not is_about_options(line)]
+    share = re.search(r"([\d.]+%) of positions", found[-2])[1]
+    assert found == [line.replace("PART", share) for line in expected]
+    assert 0 < float(share[:-1]) < 100 * (1 - train_tokens / (83 * 16))
+
+    with interruption("_step", step=12), pytest.raises(PreemptedError):
+        train_and_evaluate(config)
+    again = messages_at_start(config, monkeypatch, caplog)
+    assert again == [*lines, "continuing   after step 12, epoch 2"]
+
+
+def is_about_options(line):
+    return line.startswith(("options ", " " * len("options ")))
 
 
 def test_early_stopping_and_dev_report(inputs, tmp_path):
