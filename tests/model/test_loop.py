@@ -6,13 +6,17 @@ import inspect
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import model.loop
+import model.trainer
 from model.classifier import build_classifier
 from model.loop import TrainingLoop
 from model.preemption import PreemptedError
 from model.run_dir import RunDir
+from model.strategy import open_devices
 from model.trainer import train_and_evaluate
+from model.training_state import list_states
 from model.weights import named_variables, read_arrays
 from tests.model.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config
 
@@ -116,3 +120,35 @@ def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(st
         assert again[name] == report[name]
     before, after = [(5, epoch, 0) for epoch in range(5)], [(5, 4, 1), (5, 5, 0)]
     assert course.batches == before + after
+
+
+@pytest.mark.parametrize("worker_index", [0, 1])
+@pytest.mark.parametrize("asked", ["this one", "the other"])
+def test_of_several_workers_all_stop_after_the_same_step(tmp_path, monkeypatch, worker_index, asked):
+    """One process that thinks there is a second one, which computes nothing."""
+    config = tiny_config(**make_inputs(tmp_path), **IN_PROCESS, output_dir=str(tmp_path / "run"), save_every=100)
+    devices = dataclasses.replace(open_devices(config), num_workers=2, worker_index=worker_index, num_replicas=2)
+    real_make_train_step = model.trainer.make_train_step
+    stops = []
+
+    def make_train_step(*arguments, **options):
+        step = real_make_train_step(*arguments, **options)
+
+        def step_fn(batch, number, learning_rate, stop):
+            outcome = step(batch, number, learning_rate, stop)
+            stops.append(float(stop))
+            if asked == "the other" and number == 4:
+                return tf.concat([outcome[:-1], [1.0]], axis=0)
+            return outcome
+
+        return step_fn
+
+    monkeypatch.setattr(model.trainer, "open_devices", lambda config: devices)
+    monkeypatch.setattr(model.trainer, "make_train_step", make_train_step)
+    # Nobody stops alone: this worker says with the next step that it was asked to.
+    with interruption("_step", step=4 if asked == "this one" else -1), pytest.raises(PreemptedError) as raised:
+        train_and_evaluate(config)
+    assert str(raised.value).startswith("stopped by SIGTERM after step 5; the state is saved")
+    assert stops == [0.0, 0.0, 0.0, 0.0, float(asked == "this one")]
+    states = list_states(tmp_path / "run" / "state")
+    assert [state.name for state in states] == (["step-00000005"] if worker_index == 0 else [])

@@ -20,6 +20,8 @@ import pytest
 import tensorflow as tf
 
 import model.loop
+import model.optimizer
+import model.trainer
 from model import evaluate
 from model.finished_run import check_same_labels, load_finished_run
 from model.predictor import predict_split
@@ -251,6 +253,21 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
 
 
+def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_path, monkeypatch):
+    first_scale = 2.0**24  # too much for some steps
+    monkeypatch.setattr(model.trainer, "resolve_policy", lambda config, devices: "mixed_float16")
+    monkeypatch.setattr(model.optimizer, "FIRST_LOSS_SCALE", first_scale)
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), limit_steps=STEPS_PER_EPOCH)
+    with interruption("_step", step=3), pytest.raises(PreemptedError):
+        train_and_evaluate(config)
+    assert train_and_evaluate(config)["steps"] == STEPS_PER_EPOCH
+    state = dict(read_arrays(list_states(tmp_path / "state")[-1] / "arrays.npz"))
+    num_updates = int(state["num_updates"])
+    assert 0 < num_updates < STEPS_PER_EPOCH
+    assert state["loss_scale"] == first_scale / 2 ** (STEPS_PER_EPOCH - num_updates)
+    assert state["num_good_updates"] == num_updates
+
+
 def damage(data_dir, split):
     shard = data_dir / f"{split}-00001-of-00002.tfrecord"
     data = bytearray(shard.read_bytes())
@@ -462,16 +479,22 @@ def test_many_options_together(inputs, tmp_path):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 
-def start_workers(run, number=2):
-    """Start the processes of a cluster on loopback addresses."""
-    sockets = [socket.socket() for _ in range(number)]
+def start_workers(run, other_run=None):
+    """Start the two processes of a cluster on loopback addresses, the second with other options if they are given."""
+    runs = [run, other_run or run]
+    sockets = [socket.socket() for _ in runs]
     for sock in sockets:
         sock.bind(("127.0.0.1", 0))
     addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
     for sock in sockets:
         sock.close()
-    tasks = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(number)]
-    return [start_training(run | {"strategy": "multi_worker"}, TF_CONFIG=json.dumps(task)) for task in tasks]
+    tasks = [
+        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(len(runs))
+    ]
+    return [
+        start_training(run | {"strategy": "multi_worker"}, TF_CONFIG=json.dumps(task))
+        for run, task in zip(runs, tasks, strict=True)
+    ]
 
 
 @pytest.mark.slow
@@ -481,6 +504,48 @@ def test_two_workers_do_not_change_the_result(inputs, tmp_path):
     alone = start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"})
     wait_for(*workers, alone)
     assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
+
+
+def wait_for_a_state(states, workers):
+    while not list_states(states):
+        assert all(worker.poll() is None for worker in workers)
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [(1,), (0, 1)])
+def test_workers_stop_together_and_continue(inputs, tmp_path, asked):
+    """SIGTERM to a worker that saves nothing itself, and to all of them, as a cluster sends it."""
+    common = inputs | {"dropout": 0.0, "epochs": 40, "limit_steps": 60, "save_every": 4}
+    run = common | {"output_dir": str(tmp_path / "workers")}
+    states = tmp_path / "workers" / "state"
+    workers = start_workers(run)
+    wait_for_a_state(states, workers)
+    for index in asked:
+        workers[index].send_signal(signal.SIGTERM)
+    said = wait_for(*workers, status=75)
+    (step,) = {re.search(r"stopped by SIGTERM after step (\d+); the state is saved", errors)[1] for errors in said}
+    assert 4 <= int(step) < 60
+    assert list_states(states)[-1].name.startswith(f"step-{int(step):08d}")
+    assert not (tmp_path / "workers" / "report.json").exists()
+    wait_for(*start_workers(run))
+    wait_for(start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"}))
+    assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_workers_that_see_different_directories_say_so(inputs, tmp_path):
+    common = inputs | {"epochs": 40, "limit_steps": 60}
+    paths = [tmp_path / "one", tmp_path / "other"]
+    with interruption("_step", step=3), pytest.raises(PreemptedError):
+        train_and_evaluate(tiny_config(**common, output_dir=str(paths[1])))
+    workers = start_workers(*(common | {"output_dir": str(path)} for path in paths))
+    said = wait_for(*workers, status=2)
+    for index, step in enumerate((0, 3)):
+        expected = (
+            f"error: worker {index} is at step {step}, and others are at 1.5 on average; all workers must see the"
+        )
+        assert expected in said[index]
 
 
 @pytest.mark.slow
@@ -496,9 +561,7 @@ def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(in
     }
     workers = start_workers(run)
     states = tmp_path / "workers" / "state"
-    while not states.is_dir() or not list_states(states):
-        assert all(worker.poll() is None for worker in workers)
-        time.sleep(0.002)
+    wait_for_a_state(states, workers)
     workers[victim].kill()
     _, errors = workers[1 - victim].communicate(timeout=120)
     assert workers[1 - victim].returncode not in (0, None), errors
