@@ -2,12 +2,13 @@
 
 PYTHON ?= python3.11
 PY := .venv/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes
+# A lock names everything: nothing is left for pip to resolve, which would stumble over newer versions than those locked.
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
 
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-faults test-remote test-engines test-flink test-others lint bench bench-quick lock clean
+.PHONY: help demo test test-slow test-faults test-remote test-engines test-flink test-others lint bench bench-torch bench-quick lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -45,12 +46,14 @@ lint: .venv/dev.stamp  ## format, lint, types, dead code
 bench: .venv/bench.stamp  ## every benchmark, ours against its peers, into benchmarks/results/; keep the machine quiet meanwhile
 	$(PY) -m benchmarks.summary
 
+bench-torch: .venv/torch.stamp bench  ## the same with PyTorch as one more peer, some gigabytes to install
+
 bench-quick: .venv/bench.stamp  ## the same, rough figures in three minutes
 	$(PY) -m benchmarks.summary --quick --output benchmarks/results/quick
 
 lock:  ## resolve the pinned requirements again
 	.venv/bin/pip install --quiet uv
-	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra remote" "--extra engines"; do \
+	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra train --extra dev --extra bench --extra torch" "--extra remote" "--extra engines"; do \
 	  name=$$(echo "$$extra" | sed 's/.*--extra /-/; s/^$$//'); \
 	  .venv/bin/uv pip compile --quiet --generate-hashes --no-header --no-emit-index-url --no-annotate \
 	    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
@@ -64,7 +67,8 @@ clean:  ## remove what the other targets made, the virtual environment included
 # Without TensorFlow and without hypothesis: the job needs neither.
 .venv-%/stamp: requirements-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	$(@D)/bin/pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r $<
+	$(@D)/bin/pip --disable-pip-version-check check
 	touch $@
 
 .venv-engines/flink/stamp: tests/engines/flink/get_jars.sh tests/engines/flink/pom.xml | .venv-engines/stamp
@@ -81,4 +85,5 @@ clean:  ## remove what the other targets made, the virtual environment included
 .venv/%.stamp: requirements-%.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PIP) -r $<
+	$(PY) -m pip --disable-pip-version-check check
 	touch $@

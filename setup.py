@@ -49,6 +49,7 @@ setup(
             "tf-keras==2.21.*",  # keras-bert needs Keras 2
         ],
         "bench": ["datasets", "psutil", "tensorflow-text==2.21.*", "tokenizers"],  # the peers
+        "torch": ["torch", "transformers"],  # one more, of some gigabytes
         "remote": [
             "apache-beam[aws,gcp]",
             "build",

@@ -30,7 +30,7 @@ TITLES_DATASET = "{titles}"
 BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "tokenizer": ([], ["--rounds", "1"]),
     "preprocess": ([], ["--rounds", "1", "--documents", "5000", "--beam_documents", "1000"]),
-    "reader": ([], ["--rounds", "1", "--copies", "96"]),
+    "reader": ([], ["--rounds", "1", "--examples", "100000"]),
     "verify": ([], ["--rounds", "1", "--examples", "50000"]),
     "train_step": (["--titles", TITLES_DATASET], ["--rounds", "3", "--poolings", "cls", "--titles", TITLES_DATASET]),
     "export": ([], ["--rounds", "2"]),

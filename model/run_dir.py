@@ -18,15 +18,16 @@ RUN/
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.config import DEVICE_FIELDS, changed_fields
+from model.config import DEVICE_FIELDS, FREE_FIELDS, changed_fields
 from model.weights import write_text
 from pipeline.errors import (
     InputFormatError,
@@ -39,6 +40,8 @@ from pipeline.errors import (
 from pipeline.filesystem import TEMPORARY_SUFFIX, is_remote
 
 RUN_FORMAT = 1
+# What `config.json` says about them identifies their content.
+INPUTS = {"dataset": "--data", "bert": "--bert"}
 _LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -173,7 +176,7 @@ class RunDir:
                 f"{self.path}: this run was started with other options ({'; '.join(changed)}); repeat its options to "
                 "continue it, or give --restart, or another --output"
             )
-        for what, fix in (("dataset", "--data"), ("bert", "--bert")):
+        for what, fix in INPUTS.items():
             if old.get(what) != new[what]:
                 raise SchemaMismatchError(
                     f"{self.path}: this run was started with another {fix} ({_difference(old.get(what), new[what])}); "
@@ -241,6 +244,20 @@ def open_run_dir(path: str) -> RunDir:
             f"--output {path}: a run needs a local directory, for it renames and locks; copy it afterwards"
         )
     return RunDir(Path(path))
+
+
+def run_id(description: Mapping[str, Any], batch_rows: Sequence[int]) -> str:
+    """Return what tells a run from those with another result: a hash, not a name, so that it is the same every time.
+
+    Args:
+        description: the content of `config.json`.
+        batch_rows: `BatchPlan.rows`; with `--batch_tokens` they depend on the number of replicas, and with them what
+            the number of a step means.
+    """
+    free = FREE_FIELDS | DEVICE_FIELDS
+    config = {name: value for name, value in description["config"].items() if name not in free}
+    content = {"config": config, "batch_rows": list(batch_rows), **{what: description[what] for what in INPUTS}}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -23,7 +23,7 @@ from model.evaluate import evaluate_split, write_report
 from model.loop import TrainingLoop
 from model.optimizer import AdamW, LossScale, Schedule
 from model.preemption import PreemptionWatch, watch_for_preemption
-from model.run_dir import RunDir, open_run_dir
+from model.run_dir import RunDir, open_run_dir, run_id
 from model.run_inputs import TRAIN_SPLIT, RunInputs, read_run_inputs
 from model.steps import head_losses, make_eval_step, make_train_step
 from model.strategy import (
@@ -36,7 +36,7 @@ from model.strategy import (
 )
 from model.training_state import Progress, remove_temporary, restore_newest
 from model.weights import load_model_weights, named_variables
-from pipeline.batch_plan import BatchOptions, plan_batches
+from pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
         run.check_resumable(description)
     devices = open_devices(config)
     check_batch_sizes(config, devices.num_replicas)
+    plan = _plan(inputs, config, devices)
     policy = resolve_policy(config, devices)
     if resolve_deterministic(config, devices):
         tf.keras.utils.set_random_seed(config.seed % 2**32)
@@ -68,7 +69,21 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
         if devices.is_chief:
             _prepare_run_dir(run, inputs, description, restart=config.restart)
         devices.barrier()
-        return _train_in(run, inputs, config, devices, policy, watch)
+        return _train_in(run, inputs, config, devices, plan, policy, watch, run_id(description, plan.rows))
+
+
+def _plan(inputs: RunInputs, config: TrainConfig, devices: Devices) -> BatchPlan:
+    return plan_batches(
+        inputs.info.split(TRAIN_SPLIT).length_histogram,
+        inputs.info.max_len,
+        BatchOptions(
+            global_batch_size=config.batch_size,
+            max_len=inputs.max_len,
+            buckets=config.buckets,
+            batch_tokens=config.batch_tokens,
+            batch_multiple=devices.num_replicas * config.accumulate_steps,
+        ),
+    )
 
 
 def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextManager[None]:
@@ -87,19 +102,15 @@ def _prepare_run_dir(run: RunDir, inputs: RunInputs, description: dict[str, Any]
 
 
 def _train_in(
-    run: RunDir, inputs: RunInputs, config: TrainConfig, devices: Devices, policy: str, watch: PreemptionWatch
+    run: RunDir,
+    inputs: RunInputs,
+    config: TrainConfig,
+    devices: Devices,
+    plan: BatchPlan,
+    policy: str,
+    watch: PreemptionWatch,
+    own_id: str,
 ) -> dict[str, Any]:
-    plan = plan_batches(
-        inputs.info.split(TRAIN_SPLIT).length_histogram,
-        inputs.info.max_len,
-        BatchOptions(
-            global_batch_size=config.batch_size,
-            max_len=inputs.max_len,
-            buckets=config.buckets,
-            batch_tokens=config.batch_tokens,
-            batch_multiple=devices.num_replicas * config.accumulate_steps,
-        ),
-    )
     with devices.strategy.scope():
         model = build_classifier(
             inputs.bert.path,
@@ -115,7 +126,7 @@ def _train_in(
         optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
         loss_scale = LossScale() if policy == "mixed_float16" else None
     variables = _state_variables(model, optimizer, loss_scale)
-    progress = restore_newest(run.states, variables) or Progress()
+    progress = restore_newest(run.states, variables, run_id=own_id) or Progress(run_id=own_id)
     devices.agree(progress.step)
 
     xla = resolve_xla(config, devices)
@@ -160,7 +171,15 @@ def _start_up_lines(
     """Say what is about to happen, in one block."""
     devices, plan, info = loop.devices, loop.plan, inputs.info
     options = " ".join(f"{name}={value}" for name, value in config.describe().items())
-    yield from textwrap.wrap(options, 110, initial_indent="options      ", subsequent_indent="             ")
+    yield from textwrap.wrap(
+        options,
+        110,
+        initial_indent="options      ",
+        subsequent_indent="             ",
+        # So that a path can be copied.
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     yield f"dataset      {config.data_dir}, fingerprint {info.fingerprint[:12]}, max_len {inputs.max_len}"
     for name, split in info.splits.items():
         yield f"  {name:<10} {split.num_examples:,} examples, {split.num_tokens:,} tokens"

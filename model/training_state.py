@@ -3,11 +3,11 @@
     state/
       step-00000500/             inside an epoch
         arrays.npz               weights, optimizer moments, loss scale
-        state.json               where the run is: step, epoch, sums, counters, metric rows; with a checksum
+        state.json               which run it is and where: step, epoch, sums, counters, metric rows; with a checksum
       step-00000640-epoch-001/   after an epoch and its validation
 
 A state is written under a temporary name, put on disk, then renamed; the oldest are removed after that. Restoring takes
-the newest that reads back whole. Nothing read is ever executed: arrays and text alone.
+the newest that reads back whole, and only this run's own. Nothing read is ever executed: arrays and text alone.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from model.weights import assign_arrays, sync_path, write_arrays, write_text
-from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError
+from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError, SchemaMismatchError
 from pipeline.filesystem import TEMPORARY_SUFFIX
 
 STATE_FORMAT = 1
@@ -38,6 +38,7 @@ class Progress:
     """Where a run is; what is not in the weights.
 
     Attributes:
+        run_id: which run it is, see `model.run_dir.run_id`.
         step: global batches seen since the beginning.
         epoch: the current epoch, from 0.
         epoch_step: batches seen in this epoch.
@@ -48,6 +49,7 @@ class Progress:
             of each process.
     """
 
+    run_id: str
     step: int = 0
     epoch: int = 0
     epoch_step: int = 0
@@ -139,17 +141,19 @@ def remove_temporary(states_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def restore_newest(states_dir: Path, variables: Mapping[str, Any]) -> Progress | None:
+def restore_newest(states_dir: Path, variables: Mapping[str, Any], *, run_id: str) -> Progress | None:
     """Set variables to the newest state that reads back whole.
 
     Args:
         states_dir: see `save_state`.
         variables: name -> TensorFlow variable; undefined after an error.
+        run_id: the run that continues.
 
     Returns:
         Where the run is; `None` where there is no state.
 
     Raises:
+        SchemaMismatchError: the state is another run's.
         InputFormatError: there are states, and all are damaged.
     """
     states = list_states(states_dir)
@@ -157,6 +161,7 @@ def restore_newest(states_dir: Path, variables: Mapping[str, Any]) -> Progress |
     for path in reversed(states):
         try:
             progress = Progress.from_json((path / STATE_NAME).read_text(encoding="utf-8"), path / STATE_NAME)
+            _check_run(path / STATE_NAME, progress, run_id)
             assign_arrays(path / ARRAYS_NAME, variables)
         except (InputFormatError, MissingInputError, OSError, UnicodeDecodeError) as error:
             logger.warning("the state %s cannot be used, trying the one before: %s", path, error)
@@ -168,3 +173,13 @@ def restore_newest(states_dir: Path, variables: Mapping[str, Any]) -> Progress |
             f"{states_dir}: none of the {len(states)} saved states can be read ({problem}); --restart begins again"
         )
     return None
+
+
+def _check_run(path: Path, progress: Progress, run_id: str) -> None:
+    if progress.run_id != run_id:
+        # Of the same shape it would fit, and the result would be neither run's.
+        raise SchemaMismatchError(
+            f"{path}: the state of another run (expected run {run_id[:12]}, found {progress.run_id[:12]}), one with "
+            "other options, another --data or --bert, or with --batch_tokens on another number of replicas; put this "
+            "run's own states back, or give --restart to begin again"
+        )

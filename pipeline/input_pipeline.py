@@ -1,4 +1,4 @@
-"""Stream a dataset directory into training and evaluation: the only place where `pipeline` uses TensorFlow.
+"""Stream a dataset directory into training and evaluation; with `record_parser` all that `pipeline` has of TensorFlow.
 
 `train_dataset` and `eval_dataset` deliver batches such as, for two examples padded to 8 positions:
 
@@ -12,7 +12,7 @@ examples at a time, never to one:
 
     lanes of shards ─▶ blocks of wanted records, parsed ─▶ a window's pool of rows ─▶ its batches
 
-A block is parsed at once because a call of the parser costs a third of a millisecond whatever it parses. The batches
+A window is parsed at once because a call of the parser costs a third of a millisecond whatever it parses. The batches
 are slices of what one gather per shape takes out of the pool, because a function called for every batch would cost
 more than all that is done to it.
 """
@@ -28,7 +28,8 @@ from pipeline.batch_plan import BatchOptions, Buckets, plan_batches, resolve_max
 from pipeline.damage import find_damage
 from pipeline.dataset_info import read_dataset_info
 from pipeline.epoch_plan import EpochPlan, Route, plan_evaluation, plan_route, plan_training_epoch
-from pipeline.schema import EXAMPLE_FEATURES, HEAD_FEATURES, INDICES, KEY, SEGMENTS
+from pipeline.record_parser import Rows, parse_rows, parser_specification
+from pipeline.schema import HEAD_FEATURES, INDICES, KEY, SEGMENTS
 from pipeline.stored_split import StoredSplit, open_split
 
 # Of each lane; what stays in a second-level cache is copied out of it faster. Object stores have a buffer of their own.
@@ -36,8 +37,6 @@ READ_BUFFER_BYTES = 256 << 10
 # What autotuning may spend on buffers: about ten windows of articles at 512 positions.
 RAM_BUDGET_BYTES = 512 << 20
 _KEYS_AT_ONCE = 1024
-
-Rows = dict[str, Any]
 
 
 def read_options() -> tf.data.Options:
@@ -159,7 +158,7 @@ def read_keys(data_dir: str, split: str) -> list[str]:
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
     stored = open_split(data_dir, split)
-    specification = _parser_specification([KEY])
+    specification = parser_specification([KEY])
     dataset = _read_records(stored, stored.paths).batch(_KEYS_AT_ONCE)
     dataset = dataset.map(lambda records: tf.io.parse_example(records, specification)[KEY]).with_options(read_options())
     with explain_read_errors(data_dir, split):
@@ -177,7 +176,8 @@ def explain_read_errors(data_dir: str, split: str) -> Iterator[None]:
     """
     try:
         yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+    # TensorFlow quotes what it cannot parse, which Python may then find not to be text.
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError, UnicodeError) as error:
         damage = find_damage(data_dir, read_dataset_info(data_dir), split)
         if damage is None:
             raise
@@ -254,7 +254,13 @@ def _read_windows(stored: StoredSplit, plan: EpochPlan) -> tf.data.Dataset:
             expected = tf.clip_by_value(num_records[lane] - number * size, 0, size)
             complete = tf.debugging.assert_equal(tf.size(records, tf.int64), expected, "not the records described")
             with tf.control_dependencies([complete]):
-                return tf.ensure_shape(tf.concat([records, tf.fill([size - expected], "")], axis=0), [size])
+                # Nearly every block is full, and need not be copied.
+                filled = tf.cond(
+                    expected == size,
+                    lambda: records,
+                    lambda: tf.concat([records, tf.fill([size - expected], "")], axis=0),
+                )
+                return tf.ensure_shape(filled, [size])
 
         records = _read_records(stored, paths[splits[lane] : splits[lane + 1]])
         nothing = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string)).repeat()
@@ -283,7 +289,7 @@ def _parse_windows(windows: tf.data.Dataset, stored: StoredSplit, plan: EpochPla
             lambda: records,
             lambda: tf.gather(records, tf.slice(wanted, *part)),
         )
-        return _parse(records, tf.slice(expected_lengths, *part), longest, padded_length)
+        return parse_rows(records, tf.slice(expected_lengths, *part), longest, padded_length)
 
     parts = tf.data.Dataset.from_tensor_slices(_slices(route.wanted_splits))
     return tf.data.Dataset.zip((parts, windows)).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -292,59 +298,6 @@ def _parse_windows(windows: tf.data.Dataset, stored: StoredSplit, plan: EpochPla
 def _slices(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return `begin` and `size` of `tf.slice`, int64 [N, 1] each, for consecutive parts of a vector."""
     return splits[:-1, np.newaxis], np.diff(splits)[:, np.newaxis]
-
-
-def _parse(records: tf.Tensor, lengths: tf.Tensor, longest: int, padded_length: int) -> Rows:
-    """Parse serialized examples into rows of one length.
-
-    Args:
-        records: string [N].
-        lengths: int32 [N], how many tokens each must have.
-        longest: no length is larger.
-        padded_length: shorter rows are padded with 0, longer ones cut.
-
-    Returns:
-        `indices` int32 [N, padded_length], `segments` the same or, if all are 0, [0, padded_length], head → int32 [N].
-    """
-    parsed = tf.io.parse_example(records, _parser_specification([INDICES, *HEAD_FEATURES.values()]))
-
-    def dense(ragged: tf.RaggedTensor) -> tf.Tensor:
-        # Whatever is wrong with a shard or its lengths file, no row gets another record than planned.
-        expected = tf.debugging.assert_equal(ragged.row_lengths(), lengths, "a record is not the one planned here")
-        with tf.control_dependencies([expected]):
-            return tf.cast(ragged, tf.int32).to_tensor(shape=[None, padded_length])
-
-    indices = dense(parsed[INDICES])
-    if longest > padded_length:
-        # What tokenizing with this max_len would have put last is what stands last: [SEP].
-        last = tf.gather(tf.cast(parsed[INDICES].flat_values, tf.int32), parsed[INDICES].row_splits[1:] - 1)
-        last = tf.where(lengths > padded_length, last, indices[:, -1])
-        indices = tf.concat([indices[:, :-1], last[:, tf.newaxis]], axis=1)
-
-    # Segments come last in a record, a byte of 0 for each token of a single text. To look at these bytes costs a
-    # fraction of parsing them; whatever else they are gets parsed.
-    ends = tf.strings.substr(records, -lengths, lengths)
-    segments = tf.cond(
-        tf.reduce_all(tf.io.decode_raw(ends, tf.uint8, fixed_length=longest) == 0),
-        lambda: tf.zeros([0, padded_length], tf.int32),
-        lambda: dense(tf.io.parse_example(records, _parser_specification([SEGMENTS]))[SEGMENTS]),
-    )
-    labels = {head: tf.cast(parsed[feature], tf.int32) for head, feature in HEAD_FEATURES.items()}
-    return {INDICES: indices, SEGMENTS: segments, **labels}
-
-
-def _parser_specification(names: list[str]) -> dict[str, Any]:
-    """Return what `tf.io.parse_example` needs to know about some features of the schema."""
-    dtypes = {"int64": tf.int64, "bytes": tf.string}
-    return {
-        feature.name: (
-            tf.io.RaggedFeature(dtypes[feature.dtype], row_splits_dtype=tf.int32)
-            if feature.shape == "ragged"
-            else tf.io.FixedLenFeature([], dtypes[feature.dtype])
-        )
-        for feature in EXAMPLE_FEATURES
-        if feature.name in names
-    }
 
 
 def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:

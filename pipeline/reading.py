@@ -22,7 +22,37 @@ _LOCAL_HEADER_BYTES = 30
 REMOTE_READERS = 16
 
 
-def _read_object(path: bytes) -> bytes | OSError:
+def _read_local(path: bytes) -> bytes | OSError:
+    try:
+        # O_NONBLOCK keeps a named pipe from blocking the job for ever; it changes nothing for a file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+            content = b"" if status.st_size > MAX_DOCUMENT_BYTES else os.read(descriptor, status.st_size + 1)
+            # One byte less than was asked for is the end of the file, as nearly always.
+            if len(content) != status.st_size:
+                content += _read_on(descriptor, len(content))
+            return content
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error
+
+
+def _read_on(descriptor: int, num_bytes: int) -> bytes:
+    """Read a file of another size than expected to its end; `num_bytes` were read before."""
+    parts = []
+    while part := os.read(descriptor, 1 << 20):
+        parts.append(part)
+        num_bytes += len(part)
+        if num_bytes > MAX_DOCUMENT_BYTES:
+            raise _too_large()
+    return b"".join(parts)
+
+
+def _read_remote(path: bytes) -> bytes | OSError:
     """Read an object of a store; that it is not there concerns one document, anything else all of them.
 
     Raises:
@@ -36,34 +66,11 @@ def _read_object(path: bytes) -> bytes | OSError:
         if filesystem.exists(name):
             raise
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    if len(content) > MAX_DOCUMENT_BYTES:
-        return _too_large()
-    return content
+    return content if len(content) <= MAX_DOCUMENT_BYTES else _too_large()
 
 
 def _too_large() -> OSError:
     return OSError(errno.EFBIG, f"more than {MAX_DOCUMENT_BYTES:,} bytes")
-
-
-def _read_file(path: bytes) -> bytes | OSError:
-    try:
-        # O_NONBLOCK keeps a named pipe from blocking the job for ever; it changes nothing for a file.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            kind = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(kind):
-                raise OSError(errno.EINVAL, "a directory" if stat.S_ISDIR(kind) else "not a regular file")
-            parts, num_bytes = [], 0
-            while part := os.read(descriptor, 1 << 20):
-                parts.append(part)
-                num_bytes += len(part)
-                if num_bytes > MAX_DOCUMENT_BYTES:
-                    raise _too_large()
-            return b"".join(parts)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        return error
 
 
 def read_files(paths: Sequence[bytes]) -> Iterator[bytes | OSError]:
@@ -74,9 +81,9 @@ def read_files(paths: Sequence[bytes]) -> Iterator[bytes | OSError]:
     """
     if paths and filesystem.is_remote(os.fsdecode(paths[0])):
         with concurrent.futures.ThreadPoolExecutor(REMOTE_READERS) as pool:
-            yield from pool.map(_read_object, paths)
+            yield from pool.map(_read_remote, paths)
     else:
-        yield from map(_read_file, paths)
+        yield from map(_read_local, paths)
 
 
 def read_member(stream: IO[bytes], offset: int, length: int) -> bytes:

@@ -8,7 +8,7 @@ there are, hence their ids, and how many documents each split has, hence its sha
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.config import PreprocessConfig
 from pipeline.corpus import DocumentRejectedError, Locator, RawDocument, Rejection, decode_text
@@ -76,10 +76,26 @@ class ReferenceBatch(NamedTuple):
     by_split: dict[str, list[Reference]]
     rejections: list[Rejection]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An engine pickles a batch again and again; plain tuples take a quarter of the time of named ones.
+        flat = {split: [(*r[:-1], *r.locator) for r in references] for split, references in self.by_split.items()}
+        return _unflatten, (flat, self.rejections)
+
     @property
     def num_documents(self) -> int:
         """Documents in the chunk, used or not."""
         return sum(map(len, self.by_split.values())) + len(self.rejections)
+
+
+def _unflatten(flat: dict[str, list[tuple[Any, ...]]], rejections: list[Rejection]) -> ReferenceBatch:
+    by_split = {
+        split: [
+            Reference(digest, key, category, second, Locator(*place))
+            for digest, key, category, second, *place in references
+        ]
+        for split, references in flat.items()
+    }
+    return ReferenceBatch(by_split, rejections)
 
 
 class ReferenceReader:

@@ -99,8 +99,8 @@ class TreeSource:
 
     def read(self, chunk: Chunk) -> Iterator[RawDocument | Rejection]:
         """Read every file of a chunk."""
-        root = os.fsencode(self.path)
-        paths = [os.path.join(root, name) for name in chunk.items]
+        inside = os.path.join(os.fsencode(self.path), b"")
+        paths = [inside + name for name in chunk.items]
         for name, path, content in zip(chunk.items, paths, read_files(paths), strict=True):
             key = self.key_prefix + key_from_path(name)
             category, slash, _ = name.partition(b"/")

@@ -17,7 +17,7 @@ import run_train
 from model.config import TrainConfig
 from model.training_state import list_states
 from pipeline.errors import OptionError
-from tests.model.runs import make_inputs
+from tests.model.runs import assert_same_results, make_inputs
 
 REPOSITORY = Path(run_train.__file__).parent
 PATHS = ["--data", "data", "--bert", "bert", "--output", "run"]
@@ -156,14 +156,6 @@ def interrupt_after(process, run, step, signal_number):
     return process.returncode, errors
 
 
-RESULT_FILES = ("metrics.csv", "weights.npz", "bert/bert_model.ckpt.data-00000-of-00001", "bert/bert_model.ckpt.index")
-
-
-def assert_same_bytes(run, other):
-    for name in RESULT_FILES:
-        assert (run / name).read_bytes() == (other / name).read_bytes(), name
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     return make_inputs(tmp_path_factory.mktemp("inputs"))
@@ -181,7 +173,7 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
         table,
     )
     assert finish(undisturbed).splitlines()[:-1] == table.splitlines()[:-1]
-    assert_same_bytes(tmp_path / "disturbed", tmp_path / "undisturbed")
+    assert_same_results(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
@@ -196,7 +188,7 @@ def test_three_kills_at_random_moments_and_a_polite_request(inputs, tmp_path):
     assert status == 75, errors
     assert "stopped by SIGTERM after step" in errors.splitlines()[-1]
     finish(start(disturbed))
-    assert_same_bytes(tmp_path / "disturbed", tmp_path / "undisturbed")
+    assert_same_results(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
 def test_mistakes_are_one_line_and_status_2(inputs, tmp_path):

@@ -160,7 +160,9 @@ def install(directory: Path) -> Path:
     commands = directory / "venv" / "bin"
     pip = [commands / "python", "-m", "pip", "--disable-pip-version-check"]
     requirements = REPOSITORY / "requirements.txt"
-    subprocess.run([*pip, "install", "--quiet", "--require-hashes", "-r", requirements], check=True, cwd=directory)
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", requirements], check=True, cwd=directory
+    )
     subprocess.run([*pip, "install", "--quiet", "--no-deps", wheel], check=True, cwd=directory)
     subprocess.run([*pip, "check"], check=True, cwd=directory, stdout=subprocess.DEVNULL)
     return commands

@@ -183,22 +183,24 @@ def test_damaged_checkpoints_and_states(tmp_path: Path, note: Note) -> None:
             wanted.append((f"every state's {name} {damage.__name__}", 2))
     # A state directory from another run: another model's, and one of the same shape under other options.
     larger = make_bert_dir(tmp_path / "larger", TINY_BERT.__class__(**(TINY_BERT.__dict__ | {"hidden_size": 32})))
-    run_all([command("other", larger)])
-    mixed = shutil.copytree(tmp_path / "first", tmp_path / "mixed")
-    (mixed / "report.json").unlink()
-    shutil.rmtree(mixed / "state")
-    shutil.copytree(tmp_path / "other" / "state", mixed / "state")
-    commands.append(command("mixed", whole))
-    wanted.append(("state directory of another run", 2))
+    run_all([command("model", larger), command("seed", whole, "--seed", "7")])
+    for other in ("model", "seed"):
+        mixed = shutil.copytree(tmp_path / "first", tmp_path / f"mixed-{other}")
+        (mixed / "report.json").unlink()
+        shutil.rmtree(mixed / "state")
+        shutil.copytree(tmp_path / other / "state", mixed / "state")
+        commands.append(command(mixed.name, whole))
+        wanted.append((f"state directory of a run with another {other}", 2))
     statuses, lines, stderr = run_all(commands)
     assert "Traceback" not in stderr
     assert len(statuses) == len(lines) == len(wanted), stderr
     for (kind, status), found, line in zip(wanted, statuses, lines, strict=True):
         assert found == status, (kind, line)
+        assert "another" not in kind or "the state of another run (expected run" in line, line
         what = "state damaged, or of another run" if "state" in kind else "checkpoint damaged"
         note(what, f"{kind}: {line}".replace(str(tmp_path), "…"))
     # The same runs succeed once the files are whole again, or with leave to start over.
-    statuses, _, stderr = run_all([command("run-vocab.txt-cut", whole), command("mixed", whole, "--restart")])
+    statuses, _, stderr = run_all([command("run-vocab.txt-cut", whole), command("mixed-seed", whole, "--restart")])
     assert statuses == [0, 0], stderr
 
 

@@ -1,13 +1,18 @@
-"""Tiny real inputs for training: a learnable dataset, and a BERT directory with its vocabulary."""
+"""Tiny real inputs for training: a learnable dataset, and a BERT directory with its vocabulary; and what runs leave."""
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from model.bert_config import BertConfig
 from model.checkpoint import encoder_variables, random_variable, write_bert_dir
 from model.config import TrainConfig
+from model.loop import TrainingLoop
 from tests.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
 
 VOCAB = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(46)))
@@ -15,6 +20,13 @@ MAX_LEN = 16
 # Of different sizes, so that a mix-up of splits shows; no batch size here divides them.
 NUM_EXAMPLES = {"train": 83, "dev": 21, "test": 13}
 STEPS_PER_EPOCH = 11
+
+# In the tests' own process TensorFlow keeps its kernels' freedom: it could not be given back to other tests.
+IN_PROCESS = {"deterministic": "off"}
+RESULT_FILES = (
+    *("metrics.csv", "weights.npz", "bert/vocab.txt"),
+    *("bert/bert_model.ckpt.data-00000-of-00001", "bert/bert_model.ckpt.index"),
+)
 
 TINY_BERT = BertConfig(
     vocab_size=len(VOCAB),
@@ -77,3 +89,31 @@ def tiny_config(**options: Any) -> TrainConfig:
     }
     paths = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
     return TrainConfig(**(paths | defaults | options))
+
+
+@contextlib.contextmanager
+def interruption(method: str, *, step: int, signal_number: int = signal.SIGTERM) -> Iterator[None]:
+    """Let a training in this process get a signal after a method of its loop, once it has done that many steps."""
+    real = getattr(TrainingLoop, method)
+
+    def call_and_interrupt(loop: TrainingLoop, *arguments: Any) -> Any:
+        result = real(loop, *arguments)
+        if loop.progress.step == step:
+            signal.raise_signal(signal_number)
+        return result
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingLoop, method, call_and_interrupt)
+        yield
+
+
+def result_bytes(run: Path) -> dict[str, bytes]:
+    """Return the files of a finished run that hold nothing that depends on the clock."""
+    return {name: (run / name).read_bytes() for name in RESULT_FILES}
+
+
+def assert_same_results(run: Path, other: Path) -> None:
+    """Check that two finished runs have the same result, byte by byte."""
+    found, expected = result_bytes(run), result_bytes(other)
+    changed = [name for name in RESULT_FILES if found[name] != expected[name]]
+    assert not changed, f"{run} and {other} differ in {', '.join(changed)}"

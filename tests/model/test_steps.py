@@ -13,6 +13,7 @@ from model.strategy import open_devices
 from tests.model.runs import TINY_BERT, make_bert_dir, tiny_config
 
 HEADS = {"category": 3, "second": 2}
+LABEL_COUNTS = {"category": [40, 30, 13], "second": [70, 13]}
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,13 @@ def make_batch(num_real=8, num_padded=0, seed=0):
     return inputs, {head: tf.constant(values) for head, values in labels.items()}, tf.constant(weights)
 
 
-def make_steps(bert_dir, loss_scale=None, xla=False, **options):
+def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options):
     config = tiny_config(**options)
     devices = open_devices(config)
-    model = build_classifier(bert_dir, HEADS, dropout=config.dropout, policy="float32")
+    model = build_classifier(bert_dir, HEADS, dropout=config.dropout, policy=policy)
     logits = logits_model(model)
     optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=0.0)
-    losses = head_losses(config, {"category": [40, 30, 13], "second": [70, 13]})
+    losses = head_losses(config, LABEL_COUNTS)
     step_fn = make_train_step(logits, optimizer, losses, devices, config, xla=xla, loss_scale=loss_scale)
 
     def step(batch, number=0, learning_rate=0.01):
@@ -66,6 +67,56 @@ def test_sums_are_those_of_the_probabilities(bert_dir):
     np.testing.assert_allclose(
         eval_step((inputs, labels, weights)).numpy(), [*expected, all_right.sum(), *sums], rtol=1e-5
     )
+
+
+def loss_by_hand(model, batch, *, loss_weights=(), label_smoothing=(), balance_classes=()):
+    """Return each head's summed loss and the mean loss's gradient, from the formulas in float64."""
+    inputs, labels, weights = batch
+    with tf.GradientTape() as tape:
+        view = logits_model(model)
+        logits = view([inputs["indices"], inputs["segments"]])
+    sums, slopes = {}, {}
+    for head, num_classes in HEADS.items():
+        exponentials = np.exp(logits[head].numpy().astype(np.float64))
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        smoothing = dict(label_smoothing).get(head, 0.0)
+        targets = (1 - smoothing) * np.eye(num_classes)[labels[head]] + smoothing / num_classes
+        factors = weights.numpy().astype(np.float64)
+        if head in balance_classes:
+            counts = np.array(LABEL_COUNTS[head])
+            factors *= (counts.sum() / num_classes / counts)[labels[head]]
+        sums[head] = -(factors[:, None] * targets * np.log(probabilities)).sum()
+        factors *= dict(loss_weights).get(head, 1.0) / weights.numpy().sum()
+        slopes[head] = tf.constant(factors[:, None] * (probabilities - targets), tf.float32)
+    gradients = tape.gradient(logits, view.trainable_variables, output_gradients=slopes)
+    return sums, [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
+
+
+LOSSES = {
+    "loss_weights": {"loss_weights": (("category", 2.0), ("second", 0.25))},
+    "label_smoothing": {"label_smoothing": (("category", 0.1), ("second", 0.4))},
+    "balance_classes": {"balance_classes": ("category", "second")},
+}
+LOSSES["all"] = LOSSES["loss_weights"] | LOSSES["label_smoothing"] | LOSSES["balance_classes"]
+
+
+@pytest.mark.parametrize("options", LOSSES.values(), ids=LOSSES)
+def test_the_gradient_is_that_of_the_loss_by_hand(bert_dir, options):
+    model, step, _, optimizer = make_steps(bert_dir, dropout=0.0, clip_norm=0.0, **options)
+    momentums = [np.zeros(variable.shape) for variable in optimizer.variables]
+    for number, batch in enumerate([make_batch(seed=1), make_batch(num_real=6, num_padded=2, seed=2)]):
+        sums, gradients = loss_by_hand(model, batch, **options)
+        _, plain = loss_by_hand(model, batch)
+        assert max(np.abs(a - b).max() for a, b in zip(gradients, plain, strict=True)) > 0.05
+        outcome = step(batch, number)
+        np.testing.assert_allclose(outcome[[3, 5]], [sums["category"], sums["second"]], rtol=1e-5)
+        np.testing.assert_allclose(
+            outcome[-2], np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients)), 1e-4
+        )
+        # The first moment tells the gradient that the update was made from.
+        momentums = [0.9 * momentum + 0.1 * gradient for momentum, gradient in zip(momentums, gradients, strict=True)]
+        for found, expected in zip(optimizer.momentums, momentums, strict=True):
+            np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_padded_rows_change_nothing(bert_dir):
@@ -101,6 +152,43 @@ def test_dropout_depends_on_the_step_alone(bert_dir):
     batch = make_batch()
     losses = [step(batch, number, learning_rate=0.0)[3] for number in (5, 6, 5)]
     assert losses[0] == losses[2] != losses[1]
+
+
+def test_dropout_depends_on_the_seed(bert_dir):
+    # The same weights each time: what the seed draws of them is not asked for here.
+    losses = [make_steps(bert_dir, seed=seed)[1](make_batch(), 5)[3] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir):
+    loss_scale = LossScale()
+    model, step, _, optimizer = make_steps(
+        bert_dir, loss_scale=loss_scale, policy="mixed_float16", dropout=0.0, clip_norm=0.0
+    )
+    batch = make_batch()
+    _, gradients = loss_by_hand(model, batch)
+    assert np.isfinite(step(batch)).all()
+    for found, expected in zip(optimizer.momentums, gradients, strict=True):
+        np.testing.assert_allclose(found.numpy() / 0.1, expected, atol=0.02)
+    assert (optimizer.num_updates.numpy(), loss_scale.num_good_updates.numpy()) == (1, 1)
+
+    loss_scale.scale.assign(2.0**25)  # beyond what float16 holds, though not beyond what float32 does
+    before = [*model.get_weights(), *(moment.numpy() for moment in optimizer.momentums + optimizer.velocities)]
+    outcome = step(batch, 1)
+    assert np.isfinite(outcome[:-2]).all()
+    assert not np.isfinite(outcome[-2])
+    after = [*model.get_weights(), *(moment.numpy() for moment in optimizer.momentums + optimizer.velocities)]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert (optimizer.num_updates.numpy(), loss_scale.num_good_updates.numpy()) == (1, 0)
+    assert loss_scale.scale.numpy() == 2.0**24
+
+    for number in range(2, 30):
+        step(batch, number)
+    assert optimizer.num_updates.numpy() > 1
+    assert 1.0 < loss_scale.scale.numpy() < 2.0**24
+    losses = [step(batch, number)[3] for number in range(30, 35)]
+    assert losses[-1] < outcome[3] / 2
 
 
 def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):

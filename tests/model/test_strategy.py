@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import tensorflow as tf
 
 from model.strategy import (
     Cluster,
+    Devices,
     check_batch_sizes,
     open_devices,
     resolve_deterministic,
@@ -56,6 +58,38 @@ def test_one_device_is_the_default_here(monkeypatch):
     assert (devices.kind, devices.num_replicas, devices.num_workers, devices.is_chief) == ("one_device", 1, 1, True)
     assert not devices.on_gpu
     devices.agree(3)
+
+
+class TwoWorkers:
+    """Stands for a strategy over two processes, of which the other has a number of its own."""
+
+    def __init__(self, others):
+        self._others = tf.constant([others, others**2], tf.int64)
+
+    def run(self, function, args):
+        return function(*args)
+
+    def reduce(self, _, values, axis):
+        assert axis is None
+        return values + self._others
+
+
+@pytest.mark.parametrize(("number", "others"), [(0, 0), (7, 7), (2**30, 2**30), (0, 3), (3, 0), (7, 8)])
+def test_workers_must_be_at_the_same_step(number, others):
+    devices = Devices(
+        strategy=TwoWorkers(others),
+        kind="multi_worker",
+        names=("CPU:0",),
+        num_replicas=2,
+        num_workers=2,
+        worker_index=1,
+        on_gpu=False,
+    )
+    if number == others:
+        devices.agree(number)
+        return
+    with pytest.raises(OptionError, match=f"worker 1 is at step {number}, and others are at .* all workers must see"):
+        devices.agree(number)
 
 
 @pytest.mark.parametrize(

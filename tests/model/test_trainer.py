@@ -1,9 +1,14 @@
 """Whole runs on tiny data: what they leave behind, how they are continued, and where they refuse to go on."""
 
+import collections
 import csv
 import dataclasses
+import itertools
 import json
+import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +20,8 @@ import pytest
 import tensorflow as tf
 
 import model.loop
+import model.optimizer
+import model.trainer
 from model import evaluate
 from model.finished_run import check_same_labels, load_finished_run
 from model.predictor import predict_split
@@ -31,12 +38,20 @@ from pipeline.errors import (
     OutputWriteError,
     SchemaMismatchError,
 )
-from tests.model.runs import NUM_EXAMPLES, STEPS_PER_EPOCH, VOCAB, make_data_dir, make_inputs, tiny_config
+from tests.model.runs import (
+    IN_PROCESS,
+    NUM_EXAMPLES,
+    STEPS_PER_EPOCH,
+    VOCAB,
+    assert_same_results,
+    interruption,
+    learnable_examples,
+    make_data_dir,
+    make_inputs,
+    result_bytes,
+    tiny_config,
+)
 from tests.tiny_dataset import tiny_examples, write_tiny_dataset
-
-# In this process TensorFlow keeps its kernels' freedom: it could not be given back to other tests.
-IN_PROCESS = {"deterministic": "off"}
-RESULT_FILES = ("metrics.csv", "weights.npz", "bert/bert_model.ckpt.data-00000-of-00001", "bert/vocab.txt")
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +73,6 @@ def undisturbed(inputs, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(run))
     return config, run, train_and_evaluate(config)
-
-
-def result_bytes(run):
-    return {name: (run / name).read_bytes() for name in RESULT_FILES}
-
-
-def same_results(run, other):
-    return [name for name in RESULT_FILES if (run / name).read_bytes() != (other / name).read_bytes()] == []
 
 
 def test_learns(finished):
@@ -153,23 +160,10 @@ def test_a_finished_run_is_left_alone(finished):
     assert result_bytes(run) == before
 
 
-def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypatch):
+def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
     config, run, report = undisturbed
     config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
     handler = signal.getsignal(signal.SIGTERM)
-
-    def interrupt_after(method, step, signal_number):
-        real = getattr(model.loop.TrainingLoop, method)
-
-        def call_and_interrupt(loop, *arguments):
-            result = real(loop, *arguments)
-            if loop.progress.step == step:
-                signal.raise_signal(signal_number)
-            return result
-
-        with monkeypatch.context() as patched:
-            patched.setattr(model.loop.TrainingLoop, method, call_and_interrupt)
-            train_and_evaluate(config)
 
     # SIGTERM in the middle of an epoch, and after its last step; an interrupt from the keyboard saves nothing.
     for method, step, signal_number in (
@@ -178,14 +172,17 @@ def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypat
         ("_step", 11, signal.SIGTERM),
         ("_validate", 11, signal.SIGINT),
     ):
-        with pytest.raises((PreemptedError, KeyboardInterrupt)) as raised:
-            interrupt_after(method, step, signal_number)
+        with (
+            interruption(method, step=step, signal_number=signal_number),
+            pytest.raises((PreemptedError, KeyboardInterrupt)) as raised,
+        ):
+            train_and_evaluate(config)
         if signal_number == signal.SIGTERM:
             assert str(raised.value).startswith(f"stopped by SIGTERM after step {step}; the state is saved")
             assert list_states(tmp_path / "run" / "state")[-1].name == f"step-{step:08d}"
     assert not (tmp_path / "run" / "report.json").exists()
     again = train_and_evaluate(config)
-    assert same_results(run, tmp_path / "run")
+    assert_same_results(tmp_path / "run", run)
     for name in ("heads", "best_value", "steps"):
         assert again[name] == report[name]
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -223,6 +220,23 @@ def test_restart_starts_over(inputs, tmp_path):
     assert "category_logits/kernel" not in names
 
 
+def test_the_state_of_another_run_is_refused(inputs, tmp_path):
+    own = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "own"))
+    foreign = dataclasses.replace(own, output_dir=str(tmp_path / "foreign"), seed=1)
+    for config in (own, foreign):
+        with interruption("_step", step=2), pytest.raises(PreemptedError):
+            train_and_evaluate(config)
+    shutil.rmtree(tmp_path / "own" / "state")
+    shutil.copytree(tmp_path / "foreign" / "state", tmp_path / "own" / "state")
+    with pytest.raises(SchemaMismatchError, match=r"own/state/step-00000002/state.json: the state of another run"):
+        train_and_evaluate(own)
+    # A state may move with its whole run.
+    (tmp_path / "foreign").rename(tmp_path / "moved")
+    with interruption("_step", step=3), pytest.raises(PreemptedError):
+        train_and_evaluate(dataclasses.replace(foreign, output_dir=str(tmp_path / "moved")))
+    assert list_states(tmp_path / "moved" / "state")[-1].name == "step-00000003"
+
+
 def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path, monkeypatch):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path))
     real_step = model.loop.TrainingLoop._step
@@ -237,6 +251,21 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
         train_and_evaluate(config)
     assert (error.value.head, error.value.step) == ("second", 7)
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
+
+
+def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_path, monkeypatch):
+    first_scale = 2.0**24  # too much for some steps
+    monkeypatch.setattr(model.trainer, "resolve_policy", lambda config, devices: "mixed_float16")
+    monkeypatch.setattr(model.optimizer, "FIRST_LOSS_SCALE", first_scale)
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), limit_steps=STEPS_PER_EPOCH)
+    with interruption("_step", step=3), pytest.raises(PreemptedError):
+        train_and_evaluate(config)
+    assert train_and_evaluate(config)["steps"] == STEPS_PER_EPOCH
+    state = dict(read_arrays(list_states(tmp_path / "state")[-1] / "arrays.npz"))
+    num_updates = int(state["num_updates"])
+    assert 0 < num_updates < STEPS_PER_EPOCH
+    assert state["loss_scale"] == first_scale / 2 ** (STEPS_PER_EPOCH - num_updates)
+    assert state["num_good_updates"] == num_updates
 
 
 def damage(data_dir, split):
@@ -265,12 +294,72 @@ def test_a_damaged_shard_is_named(inputs, finished, tmp_path):
     [
         ({"precision": "float16"}, "--precision float16: this CPU would emulate it"),
         ({"strategy": "mirrored"}, "TensorFlow sees no GPU"),
+        ({"buckets": (8, 17)}, "bucket length 17 is larger than max_len 16"),
+        ({"batch_tokens": 10}, "batch_tokens 10 is less than one example of 12 positions"),
     ],
 )
 def test_refused_options_leave_no_directory(inputs, tmp_path, options, message):
     with pytest.raises(OptionError, match=message):
         train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), **options))
     assert not (tmp_path / "run").exists()
+
+
+def messages_at_start(config, monkeypatch, caplog):
+    def start(loop):
+        raise PreemptedError("it would begin now")
+
+    caplog.set_level(logging.INFO, "model.trainer")
+    caplog.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(model.loop.TrainingLoop, "train", start)
+        with pytest.raises(PreemptedError, match="it would begin now"):
+            train_and_evaluate(config)
+    return [record.getMessage() for record in caplog.records if record.name == "model.trainer"]
+
+
+def test_says_at_the_start_what_it_will_do(inputs, tmp_path, monkeypatch, caplog):
+    options = {"buckets": (8,), "schedule": "linear", "accumulate_steps": 2, "limit_steps": 15, "seed": 3}
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options)
+    lines = messages_at_start(config, monkeypatch, caplog)
+    said = " ".join(line.removeprefix("options").strip() for line in itertools.takewhile(is_about_options, lines))
+    assert said.split() == " ".join(f"{name}={value}" for name, value in config.describe().items()).split()
+    assert {"batch_size=8", "seed=3", "limit_steps=15"} <= set(said.split())
+
+    fingerprint = json.loads((tmp_path / "config.json").read_text())["dataset"]["fingerprint"]
+    expected = [f"dataset      {inputs['data_dir']}, fingerprint {fingerprint[:12]}, max_len 16"]
+    for seed, split in enumerate(("train", "dev", "test")):
+        examples = learnable_examples(NUM_EXAMPLES[split], seed=seed)
+        tokens = sum(len(example.indices) for example in examples)
+        expected.append(f"  {split:<10} {NUM_EXAMPLES[split]} examples, {tokens:,} tokens")
+        labels = [(example.label, example.second_label) for example in examples]
+        for index, (head, names) in enumerate({"category": "abc", "second": "xy"}.items()):
+            counts = collections.Counter(label[index] for label in labels)
+            shown = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(names))
+            expected.append(f"    {head:<10} {shown}")
+    # 50 tokens, 2 segments, 24 positions and a norm; a layer of width 16 and 32; heads of 3 and 2 classes.
+    embeddings, attention, feed_forward = (50 + 2 + 24 + 2) * 16, 4 * (16 + 1) * 16 + 2 * 16, (2 * 16 + 1) * 32 + 3 * 16
+    parameters = embeddings + attention + feed_forward + (16 + 1) * (3 + 2)
+    train_tokens = sum(len(example.indices) for example in learnable_examples(83, seed=0))
+    expected += [
+        f"model        fused BERT, 1 layers, hidden 16, pooling cls, {parameters:,} trainable parameters, float32",
+        "devices      one_device, 1 replicas: CPU:0",
+        "batches      8 examples, 8 per replica in 2 parts, padded to 8, 16",
+        f"padding      PART of positions; {1 - train_tokens / (83 * 16):.1%} if all were padded to 16",
+        "steps        11 per epoch, 15 at most = 1.364 epochs, 3 of them warm-up",
+    ]
+    found = [line for line in lines if not is_about_options(line)]
+    share = re.search(r"([\d.]+%) of positions", found[-2])[1]
+    assert found == [line.replace("PART", share) for line in expected]
+    assert 0 < float(share[:-1]) < 100 * (1 - train_tokens / (83 * 16))
+
+    with interruption("_step", step=12), pytest.raises(PreemptedError):
+        train_and_evaluate(config)
+    again = messages_at_start(config, monkeypatch, caplog)
+    assert again == [*lines, "continuing   after step 12, epoch 2"]
+
+
+def is_about_options(line):
+    return line.startswith(("options ", " " * len("options ")))
 
 
 def test_early_stopping_and_dev_report(inputs, tmp_path):
@@ -286,31 +375,46 @@ def test_early_stopping_and_dev_report(inputs, tmp_path):
 TRAIN_IN_PROCESS = """
 import json, sys
 from model.trainer import train_and_evaluate
+from pipeline.command_line import run_command
 from tests.model.runs import tiny_config
-for options in json.loads(sys.argv[1]):
-    train_and_evaluate(tiny_config(**options))
+
+def train_all(arguments):
+    for options in json.loads(arguments[0]):
+        train_and_evaluate(tiny_config(**options))
+    return 0
+
+sys.exit(run_command(train_all))
 """
 
 
 def start_training(*runs, **environment):
-    """Start a process that trains runs one after another."""
+    """Start a process that trains runs one after another, and ends as the command does."""
     command = [sys.executable, "-c", TRAIN_IN_PROCESS, json.dumps(runs)]
     clean = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     return subprocess.Popen(command, env=clean | environment, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(*processes):
+def wait_for(*processes, status=0):
+    """Wait for the end of processes, and return what each said."""
+    said = []
     for process in processes:
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        assert process.returncode == status, errors
+        said.append(errors)
+    return said
 
 
-def assert_equal_within_rounding(run, other):
+def assert_equal_within_rounding(run, other, *, atol=2e-4, metrics=1e-4):
     found, expected = dict(read_arrays(run / "weights.npz")), dict(read_arrays(other / "weights.npz"))
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         # Adam divides by the root of tiny second moments, which multiplies rounding where a gradient is nearly 0.
-        np.testing.assert_allclose(found[name], array, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], array, atol=atol, err_msg=name)
+    with (run / "metrics.csv").open(newline="") as stream, (other / "metrics.csv").open(newline="") as expected_stream:
+        for row, expected_row in zip(csv.DictReader(stream), csv.DictReader(expected_stream), strict=True):
+            assert {name: float(value) for name, value in row.items()} == {
+                name: pytest.approx(float(value), abs=metrics) for name, value in expected_row.items()
+            }
 
 
 def test_replicas_do_not_change_the_result(inputs, tmp_path):
@@ -318,44 +422,79 @@ def test_replicas_do_not_change_the_result(inputs, tmp_path):
     one = common | {"output_dir": str(tmp_path / "one"), "strategy": "one_device"}
     two = common | {"output_dir": str(tmp_path / "two"), "strategy": "mirrored", "cpu_replicas": 2}
     # Two devices first: they can only be made before TensorFlow starts.
-    wait_for(start_training(two, one))
+    (said,) = wait_for(start_training(two, one))
+    assert "devices      mirrored, 2 replicas: CPU:0, CPU:1\nbatches      8 examples, 4 per replica, padded to" in said
     assert_equal_within_rounding(tmp_path / "two", tmp_path / "one")
-    with (tmp_path / "one" / "metrics.csv").open() as one, (tmp_path / "two" / "metrics.csv").open() as two:
-        for row, other in zip(csv.DictReader(one), csv.DictReader(two), strict=True):
-            assert {key: float(value) for key, value in row.items()} == {
-                key: pytest.approx(float(value), abs=1e-4) for key, value in other.items()
-            }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    ("common", "special", "tolerances"),
     [
-        {"precision": "bfloat16", "accumulate_steps": 2, "strategy": "mirrored", "cpu_replicas": 2},
-        {"encoder": "keras_bert", "optimizer": "adam", "clip_norm": 0.0, "buckets": "off", "batch_size": 4},
-        {"xla": "on", "buckets": "off", "pooling": "max", "schedule": "linear", "limit_steps": 15},
-        {"batch_tokens": 64, "buckets": (8, 12), "max_len": 12, "label_smoothing": (("second", 0.1),)},
-        {"balance_classes": ("second",), "monitor": "loss", "loss_weights": (("second", 0.5),), "warmup": 0.1},
+        # A product of another number of rows is rounded otherwise, and Adam takes the sign of what is nearly 0.
+        (
+            {"precision": "bfloat16"},
+            {"accumulate_steps": 2, "strategy": "mirrored", "cpu_replicas": 2},
+            {"atol": 0.03, "metrics": 2e-3},
+        ),
+        ({"buckets": "off"}, {"xla": "on"}, {}),
+        ({"optimizer": "adam", "clip_norm": 0.0, "buckets": "off", "batch_size": 4}, {"encoder": "keras_bert"}, {}),
     ],
+    ids=["bfloat16", "xla", "keras_bert"],
 )
-def test_other_options_train_too(inputs, tmp_path, options):
-    wait_for(start_training(inputs | {"output_dir": str(tmp_path), "epochs": 4} | options))
+def test_other_ways_to_compute_the_same(inputs, tmp_path, common, special, tolerances):
+    common = inputs | {"dropout": 0.0, "limit_steps": 15} | common
+    plain, other = common | {"output_dir": str(tmp_path / "plain")}, common | {"output_dir": str(tmp_path / "other")}
+    wait_for(start_training(other | special, plain))
+    assert_equal_within_rounding(tmp_path / "other", tmp_path / "plain", **tolerances)
+    assert (tmp_path / "other" / "weights.npz").read_bytes() != (tmp_path / "plain" / "weights.npz").read_bytes()
+
+
+def test_many_options_together(inputs, tmp_path):
+    report = train_and_evaluate(
+        tiny_config(
+            **inputs,
+            **IN_PROCESS,
+            output_dir=str(tmp_path),
+            batch_tokens=64,
+            buckets=(8, 12),
+            max_len=12,
+            pooling="max",
+            loss_weights=(("second", 0.5),),
+            label_smoothing=(("second", 0.1),),
+            balance_classes=("second",),
+            monitor="loss",
+            warmup=0.1,
+            epochs=3,
+        )
+    )
     with (tmp_path / "metrics.csv").open(newline="") as stream:
-        losses = [float(row["loss"]) for row in csv.DictReader(stream)]
-    assert losses[-1] < losses[0]
-    assert (tmp_path / "report.json").exists()
+        rows = list(csv.DictReader(stream))
+    for kind in ("", "val_"):
+        losses = [float(row[f"{kind}loss"]) for row in rows]
+        expected = [float(row[f"{kind}category_loss"]) + 0.5 * float(row[f"{kind}second_loss"]) for row in rows]
+        assert losses == pytest.approx(expected)
+    assert report["monitored"] == "val_loss"
+    assert (report["best_value"], report["best_epoch"]) == (pytest.approx(min(losses)), 1 + np.argmin(losses))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 
-def start_workers(run, number=2):
-    """Start the processes of a cluster on loopback addresses."""
-    sockets = [socket.socket() for _ in range(number)]
+def start_workers(run, other_run=None):
+    """Start the two processes of a cluster on loopback addresses, the second with other options if they are given."""
+    runs = [run, other_run or run]
+    sockets = [socket.socket() for _ in runs]
     for sock in sockets:
         sock.bind(("127.0.0.1", 0))
     addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
     for sock in sockets:
         sock.close()
-    tasks = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(number)]
-    return [start_training(run | {"strategy": "multi_worker"}, TF_CONFIG=json.dumps(task)) for task in tasks]
+    tasks = [
+        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(len(runs))
+    ]
+    return [
+        start_training(run | {"strategy": "multi_worker"}, TF_CONFIG=json.dumps(task))
+        for run, task in zip(runs, tasks, strict=True)
+    ]
 
 
 @pytest.mark.slow
@@ -365,6 +504,48 @@ def test_two_workers_do_not_change_the_result(inputs, tmp_path):
     alone = start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"})
     wait_for(*workers, alone)
     assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
+
+
+def wait_for_a_state(states, workers):
+    while not list_states(states):
+        assert all(worker.poll() is None for worker in workers)
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [(1,), (0, 1)])
+def test_workers_stop_together_and_continue(inputs, tmp_path, asked):
+    """SIGTERM to a worker that saves nothing itself, and to all of them, as a cluster sends it."""
+    common = inputs | {"dropout": 0.0, "epochs": 40, "limit_steps": 60, "save_every": 4}
+    run = common | {"output_dir": str(tmp_path / "workers")}
+    states = tmp_path / "workers" / "state"
+    workers = start_workers(run)
+    wait_for_a_state(states, workers)
+    for index in asked:
+        workers[index].send_signal(signal.SIGTERM)
+    said = wait_for(*workers, status=75)
+    (step,) = {re.search(r"stopped by SIGTERM after step (\d+); the state is saved", errors)[1] for errors in said}
+    assert 4 <= int(step) < 60
+    assert list_states(states)[-1].name.startswith(f"step-{int(step):08d}")
+    assert not (tmp_path / "workers" / "report.json").exists()
+    wait_for(*start_workers(run))
+    wait_for(start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"}))
+    assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_workers_that_see_different_directories_say_so(inputs, tmp_path):
+    common = inputs | {"epochs": 40, "limit_steps": 60}
+    paths = [tmp_path / "one", tmp_path / "other"]
+    with interruption("_step", step=3), pytest.raises(PreemptedError):
+        train_and_evaluate(tiny_config(**common, output_dir=str(paths[1])))
+    workers = start_workers(*(common | {"output_dir": str(path)} for path in paths))
+    said = wait_for(*workers, status=2)
+    for index, step in enumerate((0, 3)):
+        expected = (
+            f"error: worker {index} is at step {step}, and others are at 1.5 on average; all workers must see the"
+        )
+        assert expected in said[index]
 
 
 @pytest.mark.slow
@@ -380,9 +561,7 @@ def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(in
     }
     workers = start_workers(run)
     states = tmp_path / "workers" / "state"
-    while not states.is_dir() or not list_states(states):
-        assert all(worker.poll() is None for worker in workers)
-        time.sleep(0.002)
+    wait_for_a_state(states, workers)
     workers[victim].kill()
     _, errors = workers[1 - victim].communicate(timeout=120)
     assert workers[1 - victim].returncode not in (0, None), errors

@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from model.training_state import (
     save_state,
 )
 from model.weights import assign_arrays, load_model_weights, read_arrays, save_model_weights, write_arrays
-from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError
+from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError, SchemaMismatchError
 
 PROGRESS = Progress(
+    run_id="a" * 64,
     step=500,
     epoch=2,
     epoch_step=100,
@@ -49,17 +51,21 @@ def values(variables):
     return {name: variable.numpy().tolist() for name, variable in variables.items()}
 
 
+def restore(states_dir, variables):
+    return restore_newest(states_dir, variables, run_id=PROGRESS.run_id)
+
+
 def test_everything_comes_back_bit_by_bit(tmp_path):
     saved = make_variables()
     path = save_state(tmp_path / "state", PROGRESS, saved, keep=2)
     assert path.name == "step-00000500"
     restored = make_variables(seed=1)
-    assert restore_newest(tmp_path / "state", restored) == PROGRESS
+    assert restore(tmp_path / "state", restored) == PROGRESS
     assert values(restored) == values(saved)
 
 
 def test_no_state_is_no_error(tmp_path):
-    assert restore_newest(tmp_path / "nothing", make_variables()) is None
+    assert restore(tmp_path / "nothing", make_variables()) is None
 
 
 def test_keeps_the_newest_states_in_order(tmp_path):
@@ -86,7 +92,7 @@ def test_falls_back_from_a_damaged_state_whatever_byte_it_is(tmp_path, name, cap
         flipped = data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
         path.write_bytes(flipped)
         restored = make_variables(2)
-        progress = restore_newest(tmp_path, restored)
+        progress = restore(tmp_path, restored)
         if progress.step == 501:
             # A zip archive has bytes that mean nothing, such as dates: then everything must be what was saved.
             assert name == ARRAYS_NAME
@@ -95,31 +101,46 @@ def test_falls_back_from_a_damaged_state_whatever_byte_it_is(tmp_path, name, cap
             assert (progress, values(restored)) == (PROGRESS, values(good))
         path.write_bytes(data[:position])
         restored = make_variables(2)
-        assert restore_newest(tmp_path, restored) == PROGRESS
+        assert restore(tmp_path, restored) == PROGRESS
         assert values(restored) == values(good)
     assert "cannot be used" in caplog.text
     path.unlink()
-    assert restore_newest(tmp_path, make_variables(2)) == PROGRESS
+    assert restore(tmp_path, make_variables(2)) == PROGRESS
 
 
 def test_says_so_when_all_states_are_damaged(tmp_path):
     path = save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     (path / STATE_NAME).write_text("{}")
     with pytest.raises(InputFormatError, match="none of the 1 saved states can be read"):
-        restore_newest(tmp_path, make_variables())
+        restore(tmp_path, make_variables())
 
 
 def test_a_damaged_state_is_written_again(tmp_path):
     path = save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     (path / ARRAYS_NAME).write_bytes(b"")
     save_state(tmp_path, PROGRESS, make_variables(), keep=1)
-    assert restore_newest(tmp_path, make_variables(1)) == PROGRESS
+    assert restore(tmp_path, make_variables(1)) == PROGRESS
 
 
 def test_refuses_the_state_of_another_model(tmp_path):
     save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     with pytest.raises(InputFormatError, match=r"lacks weights/b/kernel; it belongs to another model"):
-        restore_newest(tmp_path, make_variables() | {"weights/b/kernel": tf.Variable(1.0)})
+        restore(tmp_path, make_variables() | {"weights/b/kernel": tf.Variable(1.0)})
+
+
+def test_refuses_the_state_of_another_run_of_the_same_shape(tmp_path):
+    own, foreign = make_variables(0), make_variables(1)
+    save_state(tmp_path, PROGRESS, own, keep=2)
+    path = save_state(tmp_path, dataclasses.replace(PROGRESS, step=501, run_id="b" * 64), foreign, keep=2)
+    (path / ARRAYS_NAME).write_bytes(b"")  # not even looked at
+    with pytest.raises(SchemaMismatchError) as error:
+        restore(tmp_path, make_variables(2))
+    assert str(error.value).startswith(
+        f"{path / STATE_NAME}: the state of another run (expected run aaaaaaaaaaaa, found bbbbbbbbbbbb)"
+    )
+    assert "put this run's own states back, or give --restart" in str(error.value)
+    shutil.rmtree(path)
+    assert restore(tmp_path, make_variables(2)) == PROGRESS
 
 
 def test_a_full_disk_leaves_the_state_before(tmp_path):
@@ -137,7 +158,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000500"]
     restored = make_variables(2)
-    assert restore_newest(tmp_path, restored) == PROGRESS
+    assert restore(tmp_path, restored) == PROGRESS
     assert values(restored) == values(good)
 
 
@@ -155,7 +176,7 @@ class Variable:
 
 step = 1
 while True:
-    progress = Progress(step=step, epoch_step=1)
+    progress = Progress(run_id="a" * 64, step=step, epoch_step=1)
     save_state(Path(sys.argv[1]), progress, {"a": Variable(np.full([2000, 500], step))}, keep=2)
     print(step, flush=True)
     step += 1
@@ -163,7 +184,7 @@ while True:
 
 
 def test_kill_while_saving_leaves_a_whole_state(tmp_path):
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(0)
     for _ in range(3):
         command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -172,7 +193,7 @@ def test_kill_while_saving_leaves_a_whole_state(tmp_path):
             process.kill()
             said = process.stdout.read().split()
         variables = {"a": tf.Variable(np.zeros([2000, 500], np.int64))}
-        progress = restore_newest(tmp_path, variables)
+        progress = restore(tmp_path, variables)
         # At least what it had said; perhaps one more, which it could not say any more.
         assert progress.step - int(said[-1] if said else 1) in (0, 1)
         assert (variables["a"].numpy() == progress.step).all()

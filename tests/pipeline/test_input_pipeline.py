@@ -399,6 +399,17 @@ def test_a_record_without_a_feature_is_located(small: Path):
     assert (caught.value.record, caught.value.offset) == (3, offset_of(records, 3))
 
 
+def test_a_record_that_is_no_example_is_located(small: Path):
+    """Well framed, but cut; its bytes are no text, which makes an exception of Python out of TensorFlow's own."""
+    records = serialize(examples_of(30))[:10]
+    records[4] = records[4][:40] + b"\xff"
+    shard(small, 0).write_bytes(frame_records(records))
+    describe_anew(small, 0)
+    with pytest.raises(CorruptShardError) as caught:
+        consume(small)
+    assert (caught.value.record, caught.value.offset) == (4, offset_of(records, 4))
+
+
 def test_segments_of_another_length_are_located(small: Path):
     examples = examples_of(30)[:10]
     records = serialize(examples)
