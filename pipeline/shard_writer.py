@@ -18,7 +18,7 @@ from pipeline.dataset_info import LENGTHS_DTYPE, FileInfo
 from pipeline.reading import fetch
 from pipeline.references import DatasetPlan, Job, Reference
 from pipeline.schema import CATEGORY_HEAD, INDICES, KEY, LABEL, SECOND_HEAD, SECOND_LABEL, SEGMENTS
-from pipeline.shards import place, shard_name
+from pipeline.shards import Placement, place, shard_name
 from pipeline.tfexample import compress, frame_records, serialize_examples
 from pipeline.tokenization import Tokenizer
 from pipeline.vocabulary import NUM_EDGE_TOKENS
@@ -85,7 +85,9 @@ def write_shard(
     config = job.config
     report = ShardReport(split=split, index=index)
     # Equal texts have equal digests, so they end up side by side; the key settles their order.
-    ordered = sorted(references, key=lambda reference: (reference.digest[24:], reference.digest, reference.key))
+    ordered = sorted(
+        references, key=lambda reference: (Placement(reference.digest).order, reference.digest, reference.key)
+    )
     ordered = list(_settle_duplicates(ordered, report, drop=config.duplicates == "drop"))
     records = serialize_documents(ordered, report, plan=plan, job=job, tokenizer=tokenizer, on_progress=on_progress)
     report.file = _write_records(records, split, index, plan, job)

@@ -30,11 +30,10 @@ from pipeline.characters import (
     fold_table,
     reject_surrogates,
 )
+from pipeline.config import MIN_MAX_LEN
 from pipeline.errors import EmptyDocumentError, InputFormatError, OptionError
-from pipeline.vocabulary import CLS_TOKEN, PAD_TOKEN, SEP_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, load_vocab
+from pipeline.vocabulary import CLS_TOKEN, NUM_EDGE_TOKENS, PAD_TOKEN, SEP_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, load_vocab
 from pipeline.wordpiece import BoundedCache, WordPieces
-
-MIN_MAX_LEN = 3  # [CLS], one token, [SEP]
 
 # One pass over this many characters keeps its arrays inside a second-level cache and its overhead below 0.2 µs a title.
 _PASS_CHARS = 1 << 17
@@ -99,6 +98,7 @@ class Tokenizer:
                 f"vocabulary of {len(vocab)} tokens: the ids must be 0 to {len(vocab) - 1}, each once"
             )
         self._max_len = max_len
+        self._max_tokens = max_len - NUM_EDGE_TOKENS
         self._cased = cased
         self._pieces = WordPieces(self._vocab, unk_id=self.unk_id, max_pieces=max_len - 1)
         # Longer words are not read to their end: this much alone is more than `max_len` pieces.
@@ -179,7 +179,7 @@ class Tokenizer:
         tokens = self._read(text)
         if not tokens:
             raise EmptyDocumentError(_empty_message("text", text))
-        indices = [self.cls_id, *tokens[: self._max_len - 2], self.sep_id]
+        indices = [self.cls_id, *tokens[: self._max_tokens], self.sep_id]
         return indices, [0] * len(indices)
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
@@ -188,7 +188,7 @@ class Tokenizer:
         Raises:  EmptyDocumentError, InputFormatError: as `encode`; the message gives the text's place in the batch.
         """
         batch = self.encode_arrays(texts)
-        empty = np.flatnonzero(batch.lengths == 2)
+        empty = np.flatnonzero(batch.lengths == NUM_EDGE_TOKENS)
         if empty.size:
             raise EmptyDocumentError(_empty_message(f"text {empty[0]} of the batch", texts[empty[0]]))
         # Python integers made once and shared: three times as fast as `ids.tolist()`, and a fifth of the memory.
@@ -210,8 +210,8 @@ class Tokenizer:
         num_chars = np.fromiter(map(len, texts), np.int64, len(texts))
         for row in np.flatnonzero(num_chars > self._first_window).tolist():
             reject_surrogates(texts[row], _nth_text(row), self._first_window)
-        rows = _Rows(len(texts), max_tokens=self._max_len - 2)
-        read_chars = np.minimum(num_chars, self._first_window) + 2
+        rows = _Rows(len(texts), max_tokens=self._max_tokens)
+        read_chars = np.minimum(num_chars, self._first_window) + NUM_EDGE_TOKENS
         passes = np.cumsum(read_chars) // _PASS_CHARS
         bounds = [0, *(np.flatnonzero(np.diff(passes)) + 1).tolist(), len(texts)]
         for start, stop in itertools.pairwise(bounds):
@@ -251,7 +251,7 @@ class Tokenizer:
         codes = np.take(self._codes, points)
         # Each text stands between two line feeds; they make room for its [CLS] and [SEP]. No text can yield these ids,
         # "[" being a token of its own, so they mark the rows wherever the following steps move them.
-        stops = np.cumsum(np.minimum(num_chars[pending], window) + 2)
+        stops = np.cumsum(np.minimum(num_chars[pending], window) + NUM_EDGE_TOKENS)
         codes[stops - 1] = self.sep_id
         codes[0] = self.cls_id
         codes[stops[:-1]] = self.cls_id
@@ -264,7 +264,7 @@ class Tokenizer:
         ids, last_word_tokens = self._fill_words(codes, points)
 
         starts = np.flatnonzero(ids == self.cls_id)
-        num_tokens = np.diff(starts, append=ids.size) - 2
+        num_tokens = np.diff(starts, append=ids.size) - NUM_EDGE_TOKENS
         # The end of the window may have cut a word: nothing from there on is certain.
         certain = num_tokens - last_word_tokens
         complete = (num_chars[pending] <= window) | (certain > rows.max_tokens)
@@ -341,7 +341,7 @@ class Tokenizer:
                         word = ""
                     if code >= 0:
                         tokens.append(code)
-                    if len(tokens) > self._max_len - 2:
+                    if len(tokens) > self._max_tokens:
                         return tokens, False
         if word:
             tokens += self._pieces[word]
@@ -376,7 +376,7 @@ class _Rows:
 
     def to_batch(self, sep_id: int) -> TokenBatch:
         """Put the rows in order and cut what does not fit."""
-        lengths = np.minimum(self._num_tokens, self.max_tokens) + 2
+        lengths = np.minimum(self._num_tokens, self.max_tokens) + NUM_EDGE_TOKENS
         row_splits = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         source = np.arange(row_splits[-1]) + np.repeat(self._starts - row_splits[:-1], lengths)
         ids = np.concatenate(self._ids)[source]
