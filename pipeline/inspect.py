@@ -1,5 +1,6 @@
 """`python -m pipeline.inspect DIR`: what is in a dataset, and what became of one document."""
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -135,10 +136,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())
