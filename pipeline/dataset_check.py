@@ -23,7 +23,7 @@ from pipeline.dataset_info import (
 from pipeline.errors import InputFormatError, MissingInputError
 from pipeline.output_dir import REJECTED_NAME, is_ours
 from pipeline.record_scan import Fault
-from pipeline.schema import CATEGORY_HEAD, HEAD_FEATURES, SECOND_HEAD, schema_as_json
+from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD, schema_as_json
 from pipeline.shard_check import ShardFindings
 from pipeline.shards import SHARD_NAME
 from pipeline.vocabulary import parse_vocab
@@ -210,10 +210,8 @@ def check_sums(info: DatasetInfo, name: str, shards: Sequence[ShardFindings], *,
     split = info.splits[name]
     if any(shard.num_faults for shard in shards):
         return
-    joint = np.zeros([len(info.labels[head]) for head in HEAD_FEATURES], dtype=np.int64)
-    for shard in shards:
-        np.add.at(joint, (shard.labels[:, 0], shard.labels[:, 1]), 1)
-    if joint.tolist() != split.joint_label_counts:
+    labels = np.concatenate([np.empty((0, 2), np.int64), *(shard.labels for shard in shards)])
+    if info.count_pairs(labels).tolist() != split.joint_label_counts:
         yield fault_of_info(f"split {name}: its label counts are not those of its shards")
     num_unknown = sum(int(shard.unknown.sum()) for shard in shards)
     if has_vocab and num_unknown != split.num_unknown_tokens:

@@ -191,6 +191,12 @@ class DatasetInfo:
             )
         return split
 
+    def count_pairs(self, labels: np.ndarray) -> np.ndarray:
+        """Return int64 [categories, second labels], the examples of each pair; `labels` is int [N, 2], their ids."""
+        joint = np.zeros([len(self.labels[head]) for head in HEAD_FEATURES], dtype=np.int64)
+        np.add.at(joint, (labels[:, 0], labels[:, 1]), 1)
+        return joint
+
     @property
     def fingerprint(self) -> str:
         """A SHA-256 that identifies the examples: equal fingerprints mean equal bytes in every shard, in order."""
