@@ -10,7 +10,8 @@ from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.dataset_check import check_rejected, check_vocab
-from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, digest_directory, read_dataset_info
+from pipeline.dataset_files import digest_directory
+from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, read_dataset_info
 from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line
 from pipeline.output_dir import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY

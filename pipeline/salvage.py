@@ -18,9 +18,9 @@ from pipeline import filesystem
 from pipeline.command_line import VERSION
 from pipeline.config import require
 from pipeline.corpus import Rejection
+from pipeline.dataset_files import LENGTHS_DTYPE
 from pipeline.dataset_info import (
     DATASET_INFO_NAME,
-    LENGTHS_DTYPE,
     VOCAB_NAME,
     DatasetInfo,
     DocumentCounts,

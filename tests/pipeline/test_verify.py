@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 from pipeline import verify as verify_command
 from pipeline.command_line import run_command
 from pipeline.config import InputSpec
-from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, FileInfo, _checksum, npy_bytes, read_dataset_info
+from pipeline.dataset_files import npy_bytes
+from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, FileInfo, _checksum, read_dataset_info
 from pipeline.errors import MissingInputError, OptionError, OutputExistsError, SchemaMismatchError, WorkerDiedError
 from pipeline.findings import Findings
 from pipeline.output_dir import REJECTED_NAME
