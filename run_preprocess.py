@@ -1,6 +1,7 @@
 """Tokenize a labelled corpus once into sharded TFRecords: `python run_preprocess.py --help`."""
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -162,10 +163,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

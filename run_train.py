@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -186,10 +187,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.measure import describe_machine
-from pipeline.dataset_info import digest_directory
+from pipeline.dataset_files import digest_directory
 from pipeline.sample_corpus import write_sample_corpus
 from pipeline.summary import format_table
 from tests.engines import clusters, flink_cluster

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import describe_machine
 from pipeline.config import InputSpec, PreprocessConfig
-from pipeline.dataset_info import LENGTHS_DTYPE
+from pipeline.dataset_files import LENGTHS_DTYPE
 from pipeline.preprocess import prepare
 from pipeline.publish import publish_dataset
 from pipeline.reading import REMOTE_READERS

@@ -21,6 +21,8 @@ MAX_BUCKETS = 6
 # Multiples of 8 suit tensor cores; taken wherever they cost at most this share of additional positions.
 EDGE_MULTIPLE = 8
 MAX_ROUNDING_COST = 0.01
+# The work, and the memory, grow with their square: 34 GB for the 65,535 lengths that a dataset may have.
+MAX_CANDIDATES = 1_024
 
 Buckets = Literal["auto", "off"] | Sequence[int]
 
@@ -132,12 +134,16 @@ def choose_edges(histogram: Sequence[int] | np.ndarray, max_edges: int = MAX_BUC
         multiple: padded lengths are multiples of this, except that none exceeds `max_len`.
 
     Returns:
-        At most `max_edges` lengths, increasing; the last one covers the longest example.
+        At most `max_edges` lengths, increasing; the last one covers the longest example. Of more than `MAX_CANDIDATES`
+        different lengths, coarser multiples are tried.
     """
     histogram = np.asarray(histogram, dtype=np.int64)
     max_len = len(histogram) - 1
     present = np.flatnonzero(histogram)
-    edges = np.unique(np.minimum(-(-present // multiple) * multiple, max_len))
+    edges = _candidates(present, max_len, multiple)
+    while len(edges) > MAX_CANDIDATES:
+        multiple *= 2
+        edges = _candidates(present, max_len, multiple)
     # below[j]: examples that the first j candidate edges cover.
     below = np.concatenate([[0], np.cumsum(histogram)[edges]])
     # cost[j]: fewest positions for the examples below candidate j, with one more edge in every round.
@@ -155,6 +161,10 @@ def choose_edges(histogram: Sequence[int] | np.ndarray, max_edges: int = MAX_BUC
             chosen.append(int(edges[at - 1]))
         at = origin[at]
     return chosen[::-1]
+
+
+def _candidates(lengths: np.ndarray, max_len: int, multiple: int) -> np.ndarray:
+    return np.unique(np.minimum(-(-lengths // multiple) * multiple, max_len))
 
 
 def positions_needed(histogram: Sequence[int] | np.ndarray, edges: Sequence[int]) -> int:

@@ -49,7 +49,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main` and turn its outcome into an exit status.
+    """Run a command's `main` and turn its outcome into an exit status; the installed commands call nothing else.
 
     Args:
         main: takes the arguments, returns the exit status.

@@ -5,7 +5,8 @@ an error while reading asks here.
 """
 
 from pipeline import filesystem
-from pipeline.dataset_info import DatasetInfo, check_files, read_lengths
+from pipeline.dataset_files import check_files, read_lengths
+from pipeline.dataset_info import DatasetInfo
 from pipeline.errors import CorruptShardError
 from pipeline.example_check import Expectation
 from pipeline.shard_check import check_shard

@@ -2,7 +2,6 @@
 
 import collections
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,24 +10,21 @@ import numpy as np
 
 from pipeline import filesystem
 from pipeline.config import COMPRESSIONS
+from pipeline.dataset_files import NOT_THERE, find_change, parse_lengths
 from pipeline.dataset_info import (
     CHANGED,
     DATASET_INFO_NAME,
-    LENGTHS_DTYPE,
     VOCAB_NAME,
     DatasetInfo,
-    FileInfo,
     SplitInfo,
 )
 from pipeline.errors import InputFormatError, MissingInputError
 from pipeline.output_dir import REJECTED_NAME, is_ours
 from pipeline.record_scan import Fault
-from pipeline.schema import CATEGORY_HEAD, HEAD_FEATURES, SECOND_HEAD, schema_as_json
+from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD, schema_as_json
 from pipeline.shard_check import ShardFindings
 from pipeline.shards import SHARD_NAME
 from pipeline.vocabulary import parse_vocab
-
-NOT_THERE = "listed in dataset.json but not there"
 
 
 def fault_of_info(what: str) -> Fault:
@@ -129,33 +125,17 @@ def check_lengths(data_dir: str, split: SplitInfo) -> tuple[np.ndarray | None, l
     """Return the lengths of a split's examples, `None` if they cannot be trusted, and what is wrong with their file."""
     file = split.lengths_file
     try:
-        content = filesystem.read_bytes(filesystem.join(data_dir, file.name))
+        lengths = parse_lengths(filesystem.read_bytes(filesystem.join(data_dir, file.name)), split)
     except MissingInputError:
         return None, [Fault(file=file.name, what=NOT_THERE)]
-    if (what := _misfit(content, file)) is not None:
-        return None, [Fault(file=file.name, what=what)]
-    try:
-        lengths: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        return None, [Fault(file=file.name, what=f"not a NumPy file ({str(error).splitlines()[0]:.80})")]
-    if not isinstance(lengths, np.ndarray) or lengths.dtype != LENGTHS_DTYPE or lengths.shape != (split.num_examples,):
-        return None, [
-            Fault(file=file.name, what=f"expected {LENGTHS_DTYPE} [{split.num_examples}], got something else")
-        ]
+    except ValueError as error:
+        return None, [Fault(file=file.name, what=str(error))]
     histogram = np.bincount(lengths, minlength=len(split.length_histogram)).tolist()
     if histogram != list(split.length_histogram):
         return lengths, [
             Fault(file=file.name, what=f"its lengths are not those of the histogram in {DATASET_INFO_NAME}")
         ]
     return lengths, []
-
-
-def _misfit(content: bytes, file: FileInfo) -> str | None:
-    if len(content) != file.num_bytes:
-        return f"expected {file.num_bytes} bytes, got {len(content)}"
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        return f"its checksum differs from {DATASET_INFO_NAME}"
-    return None
 
 
 def check_rejected(data_dir: str, info: DatasetInfo) -> tuple[list[dict[str, str]], list[Fault]]:
@@ -172,7 +152,7 @@ def check_rejected(data_dir: str, info: DatasetInfo) -> tuple[list[dict[str, str
         content = filesystem.read_bytes(filesystem.join(data_dir, REJECTED_NAME))
     except MissingInputError:
         return [], [*faults, Fault(file=REJECTED_NAME, what="not there, or it cannot be opened")]
-    if file is not None and (what := _misfit(content, file)) is not None:
+    if file is not None and (what := find_change(content, file)) is not None:
         faults.append(Fault(file=REJECTED_NAME, what=what))
     rejections, offset = [], 0
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else []):
@@ -210,10 +190,8 @@ def check_sums(info: DatasetInfo, name: str, shards: Sequence[ShardFindings], *,
     split = info.splits[name]
     if any(shard.num_faults for shard in shards):
         return
-    joint = np.zeros([len(info.labels[head]) for head in HEAD_FEATURES], dtype=np.int64)
-    for shard in shards:
-        np.add.at(joint, (shard.labels[:, 0], shard.labels[:, 1]), 1)
-    if joint.tolist() != split.joint_label_counts:
+    labels = np.concatenate([np.empty((0, 2), np.int64), *(shard.labels for shard in shards)])
+    if info.count_pairs(labels).tolist() != split.joint_label_counts:
         yield fault_of_info(f"split {name}: its label counts are not those of its shards")
     num_unknown = sum(int(shard.unknown.sum()) for shard in shards)
     if has_vocab and num_unknown != split.num_unknown_tokens:

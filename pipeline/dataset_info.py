@@ -6,20 +6,16 @@ checksum.
 """
 
 import dataclasses
-import functools
 import hashlib
-import io
 import json
-import os
 import re
-import types
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
 from pipeline import filesystem
-from pipeline.errors import CorruptShardError, EmptySplitError, MissingInputError, SchemaMismatchError
+from pipeline.errors import EmptySplitError, MissingInputError, SchemaMismatchError
 from pipeline.labels import LabelMap
 from pipeline.schema import (
     CATEGORY_HEAD,
@@ -29,10 +25,10 @@ from pipeline.schema import (
     schema_as_json,
     schema_fingerprint,
 )
+from pipeline.typed_json import find_misfit
 
 DATASET_INFO_NAME = "dataset.json"
 VOCAB_NAME = "vocab.txt"
-LENGTHS_DTYPE = np.dtype("<u2")
 CHANGED = "changed after it was written (its checksum differs)"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -191,6 +187,12 @@ class DatasetInfo:
             )
         return split
 
+    def count_pairs(self, labels: np.ndarray) -> np.ndarray:
+        """Return int64 [categories, second labels], the examples of each pair; `labels` is int [N, 2], their ids."""
+        joint = np.zeros([len(self.labels[head]) for head in HEAD_FEATURES], dtype=np.int64)
+        np.add.at(joint, (labels[:, 0], labels[:, 1]), 1)
+        return joint
+
     @property
     def fingerprint(self) -> str:
         """A SHA-256 that identifies the examples: equal fingerprints mean equal bytes in every shard, in order."""
@@ -268,7 +270,7 @@ class DatasetInfo:
         except (KeyError, TypeError, AttributeError) as error:
             problem: str | None = f"field {error} is missing or malformed"
         else:
-            problem = find_misfit(info)
+            problem = find_misfit(info) or _find_foreign_name(info)
         if problem and not is_unchanged:
             problem = f"{CHANGED}: {problem}"
         if problem:
@@ -280,40 +282,14 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def find_misfit(value: Any, hint: Any = None, place: str = "") -> str | None:
-    """Return where a description is not what its type says, `None` where it is.
-
-    Args:
-        value: a `DatasetInfo`, or a part of one.
-        hint: the part's type; by default that of the value.
-        place: the part's name.
-    """
-    hint = hint or type(value)
-    kind, arguments = get_origin(hint) or hint, get_args(hint)
-    parts: list[tuple[Any, Any, str]] = []
-    if hint is Any:
-        return None
-    if kind is types.UnionType:
-        return None if value is None else find_misfit(value, arguments[0], place)
-    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value < 1 << 63)):
-        expected = "a whole number" if kind is int else kind.__name__
-        return f"field {place}: expected {expected}, got {value!r:.80}"
-    if dataclasses.is_dataclass(value):
-        hints: dict[str, Any] = _hints(kind)
-        parts = [(getattr(value, name), hints[name], f"{place}.{name}".strip(".")) for name in hints]
-    elif isinstance(value, Mapping):
-        parts = [(key, arguments[0], place) for key in value]
-        parts += [(item, arguments[1], f"{place}.{key}") for key, item in value.items()]
-    elif isinstance(value, (list, tuple)):
-        parts = [(item, arguments[0], place) for item in value]
-    if isinstance(value, FileInfo) and isinstance(value.name, str) and not _PLAIN_NAME.fullmatch(value.name):
-        return f"field {place}: expected the name of a file in the same directory, got {value.name!r:.80}"
-    return next((misfit for part in parts if (misfit := find_misfit(*part))), None)
+def _find_foreign_name(info: DatasetInfo) -> str | None:
+    """Return which file does not lie in the dataset's directory, by its name."""
+    files = [(f"splits.{name}", file) for name, split in info.splits.items() for file in split.files]
+    files += [("rejected_file", info.rejected_file)] if info.rejected_file else []
+    for place, file in files:
+        if not _PLAIN_NAME.fullmatch(file.name):
+            return f"field {place}: expected the name of a file in the same directory, got {file.name!r:.80}"
+    return None
 
 
 def _split_from_json(content: dict[str, Any]) -> SplitInfo:
@@ -348,72 +324,3 @@ def read_dataset_info(data_dir: str) -> DatasetInfo:
     """
     path = require_dataset(data_dir)
     return DatasetInfo.from_json(filesystem.read_bytes(path), path)
-
-
-def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
-    """Compare every file of a split with its description by presence and size, which costs one `stat` each.
-
-    Raises:
-        CorruptShardError: a file is missing or has another size.
-    """
-    for file in info.split(split).files:
-        path = filesystem.join(str(data_dir), file.name)
-        num_bytes = filesystem.size(path)
-        if num_bytes is None:
-            raise CorruptShardError(
-                f"{path}: listed in {DATASET_INFO_NAME} but not there; copy it back, or write the dataset again",
-                path=path,
-            )
-        if num_bytes != file.num_bytes:
-            raise CorruptShardError(
-                f"{path}: expected {file.num_bytes:,} bytes, got {num_bytes:,}; copy it back, or write it again",
-                path=path,
-            )
-
-
-def digest_directory(data_dir: str) -> str:
-    """Return one SHA-256 over the names and bytes of all files of a directory that are not hidden.
-
-    It is what `sha256sum * | sha256sum` prints inside a directory without subdirectories, names in byte order. Equal
-    digests mean that two jobs left the same directory behind, `dataset.json` and all.
-    """
-    paths = {path.removeprefix(data_dir).lstrip("/"): path for path in filesystem.list_below(data_dir)}
-    visible = [name for name in paths if not any(part.startswith(".") for part in name.split("/"))]
-    whole = hashlib.sha256()
-    for name in sorted(visible, key=os.fsencode):
-        with filesystem.open_for_reading(paths[name]) as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        whole.update(f"{digest.hexdigest()}  ".encode() + os.fsencode(name) + b"\n")
-    return whole.hexdigest()
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """Return the content of a NumPy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def read_lengths(data_dir: str, info: DatasetInfo, split: str) -> np.ndarray:
-    """Return every example's length in stored order.
-
-    Returns:
-        uint16 [num_examples].
-
-    Raises:
-        CorruptShardError: the file does not hold what `dataset.json` says.
-    """
-    file = info.split(split).lengths_file
-    path = filesystem.join(str(data_dir), file.name)
-    data = filesystem.read_bytes(path)
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise CorruptShardError(
-            f"{path}: its checksum differs from {DATASET_INFO_NAME}; write the dataset again", path=path
-        )
-    try:
-        lengths: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise CorruptShardError(f"{path}: not a NumPy file of numbers; write the dataset again", path=path) from error
-    return lengths

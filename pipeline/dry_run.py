@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config import PreprocessConfig
 from pipeline.corpus import Rejection
-from pipeline.dataset_info import LENGTHS_DTYPE
+from pipeline.dataset_files import LENGTHS_DTYPE
 from pipeline.errors import one_line
 from pipeline.references import Job, Reference, ReferenceReader, Survey, plan_dataset
 from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD

@@ -1,5 +1,6 @@
 """`python -m pipeline.inspect DIR`: what is in a dataset, and what became of one document."""
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,8 @@ from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.dataset_check import check_rejected, check_vocab
-from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, digest_directory, read_dataset_info
+from pipeline.dataset_files import digest_directory
+from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, read_dataset_info
 from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line
 from pipeline.output_dir import REJECTED_NAME
 from pipeline.schema import HEAD_FEATURES, INDICES, KEY
@@ -135,10 +137,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

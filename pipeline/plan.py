@@ -1,5 +1,6 @@
 """`python -m pipeline.plan DIR`: what an epoch over a dataset will look like, and how fast this machine reads it."""
 
+import functools
 import os
 import sys
 import time
@@ -135,10 +136,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

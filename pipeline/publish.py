@@ -10,15 +10,14 @@ import numpy as np
 from pipeline import filesystem
 from pipeline.command_line import VERSION
 from pipeline.corpus import Rejection
+from pipeline.dataset_files import LENGTHS_DTYPE, npy_bytes
 from pipeline.dataset_info import (
     DATASET_INFO_NAME,
-    LENGTHS_DTYPE,
     VOCAB_NAME,
     DatasetInfo,
     DocumentCounts,
     FileInfo,
     SplitInfo,
-    npy_bytes,
 )
 from pipeline.errors import OutputWriteError
 from pipeline.output_dir import REJECTED_NAME, move_into_place

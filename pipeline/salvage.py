@@ -18,9 +18,9 @@ from pipeline import filesystem
 from pipeline.command_line import VERSION
 from pipeline.config import require
 from pipeline.corpus import Rejection
+from pipeline.dataset_files import LENGTHS_DTYPE
 from pipeline.dataset_info import (
     DATASET_INFO_NAME,
-    LENGTHS_DTYPE,
     VOCAB_NAME,
     DatasetInfo,
     DocumentCounts,
@@ -31,7 +31,6 @@ from pipeline.errors import CorruptShardError, SchemaMismatchError, one_line
 from pipeline.findings import Findings
 from pipeline.output_dir import REJECTED_NAME, claim_output, move_into_place
 from pipeline.publish import rejected_bytes, stage, stage_lengths, values_in_several
-from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.shard_check import ShardFindings, ShardReader
 from pipeline.tfexample import compress, frame_records
 
@@ -196,11 +195,9 @@ def _describe(
         [np.empty(0, dtype=LENGTHS_DTYPE), *(found.lengths[k.rows].astype(LENGTHS_DTYPE) for found, k in shards)]
     )
     labels = np.concatenate([np.empty((0, 2), np.int64), *(found.labels[k.rows] for found, k in shards)])
-    joint = np.zeros([len(info.labels[CATEGORY_HEAD]), len(info.labels[SECOND_HEAD])], dtype=np.int64)
-    np.add.at(joint, (labels[:, 0], labels[:, 1]), 1)
     return SplitInfo.of(
         lengths,
-        joint,
+        info.count_pairs(labels),
         max_len=info.max_len,
         num_unknown_tokens=sum(int(found.unknown[k.rows].sum()) for found, k in shards),
         # Which of the examples of this length were cut, and which just fit, is not stored.

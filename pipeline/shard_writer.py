@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline import filesystem
 from pipeline.corpus import DocumentRejectedError, Rejection, decode_text
-from pipeline.dataset_info import LENGTHS_DTYPE, FileInfo
+from pipeline.dataset_files import LENGTHS_DTYPE
+from pipeline.dataset_info import FileInfo
 from pipeline.reading import fetch
 from pipeline.references import DatasetPlan, Job, Reference
 from pipeline.schema import CATEGORY_HEAD, INDICES, KEY, LABEL, SECOND_HEAD, SECOND_LABEL, SEGMENTS

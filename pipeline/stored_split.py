@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from pipeline import filesystem
-from pipeline.dataset_info import DatasetInfo, check_files, read_dataset_info, read_lengths
+from pipeline.dataset_files import check_files, read_lengths
+from pipeline.dataset_info import DatasetInfo, read_dataset_info
 from pipeline.errors import CorruptShardError
 
 

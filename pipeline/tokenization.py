@@ -15,7 +15,6 @@ Reading stops when `max_len` is full; the ids are those of keras-bert, which tok
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from pipeline.characters import (
 )
 from pipeline.config import MIN_MAX_LEN
 from pipeline.errors import EmptyDocumentError, InputFormatError, OptionError
+from pipeline.token_rows import TokenBatch, TokenRows, split_words
 from pipeline.vocabulary import CLS_TOKEN, NUM_EDGE_TOKENS, PAD_TOKEN, SEP_TOKEN, SPECIAL_TOKENS, UNK_TOKEN, load_vocab
 from pipeline.wordpiece import BoundedCache, WordPieces
 
@@ -41,28 +41,6 @@ _PASS_CHARS = 1 << 17
 # as long, those with many words (English).
 _WINDOW_MARGIN = 1.2
 _SECOND_WINDOW = 8
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TokenBatch:
-    """Documents as rows of token ids, one after another.
-
-    Row i is `ids[row_splits[i]:row_splits[i + 1]]`: `[CLS]`, at most `max_len - 2` tokens, `[SEP]`.
-
-    Attributes:
-        ids: int32 [N], all rows, not padded.
-        row_splits: int64 [B + 1], from 0 to N.
-        truncated: bool [B], True where at least one token of the document did not fit.
-    """
-
-    ids: np.ndarray
-    row_splits: np.ndarray
-    truncated: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each row with `[CLS]` and `[SEP]`, int64 [B]; 2 is a document without any token."""
-        return np.diff(self.row_splits)
 
 
 class Tokenizer:
@@ -210,7 +188,7 @@ class Tokenizer:
         num_chars = np.fromiter(map(len, texts), np.int64, len(texts))
         for row in np.flatnonzero(num_chars > self._first_window).tolist():
             reject_surrogates(texts[row], _nth_text(row), self._first_window)
-        rows = _Rows(len(texts), max_tokens=self._max_tokens)
+        rows = TokenRows(len(texts), max_tokens=self._max_tokens)
         read_chars = np.minimum(num_chars, self._first_window) + NUM_EDGE_TOKENS
         passes = np.cumsum(read_chars) // _PASS_CHARS
         bounds = [0, *(np.flatnonzero(np.diff(passes)) + 1).tolist(), len(texts)]
@@ -225,7 +203,7 @@ class Tokenizer:
         return rows.to_batch(self.sep_id)
 
     def _read_windows(
-        self, texts: Sequence[str], num_chars: np.ndarray, pending: np.ndarray, window: int, rows: "_Rows"
+        self, texts: Sequence[str], num_chars: np.ndarray, pending: np.ndarray, window: int, rows: TokenRows
     ) -> np.ndarray:
         """Tokenize the beginnings of some texts in one go and keep the rows that are certain.
 
@@ -274,7 +252,7 @@ class Tokenizer:
             self._read_alone(row, texts[row], rows)
         return pending[~complete & ~in_context]
 
-    def _read_alone(self, row: int, text: str, rows: "_Rows") -> None:
+    def _read_alone(self, row: int, text: str, rows: TokenRows) -> None:
         tokens = self._read(text)
         ids = np.array([self.cls_id, *tokens, self.sep_id], np.int32)
         rows.add(np.array([row]), ids, np.zeros(1, np.int64), np.array([len(tokens)]))
@@ -296,7 +274,7 @@ class Tokenizer:
             is_first[0] = True
             np.not_equal(np.diff(in_word), 1, out=is_first[1:])
             first = np.flatnonzero(is_first)
-            words = _split_words(np.take(self._folded, points[in_word]), is_first)
+            words = split_words(np.take(self._folded, points[in_word]), is_first)
             pieces = list(map(self._pieces.__getitem__, words))
             num_pieces = np.fromiter(map(len, pieces), np.int64, len(pieces))
 
@@ -357,42 +335,8 @@ class Tokenizer:
         return codes
 
 
-class _Rows:
-    """Rows of one batch, gathered in any order."""
-
-    def __init__(self, num_rows: int, *, max_tokens: int):
-        self.max_tokens = max_tokens
-        self._ids = [np.empty(0, np.int32)]
-        self._num_ids = 0
-        self._starts = np.zeros(num_rows, np.int64)
-        self._num_tokens = np.zeros(num_rows, np.int64)
-
-    def add(self, rows: np.ndarray, ids: np.ndarray, starts: np.ndarray, num_tokens: np.ndarray) -> None:
-        """Take over rows `rows` [R]; row r is `ids[starts[r] : starts[r] + num_tokens[r] + 2]` with [CLS] and [SEP]."""
-        self._ids.append(ids)
-        self._starts[rows] = self._num_ids + starts
-        self._num_tokens[rows] = num_tokens
-        self._num_ids += ids.size
-
-    def to_batch(self, sep_id: int) -> TokenBatch:
-        """Put the rows in order and cut what does not fit."""
-        lengths = np.minimum(self._num_tokens, self.max_tokens) + NUM_EDGE_TOKENS
-        row_splits = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        source = np.arange(row_splits[-1]) + np.repeat(self._starts - row_splits[:-1], lengths)
-        ids = np.concatenate(self._ids)[source]
-        ids[row_splits[1:] - 1] = sep_id
-        return TokenBatch(ids=ids, row_splits=row_splits, truncated=self._num_tokens > self.max_tokens)
-
-
 def _rebuild(vocab: dict[str, int], max_len: int, cased: bool) -> Tokenizer:
     return Tokenizer(vocab, max_len=max_len, cased=cased)
-
-
-def _split_words(points: np.ndarray, starts_word: np.ndarray) -> list[str]:
-    """Return the words in `points`, uint32 [N] without a line feed, cut where `starts_word`, bool [N], says so."""
-    separated = np.full(points.size + np.count_nonzero(starts_word) - 1, ord("\n"), np.uint32)
-    separated[np.arange(points.size) + np.cumsum(starts_word) - 1] = points
-    return separated.tobytes().decode("utf-32-le").split("\n")
 
 
 def _nth_text(row: int) -> str:

@@ -38,6 +38,7 @@ def verify(
     *,
     max_faults: int = DEFAULT_MAX_FAULTS,
     num_processes: int | None = None,
+    on_start: Callable[[int], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Findings:
     """Check everything that can be checked about a dataset.
@@ -46,6 +47,7 @@ def verify(
         data_dir: the dataset directory, local or remote.
         max_faults: how many faults to describe; all are counted.
         num_processes: how many read shards; `None` takes all cores where there is enough to do for them.
+        on_start: called with the number of bytes of all shards, where a description says how many.
         on_progress: called with the number of shard bytes read since the last call.
 
     Raises:
@@ -60,6 +62,7 @@ def verify(
         findings.note(dataset_check.fault_of_info(str(error).removeprefix(f"{DATASET_INFO_NAME}: ")))
         return findings
     findings.info = info
+    on_start(sum(shard.num_bytes for split in info.splits.values() for shard in split.shards))
     findings.note(*dataset_check.check_description(text, info, is_unchanged=is_unchanged))
     vocab, faults = dataset_check.check_vocab(data_dir, info)
     findings.note(*faults)
@@ -163,9 +166,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     require(args.max_faults >= 0, f"--max_faults: expected 0 (all) or more, got {args.max_faults}")
     started = time.monotonic()
-    total = _total_bytes(args.data_dir)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=_hide_progress()) as bar:
-        findings = verify(args.data_dir, max_faults=args.max_faults or sys.maxsize, on_progress=bar.update)
+    max_faults = args.max_faults or sys.maxsize
+    with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=_hide_progress()) as bar:
+        findings = verify(args.data_dir, max_faults=max_faults, on_start=bar.reset, on_progress=bar.update)
     for fault in findings.faults:
         print(one_line(str(fault)))
     if findings.num_faults > len(findings.faults):
@@ -178,15 +181,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _hide_progress() -> bool:
     return not sys.stderr.isatty()
-
-
-def _total_bytes(data_dir: str) -> int | None:
-    """Return the size of all shards, as far as it is known before anything is checked."""
-    try:
-        info, _ = DatasetInfo.from_any_json(filesystem.read_bytes(require_dataset(data_dir)), DATASET_INFO_NAME)
-    except SchemaMismatchError:
-        return None
-    return sum(shard.num_bytes for split in info.splits.values() for shard in split.shards)
 
 
 def _summary(findings: Findings, seconds: float) -> str:
@@ -205,10 +199,7 @@ def _summary(findings: Findings, seconds: float) -> str:
     )
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

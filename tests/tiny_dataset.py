@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.dataset_files import LENGTHS_DTYPE
 from pipeline.dataset_info import (
     DATASET_INFO_NAME,
-    LENGTHS_DTYPE,
     VOCAB_NAME,
     DatasetInfo,
     DocumentCounts,

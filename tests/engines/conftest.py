@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset_info import digest_directory
+from pipeline.dataset_files import digest_directory
 from pipeline.filesystem import is_installed
 from pipeline.sample_corpus import write_sample_corpus
 from tests.engines.clusters import Cluster, Task, cluster, install, unpack

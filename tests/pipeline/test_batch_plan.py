@@ -1,6 +1,7 @@
 """Bucket edges against brute force, and plans against hand-counted ones."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -53,6 +54,20 @@ def test_edges_are_multiples_of_eight_where_that_is_cheap():
     assert len(edges) == MAX_BUCKETS
     assert all(edge % EDGE_MULTIPLE == 0 for edge in edges)
     assert positions_needed(histogram, edges) <= 1.01 * positions_needed(histogram, choose_edges(histogram))
+
+
+def test_of_very_many_lengths_coarser_multiples_are_tried():
+    """All lengths that a dataset may have, for which a table of all pairs would take 34 GB."""
+    histogram = np.ones(65_536, np.int64)
+    histogram[0] = 0
+    tracemalloc.start()
+    edges = choose_edges(histogram, 4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 << 20
+    assert edges[-1] == 65_535
+    # Of equally frequent lengths, the best edges are the quarters.
+    assert edges[:3] == [16_384, 32_768, 49_152]
 
 
 def test_edges_are_exact_where_rounding_would_cost():

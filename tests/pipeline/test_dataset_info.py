@@ -11,18 +11,14 @@ import numpy as np
 import pytest
 
 from pipeline import dataset_info
+from pipeline.dataset_files import LENGTHS_DTYPE, check_files, digest_directory, npy_bytes, read_lengths
 from pipeline.dataset_info import (
     DATASET_INFO_NAME,
-    LENGTHS_DTYPE,
     DatasetInfo,
     DocumentCounts,
     FileInfo,
     SplitInfo,
-    check_files,
-    digest_directory,
-    npy_bytes,
     read_dataset_info,
-    read_lengths,
 )
 from pipeline.errors import CorruptShardError, EmptySplitError, MissingInputError, SchemaMismatchError
 from pipeline.labels import LabelMap
@@ -215,6 +211,28 @@ def test_lengths(data_dir: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CorruptShardError, match="its checksum differs"):
         read_lengths(str(data_dir), info, "train")
+    path.unlink()
+    with pytest.raises(CorruptShardError, match=r"listed in dataset\.json but not there") as caught:
+        read_lengths(str(data_dir), info, "train")
+    assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"5, 3, 5", "not a NumPy file"),
+        (npy_bytes(LENGTHS.astype("<i8")), r"expected uint16 \[3\], got something else"),
+        (npy_bytes(LENGTHS[:2]), r"expected uint16 \[3\], got something else"),
+        (npy_bytes(LENGTHS.reshape(3, 1)), r"expected uint16 \[3\], got something else"),
+    ],
+)
+def test_lengths_files_that_are_described_but_none(data_dir: Path, content: bytes, message: str) -> None:
+    """As a writer with a defect would leave them."""
+    (data_dir / "train-lengths.npy").write_bytes(content)
+    info = make_info()
+    train = dataclasses.replace(info.splits["train"], lengths_file=FileInfo.of("train-lengths.npy", 3, content))
+    with pytest.raises(CorruptShardError, match=message):
+        read_lengths(str(data_dir), dataclasses.replace(info, splits={"train": train}), "train")
 
 
 def test_nothing_is_unpickled() -> None:

@@ -15,7 +15,8 @@ from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
 from pipeline import filesystem, reading, sources
 from pipeline.config import InputSpec
-from pipeline.dataset_info import check_files, read_dataset_info, read_lengths
+from pipeline.dataset_files import check_files, read_lengths
+from pipeline.dataset_info import read_dataset_info
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,

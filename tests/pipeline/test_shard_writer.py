@@ -16,7 +16,7 @@ import pytest
 from pipeline import shard_writer
 from pipeline.config import InputSpec, PreprocessConfig
 from pipeline.corpus import normalize_text
-from pipeline.dataset_info import read_lengths
+from pipeline.dataset_files import read_lengths
 from pipeline.errors import TooManyRejectedError
 from pipeline.references import DatasetPlan, Job, Reference
 from pipeline.shard_writer import ShardReport, write_empty_shard, write_shard

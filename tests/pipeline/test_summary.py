@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dataset_info import LENGTHS_DTYPE, DatasetInfo, DocumentCounts, FileInfo, SplitInfo
+from pipeline.dataset_files import LENGTHS_DTYPE
+from pipeline.dataset_info import DatasetInfo, DocumentCounts, FileInfo, SplitInfo
 from pipeline.labels import LabelMap
 from pipeline.summary import describe_dataset, display_width, format_table
 from tests.pipeline.corpora import write_lines

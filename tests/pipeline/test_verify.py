@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 from pipeline import verify as verify_command
 from pipeline.command_line import run_command
 from pipeline.config import InputSpec
-from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, FileInfo, _checksum, npy_bytes, read_dataset_info
+from pipeline.dataset_files import npy_bytes
+from pipeline.dataset_info import DATASET_INFO_NAME, DatasetInfo, FileInfo, _checksum, read_dataset_info
 from pipeline.errors import MissingInputError, OptionError, OutputExistsError, SchemaMismatchError, WorkerDiedError
 from pipeline.findings import Findings
 from pipeline.output_dir import REJECTED_NAME
@@ -177,9 +178,10 @@ def test_progress_adds_up_to_all_bytes(pristine: Path) -> None:
     info = read_dataset_info(str(pristine))
     total = sum(shard.num_bytes for split in info.splits.values() for shard in split.shards)
     for num_processes in (1, 2):
+        told: list[int] = []
         seen: list[int] = []
-        verify(str(pristine), num_processes=num_processes, on_progress=seen.append)
-        assert sum(seen) == total
+        verify(str(pristine), num_processes=num_processes, on_start=told.append, on_progress=seen.append)
+        assert told == [sum(seen)] == [total]
 
 
 def test_longer_examples_and_a_large_vocabulary(tmp_path: Path) -> None:
