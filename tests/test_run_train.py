@@ -144,14 +144,24 @@ def finish(process):
     return output
 
 
-def interrupt_after(process, run, step, signal_number):
-    """Send a signal as soon as a state of at least that step is on disk."""
-    while process.poll() is None:
-        states = list_states(run / "state")
-        if states and int(states[-1].name.split("-")[1]) >= step:
-            process.send_signal(signal_number)
-            break
+def newest_step(run):
+    states = list_states(run / "state")
+    return int(states[-1].name.split("-")[1]) if states else 0
+
+
+def interrupt_after(arguments, run, step, signal_number):
+    """Start a training, and send it a signal once it has saved a state of at least that step.
+
+    A state that an earlier process left does not count: this one trains by then, and handles signals.
+
+    Returns:
+        Its exit status, and what it said.
+    """
+    least = max(step, newest_step(run) + 1)
+    process = start(arguments)
+    while process.poll() is None and newest_step(run) < least:
         time.sleep(0.002)
+    process.send_signal(signal_number)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 
@@ -165,8 +175,8 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
     """Dropout on, deterministic kernels: SIGKILL, then to the end, beside a run nobody interrupts."""
     undisturbed = start(command(inputs, tmp_path / "undisturbed"))
     disturbed = command(inputs, tmp_path / "disturbed")
-    status, _ = interrupt_after(start(disturbed), tmp_path / "disturbed", random.choice([4, 8]), signal.SIGKILL)
-    assert status == -signal.SIGKILL
+    status, errors = interrupt_after(disturbed, tmp_path / "disturbed", 4, signal.SIGKILL)
+    assert status == -signal.SIGKILL, errors
     table = finish(start(disturbed))
     assert re.search(
         r"^test \(13 examples\)\n.*\ncategory +[\d.]+%.*\nsecond .*\nboth.*\nindependent .*\njoint .*\n.*examples/s",
@@ -178,17 +188,23 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
 
 @pytest.mark.slow
 def test_three_kills_at_random_moments_and_a_polite_request(inputs, tmp_path):
-    finish(start(command(inputs, tmp_path / "undisturbed", "--epochs", "8")))
-    disturbed = command(inputs, tmp_path / "disturbed", "--epochs", "8")
+    options = ["--epochs", "8", "--early_stopping_patience", "0"]
+    finish(start(command(inputs, tmp_path / "undisturbed", *options)))
+    run = tmp_path / "disturbed"
+    disturbed = command(inputs, run, *options)
     # Sent from outside while the process trains, validates or saves, whatever it does just then.
-    for step in sorted(random.sample(range(1, 60), 3)):
-        status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", step, signal.SIGKILL)
+    for step in sorted(random.Random(0).sample(range(1, 40), 3)):
+        status, errors = interrupt_after(disturbed, run, step, signal.SIGKILL)
         assert status == -signal.SIGKILL, errors
-    status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", 61, signal.SIGTERM)
+        assert newest_step(run) >= step
+    status, errors = interrupt_after(disturbed, run, 45, signal.SIGTERM)
     assert status == 75, errors
-    assert "stopped by SIGTERM after step" in errors.splitlines()[-1]
+    stopped = re.fullmatch(
+        r"error: stopped by SIGTERM after step (\d+); the state is saved, .*", errors.splitlines()[-1]
+    )
+    assert int(stopped[1]) == newest_step(run) >= 45
     finish(start(disturbed))
-    assert_same_results(tmp_path / "disturbed", tmp_path / "undisturbed")
+    assert_same_results(run, tmp_path / "undisturbed")
 
 
 def test_mistakes_are_one_line_and_status_2(inputs, tmp_path):
