@@ -17,6 +17,7 @@ import pytest
 import run_train
 from model.config import TrainConfig
 from model.training_state import list_states
+from pipeline.command_line import run_command
 from pipeline.errors import OptionError
 from tests.model.runs import assert_same_results, make_inputs
 
@@ -222,6 +223,17 @@ def test_three_kills_at_random_moments_and_a_polite_request(inputs, tmp_path):
     assert int(stopped[1]) == newest_step(run) >= 45
     finish(start(disturbed))
     assert_same_results(run, tmp_path / "undisturbed")
+
+
+def test_debug_shows_where_an_error_arose(inputs, tmp_path, monkeypatch, caplog):
+    quiet = []
+    monkeypatch.setattr(run_train, "start_tensorflow", lambda *, quietly: quiet.append(quietly))
+    arguments = command(inputs, tmp_path / "run", "--max_len", "20")[2:]
+    assert run_command(run_train.main, arguments) == 2
+    assert caplog.messages[-1].startswith("error: --max_len 20 is longer than")
+    with pytest.raises(OptionError, match="--max_len 20 is longer than"):
+        run_command(run_train.main, [*arguments, "--debug"])
+    assert quiet == [True, False]
 
 
 def test_mistakes_are_one_line_and_status_2(inputs, tmp_path):
