@@ -8,7 +8,6 @@ The same call with the same configuration continues a run that was interrupted. 
 
 import contextlib
 import logging
-import shutil
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -34,8 +33,8 @@ from model.strategy import (
     resolve_policy,
     resolve_xla,
 )
-from model.training_state import Progress, remove_temporary, restore_newest
-from model.weights import load_model_weights, named_variables
+from model.training_state import Progress, restore_newest
+from model.weights import copy_file, load_model_weights, named_variables, remove_temporary
 from pipeline.batch_plan import BatchOptions, plan_batches
 
 logger = logging.getLogger(__name__)
@@ -81,8 +80,8 @@ def _prepare_run_dir(run: RunDir, inputs: RunInputs, description: dict[str, Any]
     if run.exists():
         remove_temporary(run.states)
         return
-    shutil.copyfile(inputs.bert.vocab_path, run.vocab)
-    shutil.copyfile(inputs.bert.path / run.bert_config.name, run.bert_config)
+    copy_file(inputs.bert.vocab_path, run.vocab)
+    copy_file(inputs.bert.path / run.bert_config.name, run.bert_config)
     run.write_config(description)
 
 
@@ -215,7 +214,7 @@ def _finish(run: RunDir, inputs: RunInputs, config: TrainConfig, loop: TrainingL
         "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
     }
     if loop.devices.is_chief:
-        shutil.copyfile(run.best_weights(monitor.best_epoch), run.weights)
+        copy_file(run.best_weights(monitor.best_epoch), run.weights)
         save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
         write_report(run, report, config.data_dir, run.path)
         logger.info(

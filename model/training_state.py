@@ -15,15 +15,20 @@ import hashlib
 import json
 import logging
 import re
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.weights import assign_arrays, sync_path, write_arrays, write_text
+from model.weights import (
+    assign_arrays,
+    remove,
+    replace_directory,
+    sync_path,
+    temporary_sibling,
+    write_arrays,
+    write_text,
+)
 from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError
-from pipeline.filesystem import TEMPORARY_SUFFIX
 
 STATE_FORMAT = 1
 ARRAYS_NAME = "arrays.npz"
@@ -113,30 +118,21 @@ def save_state(states_dir: Path, progress: Progress, variables: Mapping[str, Any
         OutputWriteError: the disk is full, read-only or not ours; earlier states are untouched.
     """
     final = states_dir / progress.name
-    temporary = states_dir / f".{final.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    temporary = temporary_sibling(final)
     try:
         temporary.mkdir(parents=True)
         write_arrays(temporary / ARRAYS_NAME, ((name, variable.numpy()) for name, variable in variables.items()))
         write_text(temporary / STATE_NAME, progress.to_json())
         sync_path(temporary)
-        if final.exists():
-            # Only a state that did not read back comes to be written again.
-            shutil.rmtree(final)
-        temporary.rename(final)
-        sync_path(states_dir)
+        # There may be one of this name: damaged, or where a continued run was stopped again before its next step.
+        replace_directory(temporary, final)
     except OSError as error:
         raise OutputWriteError(f"{final}: cannot write: {error.strerror}; free some space, then run again") from error
     finally:
-        remove_temporary(states_dir)
+        remove(temporary)
     for path in list_states(states_dir)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     return final
-
-
-def remove_temporary(states_dir: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for path in states_dir.glob(f".*{TEMPORARY_SUFFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def restore_newest(states_dir: Path, variables: Mapping[str, Any]) -> Progress | None:

@@ -1,12 +1,14 @@
 """The resumable state: all of it comes back, and nothing that happens while saving loses the one before."""
 
 import dataclasses
+import errno
 import resource
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +19,17 @@ from model.training_state import (
     STATE_NAME,
     Progress,
     list_states,
-    remove_temporary,
     restore_newest,
     save_state,
 )
-from model.weights import assign_arrays, load_model_weights, read_arrays, save_model_weights, write_arrays
+from model.weights import (
+    assign_arrays,
+    load_model_weights,
+    read_arrays,
+    remove_temporary,
+    save_model_weights,
+    write_arrays,
+)
 from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError
 
 PROGRESS = Progress(
@@ -114,6 +122,29 @@ def test_a_damaged_state_is_written_again(tmp_path):
     (path / ARRAYS_NAME).write_bytes(b"")
     save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     assert restore_newest(tmp_path, make_variables(1)) == PROGRESS
+
+
+def test_a_good_state_is_written_again_and_never_lost(tmp_path, monkeypatch):
+    good = make_variables()
+    save_state(tmp_path, PROGRESS, good, keep=1)
+    rename = Path.rename
+
+    def refuse_final_name(self, target):
+        # The new state cannot take its name, the old one can take it back.
+        if target.name == "step-00000500" and (self / ARRAYS_NAME).read_bytes() != saved:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    saved = (tmp_path / "step-00000500" / ARRAYS_NAME).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse_final_name)
+        with pytest.raises(OutputWriteError, match="Input/output error"):
+            save_state(tmp_path, PROGRESS, make_variables(1), keep=1)
+    restored = make_variables(2)
+    assert restore_newest(tmp_path, restored) == PROGRESS
+    assert values(restored) == values(good)
+    save_state(tmp_path, PROGRESS, make_variables(1), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000500"]
 
 
 def test_refuses_the_state_of_another_model(tmp_path):
