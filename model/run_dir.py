@@ -1,7 +1,7 @@
 """The directory of a run, and what may be done with one that is there already.
 
 RUN/
-  config.json       before step 1: the resolved configuration, the dataset's and BERT's identity, label names, versions
+  config.json       first of all: the resolved configuration, the dataset's and BERT's identity, label names, versions
   vocab.txt         the vocabulary the ids refer to
   bert_config.json  the BERT's sizes
   metrics.csv       a row for each finished epoch
@@ -21,13 +21,12 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.config import DEVICE_FIELDS, changed_fields
-from model.weights import write_text
+from model.weights import remove, remove_temporary, write_text
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -186,14 +185,25 @@ class RunDir:
             )
 
     def clear(self) -> None:
-        """Remove everything a run has left here."""
-        for path in self.path.iterdir():
-            if path.name == _LOCK_NAME:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove everything a run has left here.
+
+        What says that the run is finished goes first, what says that it is one goes last: at any moment in between, a
+        killed process leaves an unfinished run.
+
+        Raises:
+            OutputWriteError: something cannot be removed.
+        """
+        remove(self.report)
+        others = [path for path in self.path.iterdir() if path.name != _LOCK_NAME and path != self.config]
+        for path in (*others, self.config):
+            remove(path)
+            if os.path.lexists(path):
+                raise OutputWriteError(f"{path}: cannot remove what the last run wrote; remove it, or fix its rights")
+
+    def remove_temporary(self) -> None:
+        """Remove what killed processes left half-written."""
+        for directory in (self.path, self.best_weights(0).parent, self.states):
+            remove_temporary(directory)
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write `config.json`.

@@ -1,12 +1,13 @@
 """Train a shared BERT with its heads on a dataset directory, and measure the result: `train_and_evaluate(config)`.
 
-    check what the options name ─▶ devices ─▶ run directory ─▶ model, or the last saved state ─▶ loop ─▶ report
+    check what the options name ─▶ devices ─▶ model ─▶ run directory, or its last saved state ─▶ loop ─▶ report
 
 The same call with the same configuration continues a run that was interrupted. What it writes is described in
 `model.run_dir`.
 """
 
 import contextlib
+import dataclasses
 import logging
 import textwrap
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ from model.strategy import (
     resolve_xla,
 )
 from model.training_state import Progress, restore_newest
-from model.weights import copy_file, load_model_weights, named_variables, remove_temporary
-from pipeline.batch_plan import BatchOptions, plan_batches
+from model.weights import copy_file, load_model_weights, named_variables
+from pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
 logger = logging.getLogger(__name__)
 
@@ -54,40 +55,37 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
     """
     inputs = read_run_inputs(config)
     run = open_run_dir(config.output_dir)
-    description = inputs.describe(config)
     if run.exists() and not config.restart:
-        run.check_resumable(description)
-    devices = open_devices(config)
+        run.check_resumable(inputs.describe(config))
+    with watch_for_preemption() as watch:
+        setup = _resolve(config, inputs, run, open_devices(config))
+        with _write_access(run, setup.devices):
+            return _train_in(setup, watch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """A run before anything of it is written: what was asked for, and what comes of it on these devices.
+
+    Attributes:
+        policy: Keras's mixed-precision policy.
+        xla: whether the training step is compiled.
+        plan: the batches of an epoch.
+    """
+
+    config: TrainConfig
+    inputs: RunInputs
+    run: RunDir
+    devices: Devices
+    policy: str
+    xla: bool
+    plan: BatchPlan
+
+
+def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devices) -> _Setup:
+    """Settle what the options leave to the devices and the data, or refuse what goes with neither."""
     check_batch_sizes(config, devices.num_replicas)
     policy = resolve_policy(config, devices)
-    if resolve_deterministic(config, devices):
-        tf.keras.utils.set_random_seed(config.seed % 2**32)
-        tf.config.experimental.enable_op_determinism()
-    with _write_access(run, devices), watch_for_preemption() as watch:
-        if devices.is_chief:
-            _prepare_run_dir(run, inputs, description, restart=config.restart)
-        devices.barrier()
-        return _train_in(run, inputs, config, devices, policy, watch)
-
-
-def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextManager[None]:
-    return run.locked() if devices.is_chief else contextlib.nullcontext()
-
-
-def _prepare_run_dir(run: RunDir, inputs: RunInputs, description: dict[str, Any], *, restart: bool) -> None:
-    if run.exists() and restart:
-        run.clear()
-    if run.exists():
-        remove_temporary(run.states)
-        return
-    copy_file(inputs.bert.vocab_path, run.vocab)
-    copy_file(inputs.bert.path / run.bert_config.name, run.bert_config)
-    run.write_config(description)
-
-
-def _train_in(
-    run: RunDir, inputs: RunInputs, config: TrainConfig, devices: Devices, policy: str, watch: PreemptionWatch
-) -> dict[str, Any]:
     plan = plan_batches(
         inputs.info.split(TRAIN_SPLIT).length_histogram,
         inputs.info.max_len,
@@ -99,6 +97,32 @@ def _train_in(
             batch_multiple=devices.num_replicas * config.accumulate_steps,
         ),
     )
+    if resolve_deterministic(config, devices):
+        tf.keras.utils.set_random_seed(config.seed % 2**32)
+        tf.config.experimental.enable_op_determinism()
+    xla = resolve_xla(config, devices)
+    return _Setup(config=config, inputs=inputs, run=run, devices=devices, policy=policy, xla=xla, plan=plan)
+
+
+def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextManager[None]:
+    return run.locked() if devices.is_chief else contextlib.nullcontext()
+
+
+def _prepare_run_dir(setup: _Setup) -> None:
+    """Make a run of the directory, or what one lacks that was killed while it was made."""
+    run, bert = setup.run, setup.inputs.bert
+    if setup.config.restart:
+        run.clear()
+    run.remove_temporary()
+    if not run.exists():
+        run.write_config(setup.inputs.describe(setup.config))
+    for source, copy in ((bert.vocab_path, run.vocab), (bert.path / run.bert_config.name, run.bert_config)):
+        if not copy.exists():
+            copy_file(source, copy)
+
+
+def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
+    config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
     with devices.strategy.scope():
         model = build_classifier(
             inputs.bert.path,
@@ -107,27 +131,30 @@ def _train_in(
             encoder=config.encoder,
             seed=config.seed,
             dropout=config.dropout,
-            policy=policy,
+            policy=setup.policy,
         )
         logits = logits_model(model)
         weight_decay = config.weight_decay if config.optimizer == "adamw" else 0.0
         optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
-        loss_scale = LossScale() if policy == "mixed_float16" else None
+        loss_scale = LossScale() if setup.policy == "mixed_float16" else None
+    # Not before options and inputs have proved right: a run continues with those it began with, and no others.
+    if devices.is_chief:
+        _prepare_run_dir(setup)
+    devices.barrier()
     variables = _state_variables(model, optimizer, loss_scale)
     progress = restore_newest(run.states, variables) or Progress()
     devices.agree(progress.step)
 
-    xla = resolve_xla(config, devices)
     losses = head_losses(config, inputs.info.split(TRAIN_SPLIT).label_counts)
     loop = TrainingLoop(
         config=config,
         run=run,
         devices=devices,
-        plan=plan,
+        plan=setup.plan,
         max_len=inputs.max_len,
-        schedule=Schedule.of(config, plan.steps_per_epoch * config.epochs),
+        schedule=Schedule.of(config, setup.plan.steps_per_epoch * config.epochs),
         model=model,
-        train_step=make_train_step(logits, optimizer, losses, devices, config, xla=xla, loss_scale=loss_scale),
+        train_step=make_train_step(logits, optimizer, losses, devices, config, xla=setup.xla, loss_scale=loss_scale),
         eval_step=make_eval_step(logits, config, devices),
         scales_loss=loss_scale is not None,
         variables=variables,
@@ -135,10 +162,10 @@ def _train_in(
         watch=watch,
     )
     if devices.is_chief:
-        for line in _start_up_lines(inputs, config, loop, policy, xla=xla):
+        for line in _start_up_lines(setup, loop):
             logger.info("%s", line)
     loop.train()
-    return _finish(run, inputs, config, loop)
+    return _finish(setup, loop)
 
 
 def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
@@ -153,11 +180,10 @@ def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossSc
     return variables
 
 
-def _start_up_lines(
-    inputs: RunInputs, config: TrainConfig, loop: TrainingLoop, policy: str, *, xla: bool
-) -> Iterator[str]:
+def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
     """Say what is about to happen, in one block."""
-    devices, plan, info = loop.devices, loop.plan, inputs.info
+    config, inputs, devices, plan = setup.config, setup.inputs, setup.devices, setup.plan
+    info = inputs.info
     options = " ".join(f"{name}={value}" for name, value in config.describe().items())
     yield from textwrap.wrap(options, 110, initial_indent="options      ", subsequent_indent="             ")
     yield f"dataset      {config.data_dir}, fingerprint {info.fingerprint[:12]}, max_len {inputs.max_len}"
@@ -171,7 +197,7 @@ def _start_up_lines(
     bert = inputs.bert.config
     yield (
         f"model        {config.encoder} BERT, {bert.num_hidden_layers} layers, hidden {bert.hidden_size}, "
-        f"pooling {config.pooling}, {parameters:,} trainable parameters, {policy}{', XLA' if xla else ''}"
+        f"pooling {config.pooling}, {parameters:,} trainable parameters, {setup.policy}{', XLA' if setup.xla else ''}"
     )
     workers = f" on {devices.num_workers} workers" if devices.num_workers > 1 else ""
     device_names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
@@ -190,8 +216,9 @@ def _start_up_lines(
         yield f"continuing   after step {loop.progress.step:,}, epoch {loop.progress.epoch + 1}"
 
 
-def _finish(run: RunDir, inputs: RunInputs, config: TrainConfig, loop: TrainingLoop) -> dict[str, Any]:
+def _finish(setup: _Setup, loop: TrainingLoop) -> dict[str, Any]:
     """Go back to the best epoch's weights, measure them, and write what a finished run has; the report last."""
+    config, inputs, run = setup.config, setup.inputs, setup.run
     model, monitor, progress = loop.model, loop.monitor, loop.progress
     load_model_weights(run.best_weights(monitor.best_epoch), model)
     report = {

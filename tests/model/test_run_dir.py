@@ -6,12 +6,15 @@ import sys
 
 import pytest
 
+from model import run_dir
 from model.run_dir import RunDir, open_run_dir
+from model.weights import remove
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
     OptionError,
     OutputExistsError,
+    OutputWriteError,
     SchemaMismatchError,
 )
 from tests.model.runs import tiny_config
@@ -112,6 +115,40 @@ def test_clear_removes_all_but_the_lock(run):
     with run.locked():
         run.clear()
         assert [path.name for path in run.path.iterdir()] == [".lock"]
+
+
+def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left(run, monkeypatch):
+    files = [run.vocab, run.report, run.states / "step-00000001", run.weights]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    for killed_after in range(10):
+        removed = []
+
+        def remove_or_die(path, removed=removed, killed_after=killed_after):
+            if len(removed) == killed_after:
+                raise KeyboardInterrupt
+            removed.append(path)
+            remove(path)
+
+        monkeypatch.setattr(run_dir, "remove", remove_or_die)
+        try:
+            run.clear()
+        except KeyboardInterrupt:
+            assert run.exists()
+            assert killed_after == 0 or not run.report.exists()
+        else:
+            assert not run.exists()
+            break
+    assert killed_after == 4
+
+
+def test_says_what_cannot_be_removed(run, monkeypatch):
+    monkeypatch.setattr(run_dir, "remove", lambda path: None)
+    run.vocab.touch()
+    with pytest.raises(OutputWriteError, match=r"vocab\.txt: cannot remove what the last run wrote"):
+        run.clear()
+    assert run.exists()
 
 
 def test_keeps_the_best_weights_alone(run):

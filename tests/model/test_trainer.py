@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,15 +16,18 @@ import pytest
 import tensorflow as tf
 
 import model.loop
+import model.trainer
 from model import evaluate
 from model.finished_run import check_same_labels, load_finished_run
 from model.predictor import predict_split
 from model.preemption import PreemptedError
+from model.run_dir import RunDir
 from model.trainer import train_and_evaluate
 from model.training_state import list_states
 from model.weights import read_arrays
 from pipeline.errors import (
     CorruptShardError,
+    InputFormatError,
     MissingInputError,
     NonFiniteLossError,
     OptionError,
@@ -265,12 +269,38 @@ def test_a_damaged_shard_is_named(inputs, finished, tmp_path):
     [
         ({"precision": "float16"}, "--precision float16: this CPU would emulate it"),
         ({"strategy": "mirrored"}, "TensorFlow sees no GPU"),
+        ({"buckets": (8, 32)}, "bucket length 32 is larger than max_len 16"),
+        ({"batch_tokens": 8}, "batch_tokens 8 is less than one example of 9 positions"),
     ],
 )
 def test_refused_options_leave_no_directory(inputs, tmp_path, options, message):
     with pytest.raises(OptionError, match=message):
         train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_before_the_first_step_may_be_corrected(inputs, tmp_path, monkeypatch):
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), epochs=1, limit_steps=1)
+    run = RunDir(tmp_path / "run")
+    damaged = shutil.copytree(inputs["bert_dir"], tmp_path / "bert")
+    (damaged / "bert_model.ckpt.data-00000-of-00001").write_bytes(b"")
+    with pytest.raises(InputFormatError, match="the checkpoint is damaged"):
+        train_and_evaluate(dataclasses.replace(config, bert_dir=str(damaged), seed=1))
+    assert not run.exists()
+
+    def no_space(source, copy):
+        raise OutputWriteError(f"{copy}: cannot write: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.trainer, "copy_file", no_space)
+        with pytest.raises(OutputWriteError, match="No space left"):
+            train_and_evaluate(config)
+    assert run.exists()
+    run.weights.with_name(".weights.npz.1234abcd.tmp").touch()
+    (run.path / ".bert.1234abcd.tmp").mkdir()
+    assert train_and_evaluate(config)["steps"] == 1
+    assert run.vocab.read_bytes() == (damaged / "vocab.txt").read_bytes()
+    assert [path.name for path in run.path.rglob("*.tmp")] == []
 
 
 def test_early_stopping_and_dev_report(inputs, tmp_path):
