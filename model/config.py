@@ -202,7 +202,7 @@ class TrainConfig:
 
     def _check_combinations(self) -> None:
         require(
-            self.batch_size % self.accumulate_steps == 0,
+            self.batch_tokens is not None or self.batch_size % self.accumulate_steps == 0,
             f"--accumulate_steps {self.accumulate_steps} does not divide --batch_size {self.batch_size}; "
             "the batch is what one update sees, and is cut into that many equal parts",
         )

@@ -133,13 +133,13 @@ class Devices:
 
 
 def check_batch_sizes(config: TrainConfig, num_replicas: int) -> None:
-    """Check that the replicas divide the batch.
+    """Check that the replicas divide the batch; one of so many positions is planned to be divided.
 
     Raises:
         OptionError: they do not.
     """
     parts = num_replicas * config.accumulate_steps
-    if config.batch_size % parts:
+    if config.batch_tokens is None and config.batch_size % parts:
         below = config.batch_size // parts * parts
         nearest = f"{below} or {below + parts}" if below else f"{parts}"
         steps = f" × {config.accumulate_steps} accumulated steps" if config.accumulate_steps > 1 else ""

@@ -88,6 +88,10 @@ def test_accepts_a_batch_that_replicas_divide():
     check_batch_sizes(tiny_config(batch_size=32, accumulate_steps=4), 8)
 
 
+def test_a_batch_of_positions_is_divided_whatever_the_batch_size():
+    check_batch_sizes(tiny_config(batch_size=32, batch_tokens=4096, accumulate_steps=3), 5)
+
+
 def test_resolves_arithmetic_on_a_cpu(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     devices = open_devices(tiny_config())
