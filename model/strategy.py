@@ -194,6 +194,11 @@ def _resolve_kind(
     if config.strategy != "auto":
         return config.strategy
     if cluster is not None and len(cluster.addresses) > 1:
+        if config.cpu_replicas is not None:
+            raise OptionError(
+                f"--cpu_replicas {config.cpu_replicas}: TF_CONFIG names {len(cluster.addresses)} workers, with "
+                "one CPU device each; leave it out, or give --strategy mirrored to train on this machine alone"
+            )
         return "multi_worker"
     return "mirrored" if num_gpus > 1 or config.cpu_replicas is not None else "one_device"
 

@@ -71,6 +71,12 @@ def test_refuses_a_strategy_without_devices(monkeypatch, options, message):
         open_devices(tiny_config(**options))
 
 
+def test_refuses_replicas_of_a_cpu_beside_other_machines(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 0}}))
+    with pytest.raises(OptionError, match="--cpu_replicas 2: TF_CONFIG names 2 workers"):
+        open_devices(tiny_config(cpu_replicas=2))
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulate_steps", "num_replicas", "advice"),
     [(32, 1, 3, "use 30 or 33"), (2, 1, 4, "use 4"), (32, 8, 3, "3 replicas × 8 accumulated steps; use 24 or 48")],
