@@ -73,7 +73,11 @@ def _content(run: RunDir, report: Mapping[str, Any], info: DatasetInfo, data_dir
         "dataset": _dataset(info, data_dir, description, report["split"]),
         "speed": _speed(report),
         "configuration": _table(
-            "option:code value:code", ((name, _plain(v)) for name, v in description["config"].items())
+            "option:code value:code",
+            (
+                *((name, _plain(value)) for name, value in description["config"].items()),
+                *((f"resolved: {name}", _plain(value)) for name, value in description["resolved"].items()),
+            ),
         ),
         "identity": _identity(run, description, info),
     }

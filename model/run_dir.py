@@ -1,7 +1,7 @@
 """The directory of a run, and what may be done with one that is there already.
 
 RUN/
-  config.json       first of all: the resolved configuration, the dataset's and BERT's identity, label names, versions
+  config.json       first of all: options, what they came to, the dataset's and BERT's identity, label names, versions
   vocab.txt         the vocabulary the ids refer to
   bert_config.json  the BERT's sizes
   metrics.csv       a row for each finished epoch
@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.config import DEVICE_FIELDS, changed_fields
+from model.config import changed_options, changes
 from model.weights import remove, remove_temporary, write_text
 from pipeline.errors import (
     InputFormatError,
@@ -37,7 +37,11 @@ from pipeline.errors import (
 )
 from pipeline.filesystem import TEMPORARY_SUFFIX, is_remote
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+# What of `resolved` decides which examples make a batch; and what changes rounding and dropout noise, which is worth a
+# warning but not worth losing a run for.
+BATCH_VALUES = ("bucket_lengths", "bucket_rows", "steps_per_epoch")
+DEVICE_VALUES = ("strategy", "num_replicas", "num_workers", "xla", "deterministic")
 _LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """The options, and what they came to."""
         return self.path / "config.json"
 
     @property
@@ -142,8 +146,10 @@ class RunDir:
             raise MissingInputError(f"{self.path}: no run here (no config.json); make one with run_train.py")
         try:
             content = json.loads(self.config.read_text(encoding="utf-8"))
-            if content["run_format"] != RUN_FORMAT or not isinstance(content["config"], dict):
+            if content["run_format"] != RUN_FORMAT:
                 raise ValueError(f"run_format {content['run_format']}, expected {RUN_FORMAT}")
+            if not isinstance(content["config"], dict) or not isinstance(content["resolved"], dict):
+                raise TypeError("config and resolved must be objects")
         except (ValueError, KeyError, TypeError) as error:
             raise InputFormatError(f"{self.config}: damaged, or not written by this version ({error})") from None
         run_config: dict[str, Any] = content
@@ -153,10 +159,11 @@ class RunDir:
         """Check that the run here is unfinished and was started by the same command.
 
         Args:
-            new: what the present command would write into `config.json`.
+            new: what the present command would write into `config.json`; without `resolved`, that is not compared.
 
         Raises:
             OutputExistsError: it is finished, or was started with other options.
+            OptionError: an option was left to the machine, and comes to something else on this one.
             SchemaMismatchError: the dataset or the BERT is another by now.
             InputFormatError: its `config.json` is damaged.
         """
@@ -166,7 +173,7 @@ class RunDir:
                 f"{self.path}: this run is finished (it has a {self.report.name}); --restart trains again from the "
                 "beginning, python -m model.evaluate measures it again"
             )
-        changed = changed_fields(old["config"], new["config"])
+        changed = changed_options(old["config"], new["config"])
         if changed:
             raise OutputExistsError(
                 f"{self.path}: this run was started with other options ({'; '.join(changed)}); repeat its options to "
@@ -178,10 +185,28 @@ class RunDir:
                     f"{self.path}: this run was started with another {fix} ({_difference(old.get(what), new[what])}); "
                     "give that one to continue it, or --restart, or another --output"
                 )
-        for change in changed_fields(old["config"], new["config"], among=DEVICE_FIELDS):
+        if "resolved" in new:
+            self._check_resolved(old["resolved"], new["resolved"], new["config"]["precision"])
+
+    def _check_resolved(self, old: Mapping[str, Any], new: Mapping[str, Any], given_precision: str) -> None:
+        if old.get("precision") != new["precision"]:
+            raise OptionError(
+                f"{self.path}: this run was started in {old.get('precision')}, and --precision {given_precision} is "
+                f"{new['precision']} here; give --precision {old.get('precision')} to continue it, or --restart, or "
+                "another --output"
+            )
+        changed = changes(old, new, BATCH_VALUES)
+        if changed:
+            raise OptionError(
+                f"{self.path}: this run's batches would be others from here on ({'; '.join(changed)}); with "
+                f"--batch_tokens they are multiples of the replicas, which were {old.get('num_replicas')} and are "
+                f"{new['num_replicas']}: continue with as many, or give --restart, or another --output"
+            )
+        changed = changes(old, new, DEVICE_VALUES)
+        if changed:
             logger.warning(
                 "continuing on other devices (%s): rounding and dropout noise will differ from an uninterrupted run",
-                change,
+                "; ".join(changed),
             )
 
     def clear(self) -> None:

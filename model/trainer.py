@@ -70,6 +70,7 @@ class _Setup:
     Attributes:
         policy: Keras's mixed-precision policy.
         xla: whether the training step is compiled.
+        deterministic: whether TensorFlow is held to deterministic kernels.
         plan: the batches of an epoch.
     """
 
@@ -79,7 +80,23 @@ class _Setup:
     devices: Devices
     policy: str
     xla: bool
+    deterministic: bool
     plan: BatchPlan
+
+    def describe(self) -> dict[str, Any]:
+        """Return the content of the run's `config.json`."""
+        resolved = {
+            "precision": self.policy.removeprefix("mixed_"),
+            "xla": self.xla,
+            "deterministic": self.deterministic,
+            "strategy": self.devices.kind,
+            "num_replicas": self.devices.num_replicas,
+            "num_workers": self.devices.num_workers,
+            "bucket_lengths": list(self.plan.edges),
+            "bucket_rows": list(self.plan.rows),
+            "steps_per_epoch": self.plan.steps_per_epoch,
+        }
+        return self.inputs.describe(self.config) | {"resolved": resolved}
 
 
 def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devices) -> _Setup:
@@ -97,11 +114,16 @@ def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devic
             batch_multiple=devices.num_replicas * config.accumulate_steps,
         ),
     )
-    if resolve_deterministic(config, devices):
-        tf.keras.utils.set_random_seed(config.seed % 2**32)
-        tf.config.experimental.enable_op_determinism()
-    xla = resolve_xla(config, devices)
-    return _Setup(config=config, inputs=inputs, run=run, devices=devices, policy=policy, xla=xla, plan=plan)
+    return _Setup(
+        config=config,
+        inputs=inputs,
+        run=run,
+        devices=devices,
+        policy=policy,
+        xla=resolve_xla(config, devices),
+        deterministic=resolve_deterministic(config, devices),
+        plan=plan,
+    )
 
 
 def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextManager[None]:
@@ -115,7 +137,7 @@ def _prepare_run_dir(setup: _Setup) -> None:
         run.clear()
     run.remove_temporary()
     if not run.exists():
-        run.write_config(setup.inputs.describe(setup.config))
+        run.write_config(setup.describe())
     for source, copy in ((bert.vocab_path, run.vocab), (bert.path / run.bert_config.name, run.bert_config)):
         if not copy.exists():
             copy_file(source, copy)
@@ -123,6 +145,11 @@ def _prepare_run_dir(setup: _Setup) -> None:
 
 def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
+    if run.exists() and not config.restart:
+        run.check_resumable(setup.describe())
+    if setup.deterministic:
+        tf.keras.utils.set_random_seed(config.seed % 2**32)
+        tf.config.experimental.enable_op_determinism()
     with devices.strategy.scope():
         model = build_classifier(
             inputs.bert.path,

@@ -19,10 +19,23 @@ from pipeline.errors import (
 )
 from tests.model.runs import tiny_config
 
+RESOLVED = {
+    "precision": "float32",
+    "xla": False,
+    "deterministic": True,
+    "strategy": "one_device",
+    "num_replicas": 1,
+    "num_workers": 1,
+    "bucket_lengths": [8, 16],
+    "bucket_rows": [8, 4],
+    "steps_per_epoch": 11,
+}
 
-def describe(**options):
+
+def describe(resolved=RESOLVED, **options):
     return {
         "config": tiny_config(**options).describe(),
+        "resolved": resolved,
         "dataset": {"fingerprint": "a" * 64},
         "bert": {"vocab_sha256": "b" * 64, "checkpoint_sha256": "c" * 64},
     }
@@ -60,10 +73,35 @@ def test_the_same_command_may_continue(run):
 
 
 def test_other_devices_may_continue_with_a_warning(run, caplog):
-    run.check_resumable(describe(cpu_replicas=2, strategy="mirrored"))
-    assert len(caplog.messages) == 2
-    assert "continuing on other devices (strategy: auto -> mirrored)" in caplog.text
-    assert "continuing on other devices (cpu_replicas: None -> 2)" in caplog.text
+    # Said otherwise, and the same here.
+    run.check_resumable(describe(strategy="one_device", precision="float32", xla="off", deterministic="on"))
+    assert caplog.messages == []
+    run.check_resumable(
+        describe(RESOLVED | {"strategy": "mirrored", "num_replicas": 2}, cpu_replicas=2, strategy="mirrored")
+    )
+    assert caplog.messages == [
+        "continuing on other devices (strategy: one_device -> mirrored; num_replicas: 1 -> 2): rounding and dropout "
+        "noise will differ from an uninterrupted run"
+    ]
+
+
+def test_what_auto_was_when_the_run_began_holds(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_config(describe(RESOLVED | {"precision": "float16"}))
+    run.check_resumable({name: value for name, value in describe().items() if name != "resolved"})
+    with pytest.raises(OptionError) as error:
+        run.check_resumable(describe())
+    assert "started in float16, and --precision auto is float32 here; give --precision float16" in str(error.value)
+    run.check_resumable(describe(RESOLVED | {"precision": "float16"}, precision="float16"))
+
+
+def test_refuses_other_batches(run):
+    """As --batch_tokens makes them with another number of replicas."""
+    other = RESOLVED | {"num_replicas": 3, "bucket_rows": [6, 3], "steps_per_epoch": 14}
+    with pytest.raises(OptionError) as error:
+        run.check_resumable(describe(other))
+    assert "(bucket_rows: [8, 4] -> [6, 3]; steps_per_epoch: 11 -> 14)" in str(error.value)
+    assert "the replicas, which were 1 and are 3: continue with as many" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +135,9 @@ def test_a_finished_run_is_not_trained_again(run):
         run.check_resumable(describe())
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"run_format": 2, "config": {}}', '{"run_format": 1, "config": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"run_format": 1, "config": {}}', '{"run_format": 2, "config": {}, "resolved": 3}']
+)
 def test_refuses_a_damaged_config(run, text):
     run.config.write_text(text)
     with pytest.raises(InputFormatError, match="damaged, or not written by this version"):

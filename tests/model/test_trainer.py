@@ -88,6 +88,17 @@ def test_leaves_what_one_needs(finished):
     assert page.count("<svg") == 4  # curves, lengths, and each head's calibration
     description = json.loads((run / "config.json").read_text())
     assert description["config"] == config.describe()
+    assert description["resolved"] == {
+        "precision": "float32",
+        "xla": False,
+        "deterministic": False,
+        "strategy": "one_device",
+        "num_replicas": 1,
+        "num_workers": 1,
+        "bucket_lengths": [4, 7, 9, 12, 14, 16],
+        "bucket_rows": [8] * 6,
+        "steps_per_epoch": STEPS_PER_EPOCH,
+    }
     assert description["labels"] == {"category": ["a", "b", "c"], "second": ["x", "y"]}
     assert description["label_pairs"] == {"a": ["x"], "b": ["x"], "c": ["y"]}
     assert description["max_len"] == 16
