@@ -31,7 +31,7 @@ from model.optimizer import Schedule
 from model.preemption import PreemptedError, PreemptionWatch
 from model.run_dir import RunDir
 from model.run_inputs import TRAIN_SPLIT, VALIDATION_SPLIT
-from model.steps import Batch, metrics_from_sums, num_sums
+from model.steps import EXAMPLES, TOKENS, Batch, Outcome, metrics_from_sums, num_sums
 from model.strategy import Devices
 from model.training_state import Progress, list_states, save_state
 from model.weights import save_model_weights
@@ -74,7 +74,7 @@ class TrainingLoop:
     schedule: Schedule
     model: tf.keras.Model
     train_step: Callable[[Batch, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-    eval_step: Callable[[Batch], tf.Tensor]
+    eval_step: Callable[[Batch, tf.Tensor], tf.Tensor]
     scales_loss: bool
     variables: Mapping[str, tf.Variable]
     progress: Progress
@@ -185,10 +185,14 @@ class TrainingLoop:
             batch,
             tf.constant(step, tf.int64),
             tf.constant(learning_rate, tf.float32),
-            tf.constant(float(self.watch.requested), tf.float32),
+            self._stop_wanted(),
         )
         self._pending.append((step, learning_rate, result))
         self.progress = dataclasses.replace(self.progress, step=step + 1, epoch_step=self.progress.epoch_step + 1)
+
+    def _stop_wanted(self) -> tf.Tensor:
+        """What this worker tells the others with every step: 1 where it was asked to stop."""
+        return tf.constant(float(self.watch.requested), tf.float32)
 
     def _for_heads(self, batch: Batch) -> Batch:
         inputs, labels, weights = batch
@@ -216,17 +220,16 @@ class TrainingLoop:
         num_stopping = 0
         epoch_sums = np.zeros_like(self._log_sums) + (self.progress.epoch_sums or 0.0)
         for step, learning_rate, result in self._pending:
-            values = result.numpy().astype(np.float64)
-            sums, norm = values[:-2], float(values[-2])
-            self._check_finite(sums, norm, step)
-            num_stopping = int(values[-1])
-            epoch_sums += sums
-            self._log_sums += sums
+            outcome = Outcome.fetch(result, self.config)
+            self._check_finite(outcome, step)
+            num_stopping = outcome.num_stopping
+            epoch_sums += outcome.sums
+            self._log_sums += outcome.sums
             self._undrained.steps += 1
-            self._undrained.examples += float(sums[0])
-            self._undrained.tokens += float(sums[1])
+            self._undrained.examples += float(outcome.sums[EXAMPLES])
+            self._undrained.tokens += float(outcome.sums[TOKENS])
             if (step + 1) % self.config.log_every == 0:
-                self._log_step(step + 1, {"learning_rate": learning_rate, "gradient_norm": norm})
+                self._log_step(step + 1, {"learning_rate": learning_rate, "gradient_norm": outcome.gradient_norm})
         self._pending.clear()
         recent, self._undrained = self._undrained, Throughput()
         recent.seconds = time.monotonic() - self._mark
@@ -257,8 +260,8 @@ class TrainingLoop:
         self._log_sums = np.zeros_like(self._log_sums)
         self._since_log = Throughput()
 
-    def _check_finite(self, sums: np.ndarray, norm: float, step: int) -> None:
-        metrics = metrics_from_sums(sums, self.config)
+    def _check_finite(self, outcome: Outcome, step: int) -> None:
+        metrics, norm = metrics_from_sums(outcome.sums, self.config), outcome.gradient_norm
         head = next((head for head in self.config.heads if not math.isfinite(metrics[f"{head}_loss"])), None)
         # With loss scaling a gradient overflows now and then by design, and the step was left out.
         if head is None and (math.isfinite(norm) or self.scales_loss):
@@ -278,10 +281,11 @@ class TrainingLoop:
         sums = np.zeros_like(self._log_sums)
         with explain_read_errors(self.config.data_dir, VALIDATION_SPLIT):
             for batch in self._validation_batches:
-                sums += self.eval_step(self._for_heads(batch)).numpy()
-                if self.watch.requested and self.devices.num_workers == 1:
+                outcome = Outcome.fetch(self.eval_step(self._for_heads(batch), self._stop_wanted()), self.config)
+                sums += outcome.sums
+                if outcome.num_stopping:
                     self._stop()
-        self._check_finite(sums, 0.0, self.progress.step - 1)
+        self._check_finite(Outcome(sums), self.progress.step - 1)
         return metrics_from_sums(sums, self.config)
 
     @functools.cached_property
@@ -330,6 +334,8 @@ class TrainingLoop:
 
     def _stop(self) -> None:
         self._save()
+        # A worker that ends takes the others down with it, the one that saves among them.
+        self.devices.barrier()
         raise PreemptedError(
             f"stopped by SIGTERM after step {self.progress.step}; the state is saved, run the same command to continue"
         )

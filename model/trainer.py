@@ -57,10 +57,10 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
     run = open_run_dir(config.output_dir)
     if run.exists() and not config.restart:
         run.check_resumable(inputs.describe(config))
-    with watch_for_preemption() as watch:
-        setup = _resolve(config, inputs, run, open_devices(config))
-        with _write_access(run, setup.devices):
-            return _train_in(setup, watch)
+    setup = _resolve(config, inputs, run, open_devices(config))
+    # Not before the devices: where there are several workers, TensorFlow takes SIGTERM for itself when it starts.
+    with _write_access(run, setup.devices), watch_for_preemption() as watch:
+        return _train_in(setup, watch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -186,18 +187,19 @@ def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypat
             patched.setattr(model.loop.TrainingLoop, method, call_and_interrupt)
             train_and_evaluate(config)
 
-    # SIGTERM in the middle of an epoch, and after its last step; an interrupt from the keyboard saves nothing.
-    for method, step, signal_number in (
-        ("_step", 7, signal.SIGTERM),
-        ("_step", 9, signal.SIGINT),
-        ("_step", 11, signal.SIGTERM),
-        ("_validate", 11, signal.SIGINT),
+    # SIGTERM inside an epoch, after its last step, after the last epoch; an interrupt from the keyboard saves nothing.
+    for method, step, signal_number, state in (
+        ("_step", 7, signal.SIGTERM, "step-00000007"),
+        ("_step", 9, signal.SIGINT, "step-00000008"),
+        ("_step", 11, signal.SIGTERM, "step-00000011"),
+        ("_validate", 11, signal.SIGINT, "step-00000011"),
+        ("_finish_epoch", 22, signal.SIGTERM, "step-00000022-epoch-002"),
     ):
         with pytest.raises((PreemptedError, KeyboardInterrupt)) as raised:
             interrupt_after(method, step, signal_number)
         if signal_number == signal.SIGTERM:
-            assert str(raised.value).startswith(f"stopped by SIGTERM after step {step}; the state is saved")
-            assert list_states(tmp_path / "run" / "state")[-1].name == f"step-{step:08d}"
+            assert str(raised.value).startswith("stopped by SIGTERM")
+        assert list_states(tmp_path / "run" / "state")[-1].name == state
     assert not (tmp_path / "run" / "report.json").exists()
     again = train_and_evaluate(config)
     assert same_results(run, tmp_path / "run")
@@ -408,6 +410,26 @@ def test_two_workers_do_not_change_the_result(inputs, tmp_path):
     assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
 
 
+def wait_for_a_state(workers, states):
+    while not states.is_dir() or not list_states(states):
+        assert all(worker.poll() is None for worker in workers)
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_one_worker_is_asked_to_stop_and_all_do_with_the_state_saved(inputs, tmp_path, asked):
+    run = inputs | {"epochs": 40, "limit_steps": 200, "save_every": 4, "output_dir": str(tmp_path)}
+    workers = start_workers(run)
+    wait_for_a_state(workers, tmp_path / "state")
+    workers[asked].terminate()
+    said = [worker.communicate(timeout=120)[1].splitlines()[-1] for worker in workers]
+    step = re.search(r"stopped by SIGTERM after step (\d+); the state is saved", said[0])[1]
+    assert said[1] == said[0]
+    assert list_states(tmp_path / "state")[-1].name.startswith(f"step-{int(step):08d}")
+    assert not list((tmp_path / "state").glob("*.tmp"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(inputs, tmp_path, victim):
@@ -421,9 +443,7 @@ def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(in
     }
     workers = start_workers(run)
     states = tmp_path / "workers" / "state"
-    while not states.is_dir() or not list_states(states):
-        assert all(worker.poll() is None for worker in workers)
-        time.sleep(0.002)
+    wait_for_a_state(workers, states)
     workers[victim].kill()
     _, errors = workers[1 - victim].communicate(timeout=120)
     assert workers[1 - victim].returncode not in (0, None), errors
