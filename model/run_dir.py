@@ -42,6 +42,20 @@ RUN_FORMAT = 2
 # warning but not worth losing a run for.
 BATCH_VALUES = ("bucket_lengths", "bucket_rows", "steps_per_epoch")
 DEVICE_VALUES = ("strategy", "num_replicas", "num_workers", "xla", "deterministic")
+# What others read of `report.json`: the split that was measured, and what training says about itself.
+REPORT_FIELDS = frozenset(
+    {
+        "split",
+        "monitored",
+        "best_value",
+        "best_epoch",
+        "epochs",
+        "steps",
+        "early_stopped",
+        "train_seconds",
+        "train_examples_per_second",
+    }
+)
 _LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -154,6 +168,24 @@ class RunDir:
             raise InputFormatError(f"{self.config}: damaged, or not written by this version ({error})") from None
         run_config: dict[str, Any] = content
         return run_config
+
+    def read_report(self) -> dict[str, Any]:
+        """Return the content of `report.json`.
+
+        Raises:
+            MissingInputError: the run is not finished.
+            InputFormatError: the file is damaged, or no run's.
+        """
+        if not self.report.is_file():
+            raise MissingInputError(f"{self.path}: this run is not finished; start the same run_train.py command again")
+        try:
+            content: dict[str, Any] = json.loads(self.report.read_text(encoding="utf-8"))
+            missing = REPORT_FIELDS - content.keys()
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except (ValueError, AttributeError) as error:
+            raise InputFormatError(f"{self.report}: damaged, or not written by this version ({error})") from None
+        return content
 
     def check_resumable(self, new: Mapping[str, Any]) -> None:
         """Check that the run here is unfinished and was started by the same command.

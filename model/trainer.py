@@ -20,6 +20,7 @@ from model.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
 from model.config import TrainConfig
 from model.evaluate import evaluate_split, write_report
+from model.finished_run import load_final_model
 from model.loop import TrainingLoop
 from model.optimizer import AdamW, LossScale, Schedule
 from model.preemption import PreemptionWatch, watch_for_preemption
@@ -35,7 +36,7 @@ from model.strategy import (
     resolve_xla,
 )
 from model.training_state import Progress, restore_newest
-from model.weights import copy_file, load_model_weights, named_variables
+from model.weights import copy_file, named_variables
 from pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
 logger = logging.getLogger(__name__)
@@ -244,10 +245,21 @@ def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
 
 
 def _finish(setup: _Setup, loop: TrainingLoop) -> dict[str, Any]:
-    """Go back to the best epoch's weights, measure them, and write what a finished run has; the report last."""
+    """Write what a finished run has, the report last, and return that."""
+    if setup.devices.is_chief:
+        _write_results(setup, loop)
+    setup.devices.barrier()
+    return setup.run.read_report()
+
+
+def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
+    """Go back to the best epoch's weights, and measure them as they will be used."""
     config, inputs, run = setup.config, setup.inputs, setup.run
-    model, monitor, progress = loop.model, loop.monitor, loop.progress
-    load_model_weights(run.best_weights(monitor.best_epoch), model)
+    monitor, progress = loop.monitor, loop.progress
+    copy_file(run.best_weights(monitor.best_epoch), run.weights)
+    # Not the model that was trained, which may compute in another precision: the one that evaluation, prediction and
+    # export load.
+    model = load_final_model(run, setup.describe())
     report = {
         **evaluate_split(
             model,
@@ -263,22 +275,14 @@ def _finish(setup: _Setup, loop: TrainingLoop) -> dict[str, Any]:
         "best_epoch": monitor.best_epoch,
         "epochs": progress.epoch,
         "steps": progress.step,
-        "early_stopped": monitor.wants_to_stop(config),
+        "early_stopped": progress.step < loop.last_step,
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
     }
-    if loop.devices.is_chief:
-        copy_file(run.best_weights(monitor.best_epoch), run.weights)
-        save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
-        write_report(run, report, config.data_dir, run.path)
-        logger.info(
-            "trained %d epochs, %s steps, in %s; the best was epoch %d; report in %s",
-            *(
-                progress.epoch,
-                f"{progress.step:,}",
-                format_seconds(progress.train_seconds),
-                monitor.best_epoch,
-                run.report_page,
-            ),
-        )
-    return report
+    save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
+    write_report(run, report, config.data_dir, run.path)
+    logger.info(
+        "trained %d epochs, %s steps, in %s; the best was epoch %d; report in %s",
+        *(progress.epoch, f"{progress.step:,}", format_seconds(progress.train_seconds)),
+        *(monitor.best_epoch, run.report_page),
+    )

@@ -52,6 +52,13 @@ def test_measures_what_prediction_says(run, capsys):
     assert f"{report['exact_match']:.2%}" in table[5]
 
 
+def test_a_run_is_complete_without_its_bert_directory(tmp_path, capsys):
+    run = make_finished_run(tmp_path)
+    (run / "bert").rename(tmp_path / "moved")
+    assert main(["--run", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("test (11 examples)\n")
+
+
 def test_split_decoding_and_output(run, tmp_path, capsys):
     output = tmp_path / "deep" / "er"
     options = ["--split", "dev", "--decode", "joint", "--batch_size", "2", "--output", str(output)]

@@ -144,9 +144,18 @@ def test_refuses_a_damaged_config(run, text):
         run.read_config()
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"split": "test"}'])
+def test_refuses_a_damaged_report(run, content):
+    run.report.write_bytes(content)
+    with pytest.raises(InputFormatError, match=r"report\.json: damaged, or not written by this version"):
+        run.read_report()
+
+
 def test_no_run_to_read(tmp_path):
     with pytest.raises(MissingInputError, match="no run here"):
         RunDir(tmp_path).read_config()
+    with pytest.raises(MissingInputError, match="this run is not finished"):
+        RunDir(tmp_path).read_report()
 
 
 def test_clear_removes_all_but_the_lock(run):

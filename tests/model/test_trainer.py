@@ -326,6 +326,16 @@ def test_early_stopping_and_dev_report(inputs, tmp_path):
     assert (report["split"], report["num_examples"]) == ("dev", NUM_EXAMPLES["dev"])
 
 
+def test_the_report_is_of_the_model_that_is_used_afterwards(inputs, tmp_path):
+    """Trained in bfloat16, served in float32; and to the planned end, though nothing gets better."""
+    options = {"precision": "bfloat16", "epochs": 2, "learning_rate": 1e-12, "early_stopping_patience": 1}
+    report = train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options))
+    assert (report["epochs"], report["best_epoch"], report["early_stopped"]) == (2, 1, False)
+    assert evaluate.main(["--run", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "evaluation" / "test" / "report.json").read_text())
+    assert again["heads"] == report["heads"]
+
+
 TRAIN_IN_PROCESS = """
 import json, sys
 from model.trainer import train_and_evaluate
@@ -403,11 +413,14 @@ def start_workers(run, number=2):
 
 @pytest.mark.slow
 def test_two_workers_do_not_change_the_result(inputs, tmp_path):
-    common = inputs | {"dropout": 0.0, "limit_steps": 20}
+    common = inputs | {"dropout": 0.0, "limit_steps": 20, "monitor": "loss"}
     workers = start_workers(common | {"output_dir": str(tmp_path / "workers")})
     alone = start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"})
     wait_for(*workers, alone)
     assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
+    # The best weights were written at the very end, by one of them alone.
+    report = json.loads((tmp_path / "workers" / "report.json").read_text())
+    assert report["best_epoch"] == report["epochs"] == 2
 
 
 def wait_for_a_state(workers, states):
