@@ -27,7 +27,7 @@ from model.callbacks import (
     write_metrics_csv,
 )
 from model.config import TrainConfig
-from model.optimizer import Schedule
+from model.optimizer import MIN_LOSS_SCALE, Schedule
 from model.preemption import PreemptedError, PreemptionWatch
 from model.run_dir import RunDir
 from model.run_inputs import TRAIN_SPLIT, VALIDATION_SPLIT
@@ -60,7 +60,6 @@ class TrainingLoop:
         schedule: the learning rate.
         model: what is trained; its weights are what is saved as best.
         train_step, eval_step: see `model.steps`.
-        scales_loss: whether gradients may overflow now and then, see `model.optimizer.LossScale`.
         variables: name -> variable, all that a state holds beside `progress`.
         progress: where the run is.
         watch: whether somebody asked to stop.
@@ -75,7 +74,6 @@ class TrainingLoop:
     model: tf.keras.Model
     train_step: Callable[[Batch, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
     eval_step: Callable[[Batch, tf.Tensor], tf.Tensor]
-    scales_loss: bool
     variables: Mapping[str, tf.Variable]
     progress: Progress
     watch: PreemptionWatch
@@ -263,8 +261,8 @@ class TrainingLoop:
     def _check_finite(self, outcome: Outcome, step: int) -> None:
         metrics, norm = metrics_from_sums(outcome.sums, self.config), outcome.gradient_norm
         head = next((head for head in self.config.heads if not math.isfinite(metrics[f"{head}_loss"])), None)
-        # With loss scaling a gradient overflows now and then by design, and the step was left out.
-        if head is None and (math.isfinite(norm) or self.scales_loss):
+        # A scaled loss's gradient overflows now and then by design: the step was left out, and the scale is halved.
+        if head is None and (math.isfinite(norm) or outcome.loss_scale > MIN_LOSS_SCALE):
             return
         what = f"the loss of head {head!r} is {metrics[f'{head}_loss']}" if head else f"the gradient's norm is {norm}"
         states = list_states(self.run.states)
@@ -319,6 +317,11 @@ class TrainingLoop:
             self.run.keep_best_weights(self.monitor.best_epoch)
             write_metrics_csv(self.run.metrics, self.progress.rows)
             self._tensorboard.write("val", validation, step=self.progress.step)
+            num_left_out = self.progress.step - int(self.variables["num_updates"].numpy())
+            if num_left_out:
+                logger.warning(
+                    "%d of %d updates were left out so far: float16 overflowed", num_left_out, self.progress.step
+                )
             logger.info(
                 "epoch %d/%d, step %d: loss %.4f, validation: %s%s; learning rate %.3g; %s, %s",
                 *(epoch, self.config.epochs, self.progress.step, train["loss"], _in_words(validation, self.config)),

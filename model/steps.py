@@ -5,7 +5,7 @@ examples change nothing; all in one vector, which is fetched from the device at 
 
     sums float32 [3 + 2·H]: examples, tokens, all heads right, then for each head: loss, right
     how many replicas shall stop
-    of the training step alone: the gradient's norm before clipping
+    of the training step alone: the gradient's norm before clipping, what the loss was multiplied with
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from model.config import TrainConfig
 from model.dropout import dropout_rng
-from model.optimizer import AdamW, LossScale, clip_by_norm
+from model.optimizer import MIN_LOSS_SCALE, AdamW, LossScale, clip_by_norm
 from model.strategy import Devices
 from pipeline.schema import INDICES, SEGMENTS
 
@@ -105,11 +105,13 @@ class Outcome:
         sums: float64 [3 + 2·H], see the module's docstring.
         num_stopping: replicas of workers that were asked to stop.
         gradient_norm: before clipping; not finite where the weights stayed as they were.
+        loss_scale: what the loss was multiplied with, see `model.optimizer.LossScale`.
     """
 
     sums: np.ndarray
     num_stopping: int = 0
     gradient_norm: float = 0.0
+    loss_scale: float = MIN_LOSS_SCALE
 
     @classmethod
     def fetch(cls, vector: tf.Tensor, config: TrainConfig) -> "Outcome":
@@ -174,15 +176,15 @@ def make_train_step(
         step_fn(batch, step, learning_rate, stop), with
           batch: (inputs, labels, weights), this worker's part; step: int64 scalar; learning_rate: float32 scalar;
           stop: float32 scalar, 1 on a worker that was asked to stop;
-        returning what the module's docstring says, float32 [3 + 2·H + 2].
+        returning what the module's docstring says, float32 [3 + 2·H + 3].
         Weights stay as they are where the gradient is not finite.
     """
     num_parts = config.accumulate_steps
     variables = model.trainable_variables
+    scale = tf.constant(MIN_LOSS_SCALE) if loss_scale is None else loss_scale.scale
 
     def gradients_of_part(part: Batch, noise_step: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         inputs, labels, weights = part
-        scale = 1.0 if loss_scale is None else loss_scale.scale
         with tf.GradientTape() as tape, dropout_rng(config.seed, noise_step):
             logits = model([inputs[INDICES], inputs[SEGMENTS]], training=True)
             per_example = {head: loss(labels[head], logits[head]) for head, loss in losses.items()}
@@ -220,10 +222,9 @@ def make_train_step(
         if devices.num_replicas > 1:
             gradients, sums = replica.all_reduce("SUM", [gradients, sums])
         # The mean over the whole batch's real examples: a mean of means would weigh examples by their replica.
-        num_summed = tf.maximum(sums[EXAMPLES], 1.0) * (1.0 if loss_scale is None else loss_scale.scale)
-        gradients, norm = clip_by_norm(gradients, config.clip_norm, num_summed=num_summed)
+        gradients, norm = clip_by_norm(gradients, config.clip_norm, num_summed=tf.maximum(sums[EXAMPLES], 1.0) * scale)
         finite = tf.reduce_all(tf.math.is_finite(sums)) & tf.math.is_finite(norm)
-        return gradients, tf.concat([sums, [norm]], axis=0), finite
+        return gradients, tf.concat([sums, [norm, scale]], axis=0), finite
 
     def first(value: Any) -> tf.Tensor:
         return devices.strategy.experimental_local_results(value)[0]

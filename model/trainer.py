@@ -184,7 +184,6 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         model=model,
         train_step=make_train_step(logits, optimizer, losses, devices, config, xla=setup.xla, loss_scale=loss_scale),
         eval_step=make_eval_step(logits, config, devices),
-        scales_loss=loss_scale is not None,
         variables=variables,
         progress=progress,
         watch=watch,

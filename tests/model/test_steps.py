@@ -137,6 +137,7 @@ def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):
     outcome = step(make_batch())
     assert np.isfinite(outcome.sums).all()
     assert not np.isfinite(outcome.gradient_norm)
+    assert outcome.loss_scale == np.float32(3e38)
     assert loss_scale.scale.numpy() == np.float32(1.5e38) != first_scale
     assert optimizer.num_updates.numpy() == 0
     for a, b in zip(before, model.get_weights(), strict=True):

@@ -256,6 +256,26 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
 
 
+def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(inputs, tmp_path, monkeypatch, caplog):
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=4)
+    real_step = model.loop.TrainingLoop._step
+
+    def large_gradients_after_an_epoch(loop, batches):
+        if loop.progress.step == STEPS_PER_EPOCH:
+            kernel = loop.model.get_layer("second_logits").kernel
+            kernel.assign(kernel * 1e8)
+        real_step(loop, batches)
+
+    # A CPU computes in float16 too, only slowly.
+    monkeypatch.setattr(model.trainer, "resolve_policy", lambda *_: "mixed_float16")
+    monkeypatch.setattr(model.optimizer, "FIRST_LOSS_SCALE", 2.0**24)
+    monkeypatch.setattr(model.loop.TrainingLoop, "_step", large_gradients_after_an_epoch)
+    with pytest.raises(NonFiniteLossError, match=r"the gradient's norm is (inf|nan) at step") as error:
+        train_and_evaluate(config)
+    assert error.value.step > STEPS_PER_EPOCH + 10
+    assert any(re.fullmatch(r"\d of 11 updates were left out so far: float16 overflowed", m) for m in caplog.messages)
+
+
 def damage(data_dir, split):
     shard = data_dir / f"{split}-00001-of-00002.tfrecord"
     data = bytearray(shard.read_bytes())
