@@ -8,6 +8,7 @@ What a step computes depends on nothing but the weights, the step's number and i
 epoch). So a run that continues from a saved state arrives where it would have arrived anyway.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -32,7 +33,7 @@ from model.preemption import PreemptedError, PreemptionWatch
 from model.run_dir import RunDir
 from model.run_inputs import TRAIN_SPLIT, VALIDATION_SPLIT
 from model.steps import EXAMPLES, TOKENS, Batch, Outcome, metrics_from_sums, num_sums
-from model.strategy import Devices
+from model.strategy import Devices, explain_device_errors
 from model.training_state import Progress, list_states, save_state
 from model.weights import save_model_weights
 from pipeline.batch_plan import BatchPlan
@@ -106,6 +107,8 @@ class TrainingLoop:
 
         Raises:
             NonFiniteLossError: a loss is not a number any more.
+            OptionError: a batch does not fit into memory.
+            WorkerDiedError: another worker is gone.
             PreemptedError: somebody asked to stop, and the state is saved.
             OutputWriteError: the run cannot be written; the last saved state is intact.
             CorruptShardError: a shard of the dataset is damaged.
@@ -179,14 +182,19 @@ class TrainingLoop:
         self._undrained.wait_seconds += time.monotonic() - before
         step = self.progress.step
         learning_rate = self.schedule.learning_rate(step, scale=self.monitor.learning_rate_scale)
-        result = self.train_step(
-            batch,
-            tf.constant(step, tf.int64),
-            tf.constant(learning_rate, tf.float32),
-            self._stop_wanted(),
-        )
+        with self._explained_errors():
+            result = self.train_step(
+                batch,
+                tf.constant(step, tf.int64),
+                tf.constant(learning_rate, tf.float32),
+                self._stop_wanted(),
+            )
         self._pending.append((step, learning_rate, result))
         self.progress = dataclasses.replace(self.progress, step=step + 1, epoch_step=self.progress.epoch_step + 1)
+
+    def _explained_errors(self) -> contextlib.AbstractContextManager[None]:
+        option = "--batch_size" if self.config.batch_tokens is None else "--batch_tokens"
+        return explain_device_errors(f"{option}, or a larger --accumulate_steps")
 
     def _stop_wanted(self) -> tf.Tensor:
         """What this worker tells the others with every step: 1 where it was asked to stop."""
@@ -218,7 +226,8 @@ class TrainingLoop:
         num_stopping = 0
         epoch_sums = np.zeros_like(self._log_sums) + (self.progress.epoch_sums or 0.0)
         for step, learning_rate, result in self._pending:
-            outcome = Outcome.fetch(result, self.config)
+            with self._explained_errors():
+                outcome = Outcome.fetch(result, self.config)
             self._check_finite(outcome, step)
             num_stopping = outcome.num_stopping
             epoch_sums += outcome.sums
@@ -279,7 +288,8 @@ class TrainingLoop:
         sums = np.zeros_like(self._log_sums)
         with explain_read_errors(self.config.data_dir, VALIDATION_SPLIT):
             for batch in self._validation_batches:
-                outcome = Outcome.fetch(self.eval_step(self._for_heads(batch), self._stop_wanted()), self.config)
+                with explain_device_errors("--eval_batch_size"):
+                    outcome = Outcome.fetch(self.eval_step(self._for_heads(batch), self._stop_wanted()), self.config)
                 sums += outcome.sums
                 if outcome.num_stopping:
                     self._stop()

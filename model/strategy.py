@@ -10,12 +10,13 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import tensorflow as tf
 
 from model.config import TrainConfig
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, WorkerDiedError
 
 FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere; before it, bfloat16 is emulated
 FIRST_FLOAT16_CAPABILITY = (7, 0)  # Volta, the first with tensor cores
@@ -124,12 +125,38 @@ class Devices:
         def sum_over_replicas(values: tf.Tensor) -> tf.Tensor:
             return self.strategy.reduce("SUM", self.strategy.run(tf.identity, args=(values,)), axis=None)
 
-        total, squares = (int(x) for x in sum_over_replicas(tf.constant([number, number**2], tf.int64)))
+        with explain_device_errors():
+            total, squares = (int(x) for x in sum_over_replicas(tf.constant([number, number**2], tf.int64)))
         if squares * self.num_replicas != total**2:
             raise OptionError(
                 f"worker {self.worker_index} is at step {number}, and others are at {total / self.num_replicas:g} on "
                 "average; all workers must see the same --output directory"
             )
+
+
+@contextlib.contextmanager
+def explain_device_errors(smaller_batch: str = "--batch_size") -> Iterator[None]:
+    """Turn what TensorFlow says about its devices, while they compute, into our errors.
+
+    Args:
+        smaller_batch: the option that helps where memory is short.
+
+    Raises:
+        OptionError: a batch does not fit into memory.
+        WorkerDiedError: another worker is gone.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OptionError(
+            f"a batch does not fit into the memory of a device; use a smaller {smaller_batch}, with --restart or "
+            "another --output"
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise WorkerDiedError(
+            "another worker has ended or cannot be reached; start the same command on all of them to continue from the "
+            "last saved state"
+        ) from error
 
 
 def check_batch_sizes(config: TrainConfig, num_replicas: int) -> None:

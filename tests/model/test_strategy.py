@@ -3,16 +3,18 @@
 import json
 
 import pytest
+import tensorflow as tf
 
 from model.strategy import (
     Cluster,
     check_batch_sizes,
+    explain_device_errors,
     open_devices,
     resolve_deterministic,
     resolve_policy,
     resolve_xla,
 )
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, WorkerDiedError
 from tests.model.runs import tiny_config
 
 TWO_WORKERS = {"worker": ["10.0.0.1:1234", "10.0.0.2:1234"]}
@@ -96,6 +98,24 @@ def test_accepts_a_batch_that_replicas_divide():
 
 def test_a_batch_of_positions_is_divided_whatever_the_batch_size():
     check_batch_sizes(tiny_config(batch_size=32, batch_tokens=4096, accumulate_steps=3), 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "ours", "message"),
+    [
+        (
+            tf.errors.ResourceExhaustedError,
+            OptionError,
+            "does not fit into the memory of a device; use a smaller --x, wi",
+        ),
+        (tf.errors.UnavailableError, WorkerDiedError, "another worker has ended"),
+        (tf.errors.AbortedError, WorkerDiedError, "another worker has ended"),
+        (tf.errors.InternalError, tf.errors.InternalError, "Graph execution error"),
+    ],
+)
+def test_says_what_errors_of_devices_mean(error, ours, message):
+    with pytest.raises(ours, match=message), explain_device_errors("--x"):
+        raise error(None, None, "Graph execution error:\n\nDetected at node")
 
 
 def test_resolves_arithmetic_on_a_cpu(monkeypatch):

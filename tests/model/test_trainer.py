@@ -276,6 +276,17 @@ def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(input
     assert any(re.fullmatch(r"\d of 11 updates were left out so far: float16 overflowed", m) for m in caplog.messages)
 
 
+def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):
+    def train_step(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,512,3072]")
+
+    monkeypatch.setattr(model.trainer, "make_train_step", lambda *_, **__: train_step)
+    with pytest.raises(
+        OptionError, match="use a smaller --batch_tokens, or a larger --accumulate_steps, with --restart"
+    ):
+        train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), batch_tokens=64))
+
+
 def damage(data_dir, split):
     shard = data_dir / f"{split}-00001-of-00002.tfrecord"
     data = bytearray(shard.read_bytes())
@@ -480,6 +491,7 @@ def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(in
     workers[victim].kill()
     _, errors = workers[1 - victim].communicate(timeout=120)
     assert workers[1 - victim].returncode not in (0, None), errors
+    assert "WorkerDiedError: another worker has ended" in errors.splitlines()[-1]
     workers[victim].communicate()
     assert not (tmp_path / "workers" / "report.json").exists()
     reached = int(list_states(states)[-1].name.split("-")[1])
