@@ -239,7 +239,7 @@ def _epochs(rows: Sequence[Mapping[str, float]], heads: Sequence[str], best_epoc
 
 
 def _dataset(info: DatasetInfo, data_dir: str, description: Mapping[str, Any], split: str) -> dict[str, Any]:
-    documents, max_len = info.documents, description["max_len"]
+    documents, max_len = info.documents, min(description["max_len"], info.max_len)
     measured = info.split(split)
     if max_len < info.max_len:
         num_cut = sum(measured.length_histogram[max_len + 1 :])

@@ -12,7 +12,7 @@ RUN/
   bert/             at the end: the same encoder as a Google-format BERT directory
   report.html       at the end: results on the test split and how they came about, for people
   report.json       at the very end: the same results for machines; its presence means "finished"
-  evaluation/       what `model.evaluate` wrote later, a report for each split
+  evaluation/       what `model.evaluate` wrote later, a report for each split, way to decode and dataset
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import changed_options, changes
+from model.decoding import INDEPENDENT
 from model.weights import remove, remove_temporary, write_text
 from pipeline.errors import (
     InputFormatError,
@@ -120,6 +121,17 @@ class RunDir:
     def report_page(self) -> Path:
         """The result, for people."""
         return self.path / "report.html"
+
+    def evaluation(self, split: str, decode: str, fingerprint: str | None) -> Path:
+        """The report of a later measurement.
+
+        Args:
+            split: which split.
+            decode: how labels were chosen.
+            fingerprint: of the dataset; `None` for the one of training.
+        """
+        parts = [split, *([] if decode == INDEPENDENT else [decode]), *([fingerprint[:12]] if fingerprint else [])]
+        return self.path / "evaluation" / "-".join(parts)
 
     def best_weights(self, epoch: int) -> Path:
         """Weights of the best epoch so far, counted from 1."""
