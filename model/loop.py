@@ -34,7 +34,7 @@ from model.run_dir import RunDir
 from model.run_inputs import TRAIN_SPLIT, VALIDATION_SPLIT
 from model.steps import EXAMPLES, TOKENS, Batch, Outcome, metrics_from_sums, num_sums
 from model.strategy import Devices, explain_device_errors
-from model.training_state import Progress, list_states, save_state
+from model.training_state import Progress, best_epochs, list_states, save_state
 from model.weights import save_model_weights
 from pipeline.batch_plan import BatchPlan
 from pipeline.errors import NonFiniteLossError
@@ -324,7 +324,7 @@ class TrainingLoop:
             if is_best:
                 save_model_weights(self.run.best_weights(epoch), self.model)
             self._save()
-            self.run.keep_best_weights(self.monitor.best_epoch)
+            self.run.keep_best_weights({self.monitor.best_epoch, *best_epochs(self.run.states)})
             write_metrics_csv(self.run.metrics, self.progress.rows)
             self._tensorboard.write("val", validation, step=self.progress.step)
             num_left_out = self.progress.step - int(self.variables["num_updates"].numpy())

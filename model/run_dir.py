@@ -7,7 +7,7 @@ RUN/
   metrics.csv       a row for each finished epoch
   tensorboard/      event files
   state/            the resumable state, see `model.training_state`
-  best/             weights of the best epoch so far, epoch-00003.npz
+  best/             weights of the best epoch so far, and of those that a state still refers to, epoch-00003.npz
   weights.npz       at the end: all weights, heads included, of the best epoch
   bert/             at the end: the same encoder as a Google-format BERT directory
   report.html       at the end: results on the test split and how they came about, for people
@@ -21,7 +21,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +137,11 @@ class RunDir:
         """Weights of the best epoch so far, counted from 1."""
         return self.path / "best" / f"epoch-{epoch:05d}.npz"
 
-    def keep_best_weights(self, epoch: int) -> None:
-        """Remove the weights of former best epochs."""
-        for path in self.best_weights(epoch).parent.glob("*"):
-            if path != self.best_weights(epoch):
+    def keep_best_weights(self, epochs: Collection[int]) -> None:
+        """Remove the weights of former best epochs, all but these."""
+        kept = [self.best_weights(epoch) for epoch in epochs]
+        for path in self.best_weights(0).parent.glob("*"):
+            if path not in kept:
                 path.unlink(missing_ok=True)
 
     def exists(self) -> bool:

@@ -170,7 +170,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         _prepare_run_dir(setup)
     devices.barrier()
     variables = _state_variables(model, optimizer, loss_scale)
-    progress = restore_newest(run.states, variables) or Progress()
+    progress = restore_newest(run.states, variables, best_weights=run.best_weights) or Progress()
     devices.agree(progress.step)
 
     losses = head_losses(config, inputs.info.split(TRAIN_SPLIT).label_counts)

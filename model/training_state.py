@@ -10,12 +10,13 @@ A state is written under a temporary name, put on disk, then renamed; the oldest
 the newest that reads back whole. Nothing read is ever executed: arrays and text alone.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class Progress:
     def name(self) -> str:
         """The state's directory: the step, and the epoch where it is complete and validated."""
         return f"step-{self.step:08d}" + ("" if self.epoch_step else f"-epoch-{self.epoch:03d}")
+
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch so far, from 1; 0 before the first has ended."""
+        return int(self.monitor.get("best_epoch", 0))
 
     def to_json(self) -> str:
         """Return the text of `state.json`."""
@@ -135,12 +141,28 @@ def save_state(states_dir: Path, progress: Progress, variables: Mapping[str, Any
     return final
 
 
-def restore_newest(states_dir: Path, variables: Mapping[str, Any]) -> Progress | None:
+def best_epochs(states_dir: Path) -> set[int]:
+    """Return the epochs whose weights the states there call the best, and cannot be continued without."""
+    found = set()
+    for path in list_states(states_dir):
+        with contextlib.suppress(InputFormatError, OSError, UnicodeDecodeError):
+            found.add(_read_progress(path).best_epoch)
+    return found
+
+
+def _read_progress(path: Path) -> Progress:
+    return Progress.from_json((path / STATE_NAME).read_text(encoding="utf-8"), path / STATE_NAME)
+
+
+def restore_newest(
+    states_dir: Path, variables: Mapping[str, Any], *, best_weights: Callable[[int], Path] | None = None
+) -> Progress | None:
     """Set variables to the newest state that reads back whole.
 
     Args:
         states_dir: see `save_state`.
         variables: name -> TensorFlow variable; undefined after an error.
+        best_weights: epoch -> file, which a state is no use without; `None` does not look for it.
 
     Returns:
         Where the run is; `None` where there is no state.
@@ -152,7 +174,9 @@ def restore_newest(states_dir: Path, variables: Mapping[str, Any]) -> Progress |
     problem: Exception | None = None
     for path in reversed(states):
         try:
-            progress = Progress.from_json((path / STATE_NAME).read_text(encoding="utf-8"), path / STATE_NAME)
+            progress = _read_progress(path)
+            if best_weights is not None and progress.best_epoch and not best_weights(progress.best_epoch).is_file():
+                raise MissingInputError(f"{best_weights(progress.best_epoch)}: no such file")
             assign_arrays(path / ARRAYS_NAME, variables)
         except (InputFormatError, MissingInputError, OSError, UnicodeDecodeError) as error:
             logger.warning("the state %s cannot be used, trying the one before: %s", path, error)

@@ -18,6 +18,7 @@ from model.training_state import (
     ARRAYS_NAME,
     STATE_NAME,
     Progress,
+    best_epochs,
     list_states,
     restore_newest,
     save_state,
@@ -145,6 +146,26 @@ def test_a_good_state_is_written_again_and_never_lost(tmp_path, monkeypatch):
     assert values(restored) == values(good)
     save_state(tmp_path, PROGRESS, make_variables(1), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000500"]
+
+
+def test_falls_back_from_a_state_whose_best_weights_are_gone(tmp_path, caplog):
+    best = {"best": 0.5, "best_epoch": 1}
+    for step, monitor in ((400, {}), (500, best), (600, best | {"best_epoch": 2})):
+        progress = dataclasses.replace(PROGRESS, step=step, monitor=monitor)
+        save_state(tmp_path / "state", progress, make_variables(), keep=3)
+    assert best_epochs(tmp_path / "state") == {0, 1, 2}
+
+    def restored_step():
+        return restore_newest(tmp_path / "state", make_variables(), best_weights=lambda n: tmp_path / f"{n}.npz").step
+
+    (tmp_path / "1.npz").touch()
+    assert restored_step() == 500
+    assert f"{tmp_path}/2.npz: no such file" in caplog.text
+    (tmp_path / "2.npz").touch()
+    assert restored_step() == 600
+    for name in ("1.npz", "2.npz"):
+        (tmp_path / name).unlink()
+    assert restored_step() == 400  # from the first epoch
 
 
 def test_refuses_the_state_of_another_model(tmp_path):
