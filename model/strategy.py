@@ -16,7 +16,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from model.config import TrainConfig
-from pipeline.errors import OptionError, WorkerDiedError
+from pipeline.errors import OptionError, WorkerDiedError, one_line
 
 FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere; before it, bfloat16 is emulated
 FIRST_FLOAT16_CAPABILITY = (7, 0)  # Volta, the first with tensor cores
@@ -189,8 +189,7 @@ def open_devices(config: TrainConfig) -> Devices:
     if use_gpus:
         _grow_memory_on_demand(gpus)
     if kind == "multi_worker":
-        # Its collective runtime must exist before any operation runs, hence before anything else here.
-        strategy: tf.distribute.Strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy: tf.distribute.Strategy = _join_cluster()
     elif kind == "mirrored":
         strategy = tf.distribute.MirroredStrategy(
             [f"GPU:{index}" for index in range(len(gpus))] if use_gpus else _logical_cpus(config.cpu_replicas or 1)
@@ -228,6 +227,17 @@ def _resolve_kind(
             )
         return "multi_worker"
     return "mirrored" if num_gpus > 1 or config.cpu_replicas is not None else "one_device"
+
+
+def _join_cluster() -> tf.distribute.Strategy:
+    """Start this worker, whose collective runtime must exist before any operation runs, hence before anything else."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise OptionError(
+            f"TF_CONFIG: this worker cannot start at its address, or not reach the others ({one_line(error.message)}); "
+            "give each a port that is free, and start all of them"
+        ) from error
 
 
 def _grow_memory_on_demand(gpus: list[Any]) -> None:

@@ -79,6 +79,16 @@ def test_refuses_replicas_of_a_cpu_beside_other_machines(monkeypatch):
         open_devices(tiny_config(cpu_replicas=2))
 
 
+def test_says_where_a_worker_cannot_start(monkeypatch):
+    def fail():
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 0}}))
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fail)
+    with pytest.raises(OptionError, match=r"cannot start at its address, .* \(Could not start gRPC server\)"):
+        open_devices(tiny_config())
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulate_steps", "num_replicas", "advice"),
     [(32, 1, 3, "use 30 or 33"), (2, 1, 4, "use 4"), (32, 8, 3, "3 replicas × 8 accumulated steps; use 24 or 48")],

@@ -1,9 +1,11 @@
 """Whole runs on tiny data: what they leave behind, how they are continued, and where they refuse to go on."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -431,14 +433,18 @@ def test_other_options_train_too(inputs, tmp_path, options):
     assert (tmp_path / "report.json").exists()
 
 
+def free_address():
+    """Return an address nobody has, below the ports that the system gives to whoever asks for any."""
+    while True:
+        address = ("127.0.0.1", random.randrange(10_000, 30_000))
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(address)
+            return f"{address[0]}:{address[1]}"
+
+
 def start_workers(run, number=2):
     """Start the processes of a cluster on loopback addresses."""
-    sockets = [socket.socket() for _ in range(number)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
-    for sock in sockets:
-        sock.close()
+    addresses = [free_address() for _ in range(number)]
     tasks = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(number)]
     return [start_training(run | {"strategy": "multi_worker"}, TF_CONFIG=json.dumps(task)) for task in tasks]
 
