@@ -207,7 +207,8 @@ def format_seconds(seconds: float) -> str:
 class TensorBoard:
     """Scalars for TensorBoard: train/… by step, val/… by epoch's last step.
 
-    A run that was killed logs the steps since its last state twice, with the same values.
+    A run that was killed logs the steps since its last state twice. Losses and accuracies of training are means over
+    the steps since this process logged last, so the first ones after a restart may be over fewer.
 
     Args:
         directory: where the event files go; `None` writes nothing.

@@ -40,8 +40,8 @@ from pipeline.batch_plan import BatchPlan
 from pipeline.errors import NonFiniteLossError
 from pipeline.input_pipeline import eval_dataset, explain_read_errors, mask_partial_batches, train_dataset
 
-# A result is fetched from the device a few steps later, so that the device never waits for Python; but people and
-# signals do not wait long either.
+# Fetching a result lets the device run dry, so those of several steps are fetched together; but people and signals do
+# not wait long either.
 MAX_PENDING_STEPS = 10
 MAX_PENDING_SECONDS = 0.5
 

@@ -315,7 +315,7 @@ def _identity(run: RunDir, description: Mapping[str, Any], info: DatasetInfo) ->
         raise InputFormatError(f"{run.bert_config}: expected the BERT's sizes ({error}); copy it back") from error
     rows = [
         *((f"BERT: {name}", _plain(value)) for name, value in bert.items()),
-        ("BERT: checkpoint SHA-256", description["bert"]["checkpoint_sha256"]),
+        ("BERT: checkpoint index SHA-256", description["bert"]["checkpoint_index_sha256"]),
         ("vocabulary SHA-256", description["bert"]["vocab_sha256"]),
         ("training dataset's fingerprint", description["dataset"]["fingerprint"]),
         ("measured dataset's fingerprint", info.fingerprint),

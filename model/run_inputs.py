@@ -54,7 +54,7 @@ class RunInputs:
             "bert": {
                 "vocab_sha256": self.info.vocab_sha256,
                 # The index holds a checksum of every variable, so it identifies the weights without reading them.
-                "checkpoint_sha256": _sha256(self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")),
+                "checkpoint_index_sha256": _sha256(self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")),
             },
             "labels": labels,
             "label_pairs": None if pairs is None else name_pairs(pairs, labels),

@@ -104,7 +104,7 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
             "config": tiny_config(heads=heads, loss_weights=((heads[0], 0.5),)).describe(),
             "resolved": {"precision": "bfloat16", "bucket_lengths": [8, 16]},
             "dataset": {"fingerprint": info.fingerprint},
-            "bert": {"vocab_sha256": "b" * 64, "checkpoint_sha256": "c" * 64},
+            "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},
             "labels": labels,
             "label_pairs": None if pairs is None else name_pairs(pairs, labels),
             "max_len": max_len,

@@ -37,7 +37,7 @@ def describe(resolved=RESOLVED, **options):
         "config": tiny_config(**options).describe(),
         "resolved": resolved,
         "dataset": {"fingerprint": "a" * 64},
-        "bert": {"vocab_sha256": "b" * 64, "checkpoint_sha256": "c" * 64},
+        "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},
     }
 
 
