@@ -16,7 +16,7 @@ class Comparison:
         subject: on what, such as `articles`.
         unit: of both rates, such as `texts/s`; more is better.
         ours, peer: what was compared.
-        our_rate, peer_rate: medians over the rounds.
+        our_rate, peer_rate: medians over the rounds, or of all rounds together where these differ in work.
         rounds: how many.
     """
 

@@ -3,13 +3,14 @@
 Nothing here decides anything from the clock, so that an interrupted run decides as the uninterrupted one would.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import tqdm
 
 from model.config import TrainConfig
 from model.weights import write_text
+from pipeline.errors import one_line
 
 PLATEAU_MIN_DELTA = 1e-4  # the default of tf.keras.callbacks.ReduceLROnPlateau
 SECONDS_BETWEEN_LINES = 30.0  # where nobody watches a progress bar, such as in a cluster's log
@@ -205,21 +207,40 @@ def format_seconds(seconds: float) -> str:
 class TensorBoard:
     """Scalars for TensorBoard: train/… by step, val/… by epoch's last step.
 
-    A run that was killed logs the steps since its last state twice, with the same values.
+    A run that was killed logs the steps since its last state twice. Losses and accuracies of training are means over
+    the steps since this process logged last, so the first ones after a restart may be over fewer.
 
     Args:
         directory: where the event files go; `None` writes nothing.
     """
 
     def __init__(self, directory: Path | None):
-        self._writer = tf.summary.create_file_writer(str(directory)) if directory else tf.summary.create_noop_writer()
+        self._directory = directory
+        self._writer: tf.summary.SummaryWriter | None = None
+        if directory is not None:
+            with self._or_go_without():
+                self._writer = tf.summary.create_file_writer(str(directory))
 
     def write(self, prefix: str, values: Mapping[str, float], *, step: int) -> None:
         """Write scalars, `prefix/name` each."""
-        with self._writer.as_default(step=step):
+        if self._writer is None:
+            return
+        with self._or_go_without(), self._writer.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(f"{prefix}/{name}", value)
 
     def close(self) -> None:
         """Put everything on disk."""
-        self._writer.close()
+        if self._writer is None:
+            return
+        with self._or_go_without():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _or_go_without(self) -> Iterator[None]:
+        """Say once what is wrong, and write no more; the run does not depend on what stands here."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            self._writer = None
+            logger.warning("%s: no logs for TensorBoard from here on: %s", self._directory, one_line(error.message))

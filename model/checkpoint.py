@@ -16,8 +16,6 @@ The files hold arrays and text alone; nothing read from them is executed.
 import contextlib
 import dataclasses
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.bert_config import BertConfig
-from model.weights import sync_path
+from model.weights import remove, replace_directory, sync_path, temporary_sibling
 from pipeline.errors import InputFormatError, MissingInputError, OutputExistsError, OutputWriteError
 from pipeline.vocabulary import load_vocab
 
@@ -273,12 +271,9 @@ def write_bert_dir(
     occupied = output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir()))
     if occupied and not (overwrite and output_dir.is_dir()):
         raise OutputExistsError(f"{output_dir}: exists already; choose another directory or remove this one")
-    temporary = None
+    new = temporary_sibling(output_dir)
     try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", suffix=".tmp", dir=output_dir.parent))
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()
+        new.mkdir(parents=True)
         (new / CONFIG_FILE_NAME).write_bytes(config_bytes)
         (new / VOCAB_FILE_NAME).write_bytes(vocab_bytes)
         names = sorted(variables)
@@ -290,15 +285,11 @@ def write_bert_dir(
         )
         for path in (*new.iterdir(), new):
             sync_path(path)
-        if output_dir.exists():
-            output_dir.rename(old)
-        new.rename(output_dir)
-        sync_path(output_dir.parent)
+        replace_directory(new, output_dir)
     except (OSError, tf.errors.OpError) as error:
         raise OutputWriteError(f"{output_dir}: the BERT directory could not be written: {error}") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        remove(new)
 
 
 def _set_encoder_weights(

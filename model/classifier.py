@@ -62,9 +62,6 @@ def build_classifier(
         MissingInputError: the directory, or a file in it, is missing.
         InputFormatError: a file does not hold what it should.
     """
-    _check_heads(heads)
-    if encoder not in ENCODERS:
-        raise OptionError(f"--encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
     if not 0 <= seed < 2**63:
         raise OptionError(f"--seed must be at least 0 and below 2**63, got {seed}")
     bert_dir = Path(bert_dir)
@@ -79,16 +76,7 @@ def build_classifier(
     if policy is None:
         policy = tf.keras.mixed_precision.global_policy().name
 
-    indices, segments = (tf.keras.Input(shape=[None], dtype="int32", name=name) for name in INPUT_NAMES)
-    pooled = ENCODERS[encoder](indices, segments, config, pooling=pooling, policy=policy)
-    outputs = {}
-    for head, num_classes in heads.items():
-        logits = tf.keras.layers.Dense(
-            num_classes, kernel_initializer="zeros", dtype="float32", name=_logits_name(head)
-        )(pooled)
-        outputs[head] = tf.keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
-    model = tf.keras.Model([indices, segments], outputs, name="classifier")
-
+    model = build_graph(config, heads, pooling=pooling, encoder=encoder, policy=policy)
     for head, num_classes in heads.items():
         shape = (config.hidden_size, num_classes)
         kernel = random_variable(f"{_logits_name(head)}/kernel", shape, stddev=config.initializer_range, seed=seed)
@@ -98,6 +86,32 @@ def build_classifier(
     else:
         initialize_encoder_weights(model, config, seed=seed)
     return model
+
+
+def build_graph(
+    config: BertConfig, heads: Mapping[str, int], *, pooling: str, encoder: str, policy: str
+) -> tf.keras.Model:
+    """Build what `build_classifier` returns, whose weights the caller fills.
+
+    Args:
+        config: sizes, activation, dropout rates.
+        heads, pooling, encoder, policy: as `build_classifier`.
+
+    Raises:
+        OptionError: an option is out of range.
+    """
+    _check_heads(heads)
+    if encoder not in ENCODERS:
+        raise OptionError(f"--encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    indices, segments = (tf.keras.Input(shape=[None], dtype="int32", name=name) for name in INPUT_NAMES)
+    pooled = ENCODERS[encoder](indices, segments, config, pooling=pooling, policy=policy)
+    outputs = {}
+    for head, num_classes in heads.items():
+        logits = tf.keras.layers.Dense(
+            num_classes, kernel_initializer="zeros", dtype="float32", name=_logits_name(head)
+        )(pooled)
+        outputs[head] = tf.keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
+    return tf.keras.Model([indices, segments], outputs, name="classifier")
 
 
 def logits_model(model: tf.keras.Model) -> tf.keras.Model:

@@ -1,6 +1,7 @@
 """What `run_train.py`'s command line says, as a frozen dataclass that is valid once it exists."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pipeline.config import MIN_MAX_LEN, describe, require, require_choice
@@ -22,10 +23,10 @@ MAX_NUM_BUCKETS = 64
 
 HeadValues = tuple[tuple[str, float], ...]
 
-# What may differ between the command that started a run and the one that continues it. The first changes nothing in the
-# result; the second changes rounding and dropout noise, which is worth a warning but not worth losing a run for.
+# What may differ between the command that started a run and the one that continues it: what changes nothing in the
+# result, and what is compared by what it comes to, see `RunDir.check_resumable`.
 FREE_FIELDS = frozenset({"data_dir", "bert_dir", "output_dir", "save_every", "keep_states", "log_every", "restart"})
-DEVICE_FIELDS = frozenset({"strategy", "cpu_replicas"})
+RESOLVED_FIELDS = frozenset({"precision", "xla", "deterministic", "strategy", "cpu_replicas"})
 
 
 def parse_head_values(option: str, text: str) -> HeadValues:
@@ -202,7 +203,7 @@ class TrainConfig:
 
     def _check_combinations(self) -> None:
         require(
-            self.batch_size % self.accumulate_steps == 0,
+            self.batch_tokens is not None or self.batch_size % self.accumulate_steps == 0,
             f"--accumulate_steps {self.accumulate_steps} does not divide --batch_size {self.batch_size}; "
             "the batch is what one update sees, and is cut into that many equal parts",
         )
@@ -241,18 +242,12 @@ class TrainConfig:
         return content | {option: dict(getattr(self, option)) for option in ("loss_weights", "label_smoothing")}
 
 
-def changed_fields(old: dict[str, Any], new: dict[str, Any], *, among: frozenset[str] | None = None) -> list[str]:
-    """Say which options differ between two described configurations, as `option: old -> new`.
+def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say which options that shape the result differ between two described configurations; see `changes`."""
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    return changes(old, new, [name for name in names if name not in FREE_FIELDS | RESOLVED_FIELDS])
 
-    Args:
-        old, new: what `TrainConfig.describe` returned.
-        among: the fields to compare; `None` for those that shape the result.
-    """
-    fields = [field.name for field in dataclasses.fields(TrainConfig)]
-    if among is None:
-        among = frozenset(fields) - FREE_FIELDS - DEVICE_FIELDS
-    return [
-        f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in fields
-        if name in among and old.get(name) != new.get(name)
-    ]
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Say which of the named values differ, as `name: old -> new`."""
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]

@@ -125,7 +125,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--split", metavar="SPLIT", help="split to measure (default: the one of the run's report)")
     parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=DECODE_HELP)
     parser.add_argument(
-        "--output", metavar="DIR", help="where to write the report (default: evaluation/SPLIT in the run's directory)"
+        "--output",
+        metavar="DIR",
+        help="where to write the report (default: evaluation/SPLIT in the run's directory, with a longer name for "
+        "--decode joint and for another dataset)",
     )
     parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="texts at a time")
     arguments = parser.parse_args(argv)
@@ -133,28 +136,39 @@ def main(argv: Sequence[str]) -> int:
         raise OptionError(f"--batch_size: expected at least 1, got {arguments.batch_size}")
     if arguments.output is not None and is_remote(arguments.output):
         raise OptionError(f"--output {arguments.output}: expected a local directory; copy it afterwards")
+    if arguments.output is not None and RunDir(Path(arguments.output)).config.exists():
+        raise OptionError(f"--output {arguments.output}: a run's directory, whose own report stays; give another one")
     start_tensorflow(quietly=not arguments.debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.finished_run import check_same_labels, load_finished_run
+    from model.run_inputs import check_file_system
 
     finished = load_finished_run(arguments.run)
     check_decode(arguments.decode, finished.labels)
     data_dir = arguments.data or finished.description["config"]["data_dir"]
     split = arguments.split or finished.report["split"]
+    check_file_system(data_dir)
     check_same_labels(finished, data_dir)
+    info = read_dataset_info(data_dir)
+    if info.max_len < finished.max_len:
+        logger.info("its texts are cut at %d tokens, those of training were at %d", info.max_len, finished.max_len)
     measures = evaluate_split(
         finished.model,
         data_dir,
         split,
         labels=finished.labels,
         pairs=finished.pairs,
-        max_len=finished.max_len,
+        max_len=min(finished.max_len, info.max_len),
         batch_size=arguments.batch_size,
         decode=arguments.decode,
     )
     # What training says about itself stays true, whatever is measured now.
     report = {**finished.report, **measures}
-    output = Path(arguments.output) if arguments.output else finished.run.path / "evaluation" / split
+    if arguments.output is not None:
+        output = Path(arguments.output)
+    else:
+        is_other = info.fingerprint != finished.description["dataset"]["fingerprint"]
+        output = finished.run.evaluation(split, arguments.decode, info.fingerprint if is_other else None)
     write_report(finished.run, report, data_dir, output)
     sys.stdout.write(result_table(report) + "\n")
     logger.info("report in %s", RunDir(output).report_page)

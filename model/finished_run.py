@@ -2,20 +2,20 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from model.classifier import build_classifier
+from model.bert_config import BertConfig
+from model.classifier import build_graph
 from model.decoding import has_pairs, index_pairs
 from model.run_dir import RunDir, open_run_dir
 from model.weights import load_model_weights
 from pipeline import filesystem
 from pipeline.dataset_info import read_dataset_info
-from pipeline.errors import InputFormatError, MissingInputError, SchemaMismatchError
+from pipeline.errors import InputFormatError, SchemaMismatchError
 from pipeline.vocabulary import parse_vocab
 
 
@@ -73,19 +73,29 @@ def load_finished_run(path: str) -> FinishedRun:
     """
     run = open_run_dir(path)
     description = run.read_config()
-    if not run.report.is_file():
-        raise MissingInputError(f"{run.path}: this run is not finished; start the same run_train.py command again")
-    config = description["config"]
-    model = build_classifier(
-        run.bert,
+    report = run.read_report()
+    return FinishedRun(run=run, description=description, report=report, model=load_final_model(run, description))
+
+
+def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Model:
+    """Build the model of a run's `weights.npz`, in float32 whatever it was trained in.
+
+    Args:
+        run: the directory.
+        description: content of its `config.json`.
+
+    Raises:
+        MissingInputError, InputFormatError: `bert_config.json` or `weights.npz` is missing or damaged.
+    """
+    model = build_graph(
+        BertConfig.from_file(run.bert_config),
         {head: len(names) for head, names in description["labels"].items()},
-        pooling=config["pooling"],
-        encoder=config["encoder"],
+        pooling=description["config"]["pooling"],
+        encoder=description["config"]["encoder"],
         policy="float32",
     )
     load_model_weights(run.weights, model)
-    report = json.loads(run.report.read_text(encoding="utf-8"))
-    return FinishedRun(run=run, description=description, report=report, model=model)
+    return model
 
 
 def load_run_vocab(finished: FinishedRun) -> dict[str, int]:

@@ -8,6 +8,7 @@ What a step computes depends on nothing but the weights, the step's number and i
 epoch). So a run that continues from a saved state arrives where it would have arrived anyway.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -27,20 +28,20 @@ from model.callbacks import (
     write_metrics_csv,
 )
 from model.config import TrainConfig
-from model.optimizer import Schedule
+from model.optimizer import MIN_LOSS_SCALE, Schedule
 from model.preemption import PreemptedError, PreemptionWatch
 from model.run_dir import RunDir
 from model.run_inputs import TRAIN_SPLIT, VALIDATION_SPLIT
-from model.steps import Batch, metrics_from_sums, num_sums
-from model.strategy import Devices
-from model.training_state import Progress, list_states, save_state
+from model.steps import EXAMPLES, TOKENS, Batch, Outcome, metrics_from_sums, num_sums
+from model.strategy import Devices, explain_device_errors
+from model.training_state import Progress, best_epochs, list_states, save_state
 from model.weights import save_model_weights
 from pipeline.batch_plan import BatchPlan
 from pipeline.errors import NonFiniteLossError
 from pipeline.input_pipeline import eval_dataset, explain_read_errors, mask_partial_batches, train_dataset
 
-# A result is fetched from the device a few steps later, so that the device never waits for Python; but people and
-# signals do not wait long either.
+# Fetching a result lets the device run dry, so those of several steps are fetched together; but people and signals do
+# not wait long either.
 MAX_PENDING_STEPS = 10
 MAX_PENDING_SECONDS = 0.5
 
@@ -60,7 +61,6 @@ class TrainingLoop:
         schedule: the learning rate.
         model: what is trained; its weights are what is saved as best.
         train_step, eval_step: see `model.steps`.
-        scales_loss: whether gradients may overflow now and then, see `model.optimizer.LossScale`.
         variables: name -> variable, all that a state holds beside `progress`.
         progress: where the run is.
         watch: whether somebody asked to stop.
@@ -74,8 +74,7 @@ class TrainingLoop:
     schedule: Schedule
     model: tf.keras.Model
     train_step: Callable[[Batch, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-    eval_step: Callable[[Batch], tf.Tensor]
-    scales_loss: bool
+    eval_step: Callable[[Batch, tf.Tensor], tf.Tensor]
     variables: Mapping[str, tf.Variable]
     progress: Progress
     watch: PreemptionWatch
@@ -108,6 +107,8 @@ class TrainingLoop:
 
         Raises:
             NonFiniteLossError: a loss is not a number any more.
+            OptionError: a batch does not fit into memory.
+            WorkerDiedError: another worker is gone.
             PreemptedError: somebody asked to stop, and the state is saved.
             OutputWriteError: the run cannot be written; the last saved state is intact.
             CorruptShardError: a shard of the dataset is damaged.
@@ -181,14 +182,23 @@ class TrainingLoop:
         self._undrained.wait_seconds += time.monotonic() - before
         step = self.progress.step
         learning_rate = self.schedule.learning_rate(step, scale=self.monitor.learning_rate_scale)
-        result = self.train_step(
-            batch,
-            tf.constant(step, tf.int64),
-            tf.constant(learning_rate, tf.float32),
-            tf.constant(float(self.watch.requested), tf.float32),
-        )
+        with self._explained_errors():
+            result = self.train_step(
+                batch,
+                tf.constant(step, tf.int64),
+                tf.constant(learning_rate, tf.float32),
+                self._stop_wanted(),
+            )
         self._pending.append((step, learning_rate, result))
         self.progress = dataclasses.replace(self.progress, step=step + 1, epoch_step=self.progress.epoch_step + 1)
+
+    def _explained_errors(self) -> contextlib.AbstractContextManager[None]:
+        option = "--batch_size" if self.config.batch_tokens is None else "--batch_tokens"
+        return explain_device_errors(f"{option}, or a larger --accumulate_steps")
+
+    def _stop_wanted(self) -> tf.Tensor:
+        """What this worker tells the others with every step: 1 where it was asked to stop."""
+        return tf.constant(float(self.watch.requested), tf.float32)
 
     def _for_heads(self, batch: Batch) -> Batch:
         inputs, labels, weights = batch
@@ -216,17 +226,17 @@ class TrainingLoop:
         num_stopping = 0
         epoch_sums = np.zeros_like(self._log_sums) + (self.progress.epoch_sums or 0.0)
         for step, learning_rate, result in self._pending:
-            values = result.numpy().astype(np.float64)
-            sums, norm = values[:-2], float(values[-2])
-            self._check_finite(sums, norm, step)
-            num_stopping = int(values[-1])
-            epoch_sums += sums
-            self._log_sums += sums
+            with self._explained_errors():
+                outcome = Outcome.fetch(result, self.config)
+            self._check_finite(outcome, step)
+            num_stopping = outcome.num_stopping
+            epoch_sums += outcome.sums
+            self._log_sums += outcome.sums
             self._undrained.steps += 1
-            self._undrained.examples += float(sums[0])
-            self._undrained.tokens += float(sums[1])
+            self._undrained.examples += float(outcome.sums[EXAMPLES])
+            self._undrained.tokens += float(outcome.sums[TOKENS])
             if (step + 1) % self.config.log_every == 0:
-                self._log_step(step + 1, {"learning_rate": learning_rate, "gradient_norm": norm})
+                self._log_step(step + 1, {"learning_rate": learning_rate, "gradient_norm": outcome.gradient_norm})
         self._pending.clear()
         recent, self._undrained = self._undrained, Throughput()
         recent.seconds = time.monotonic() - self._mark
@@ -257,11 +267,11 @@ class TrainingLoop:
         self._log_sums = np.zeros_like(self._log_sums)
         self._since_log = Throughput()
 
-    def _check_finite(self, sums: np.ndarray, norm: float, step: int) -> None:
-        metrics = metrics_from_sums(sums, self.config)
+    def _check_finite(self, outcome: Outcome, step: int) -> None:
+        metrics, norm = metrics_from_sums(outcome.sums, self.config), outcome.gradient_norm
         head = next((head for head in self.config.heads if not math.isfinite(metrics[f"{head}_loss"])), None)
-        # With loss scaling a gradient overflows now and then by design, and the step was left out.
-        if head is None and (math.isfinite(norm) or self.scales_loss):
+        # A scaled loss's gradient overflows now and then by design: the step was left out, and the scale is halved.
+        if head is None and (math.isfinite(norm) or outcome.loss_scale > MIN_LOSS_SCALE):
             return
         what = f"the loss of head {head!r} is {metrics[f'{head}_loss']}" if head else f"the gradient's norm is {norm}"
         states = list_states(self.run.states)
@@ -278,10 +288,12 @@ class TrainingLoop:
         sums = np.zeros_like(self._log_sums)
         with explain_read_errors(self.config.data_dir, VALIDATION_SPLIT):
             for batch in self._validation_batches:
-                sums += self.eval_step(self._for_heads(batch)).numpy()
-                if self.watch.requested and self.devices.num_workers == 1:
+                with explain_device_errors("--eval_batch_size"):
+                    outcome = Outcome.fetch(self.eval_step(self._for_heads(batch), self._stop_wanted()), self.config)
+                sums += outcome.sums
+                if outcome.num_stopping:
                     self._stop()
-        self._check_finite(sums, 0.0, self.progress.step - 1)
+        self._check_finite(Outcome(sums), self.progress.step - 1)
         return metrics_from_sums(sums, self.config)
 
     @functools.cached_property
@@ -312,9 +324,14 @@ class TrainingLoop:
             if is_best:
                 save_model_weights(self.run.best_weights(epoch), self.model)
             self._save()
-            self.run.keep_best_weights(self.monitor.best_epoch)
+            self.run.keep_best_weights({self.monitor.best_epoch, *best_epochs(self.run.states)})
             write_metrics_csv(self.run.metrics, self.progress.rows)
             self._tensorboard.write("val", validation, step=self.progress.step)
+            num_left_out = self.progress.step - int(self.variables["num_updates"].numpy())
+            if num_left_out:
+                logger.warning(
+                    "%d of %d updates were left out so far: float16 overflowed", num_left_out, self.progress.step
+                )
             logger.info(
                 "epoch %d/%d, step %d: loss %.4f, validation: %s%s; learning rate %.3g; %s, %s",
                 *(epoch, self.config.epochs, self.progress.step, train["loss"], _in_words(validation, self.config)),
@@ -330,6 +347,8 @@ class TrainingLoop:
 
     def _stop(self) -> None:
         self._save()
+        # A worker that ends takes the others down with it, the one that saves among them.
+        self.devices.barrier()
         raise PreemptedError(
             f"stopped by SIGTERM after step {self.progress.step}; the state is saved, run the same command to continue"
         )

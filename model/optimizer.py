@@ -16,6 +16,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7  # the defaults of tf.keras.optimizer
 
 # The defaults of tf.keras.mixed_precision.LossScaleOptimizer.
 FIRST_LOSS_SCALE = 2.0**15
+MIN_LOSS_SCALE = 1.0
 UPDATES_UNTIL_LARGER_SCALE = 2000
 
 
@@ -120,7 +121,7 @@ class LossScale:
         """Halve the scale after gradients that overflowed, double it after many that did not."""
         is_long = self.num_good_updates + 1 >= UPDATES_UNTIL_LARGER_SCALE
         after_good = tf.where(is_long, self.scale * 2.0, self.scale)
-        self.scale.assign(tf.where(finite, after_good, tf.maximum(self.scale / 2.0, 1.0)))
+        self.scale.assign(tf.where(finite, after_good, tf.maximum(self.scale / 2.0, MIN_LOSS_SCALE)))
         zero = tf.constant(0, tf.int64)
         self.num_good_updates.assign(tf.where(finite & ~is_long, self.num_good_updates + 1, zero))
 

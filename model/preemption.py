@@ -31,16 +31,26 @@ class PreemptionWatch:
         """Take in the signal: at once, or noted for whoever asked for that."""
         self.requested = True
         if not self._deferring:
-            raise PreemptedError("stopped by SIGTERM; run the same command again to continue")
+            raise _stopped()
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note the signal for the duration of this context, whose body looks at `requested`."""
+        """Only note the signal for the duration of this context, whose body looks at `requested`.
+
+        Raises:
+            PreemptedError: it came after the body had looked for the last time.
+        """
         self._deferring = True
         try:
             yield
         finally:
             self._deferring = False
+        if self.requested:
+            raise _stopped()
+
+
+def _stopped() -> PreemptedError:
+    return PreemptedError("stopped by SIGTERM; run the same command again to continue")
 
 
 @contextlib.contextmanager

@@ -13,16 +13,16 @@ _CHATTER = re.compile(
 
 
 def start_tensorflow(*, quietly: bool) -> None:
-    """Import TensorFlow and let it look for devices, before any other module imports it.
+    """Import TensorFlow and let it look for devices, without what it always says then.
 
     Args:
-        quietly: hold back what it always says then; what Python says is passed on.
+        quietly: False leaves both to whoever comes first, and lets it talk.
     """
     if not quietly:
         return
-    # What stops TensorFlow comes as an exception; what its C++ side prints beside is about itself. The package's own
-    # default, which shows more, has been set by now.
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    # What stops TensorFlow comes as an exception. What its C++ side prints beside, in every run an error of tf.data
+    # about itself, is for those who ask for it; TensorFlow reads this once.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:

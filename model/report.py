@@ -73,7 +73,11 @@ def _content(run: RunDir, report: Mapping[str, Any], info: DatasetInfo, data_dir
         "dataset": _dataset(info, data_dir, description, report["split"]),
         "speed": _speed(report),
         "configuration": _table(
-            "option:code value:code", ((name, _plain(v)) for name, v in description["config"].items())
+            "option:code value:code",
+            (
+                *((name, _plain(value)) for name, value in description["config"].items()),
+                *((f"resolved: {name}", _plain(value)) for name, value in description["resolved"].items()),
+            ),
         ),
         "identity": _identity(run, description, info),
     }
@@ -235,7 +239,7 @@ def _epochs(rows: Sequence[Mapping[str, float]], heads: Sequence[str], best_epoc
 
 
 def _dataset(info: DatasetInfo, data_dir: str, description: Mapping[str, Any], split: str) -> dict[str, Any]:
-    documents, max_len = info.documents, description["max_len"]
+    documents, max_len = info.documents, min(description["max_len"], info.max_len)
     measured = info.split(split)
     if max_len < info.max_len:
         num_cut = sum(measured.length_histogram[max_len + 1 :])
@@ -311,7 +315,7 @@ def _identity(run: RunDir, description: Mapping[str, Any], info: DatasetInfo) ->
         raise InputFormatError(f"{run.bert_config}: expected the BERT's sizes ({error}); copy it back") from error
     rows = [
         *((f"BERT: {name}", _plain(value)) for name, value in bert.items()),
-        ("BERT: checkpoint SHA-256", description["bert"]["checkpoint_sha256"]),
+        ("BERT: checkpoint index SHA-256", description["bert"]["checkpoint_index_sha256"]),
         ("vocabulary SHA-256", description["bert"]["vocab_sha256"]),
         ("training dataset's fingerprint", description["dataset"]["fingerprint"]),
         ("measured dataset's fingerprint", info.fingerprint),

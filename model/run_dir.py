@@ -1,18 +1,18 @@
 """The directory of a run, and what may be done with one that is there already.
 
 RUN/
-  config.json       before step 1: the resolved configuration, the dataset's and BERT's identity, label names, versions
+  config.json       first of all: options, what they came to, the dataset's and BERT's identity, label names, versions
   vocab.txt         the vocabulary the ids refer to
   bert_config.json  the BERT's sizes
   metrics.csv       a row for each finished epoch
   tensorboard/      event files
   state/            the resumable state, see `model.training_state`
-  best/             weights of the best epoch so far, epoch-00003.npz
+  best/             weights of the best epoch so far, and of those that a state still refers to, epoch-00003.npz
   weights.npz       at the end: all weights, heads included, of the best epoch
   bert/             at the end: the same encoder as a Google-format BERT directory
   report.html       at the end: results on the test split and how they came about, for people
   report.json       at the very end: the same results for machines; its presence means "finished"
-  evaluation/       what `model.evaluate` wrote later, a report for each split
+  evaluation/       what `model.evaluate` wrote later, a report for each split, way to decode and dataset
 """
 
 import contextlib
@@ -22,13 +22,13 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.config import DEVICE_FIELDS, FREE_FIELDS, changed_fields
-from model.weights import write_text
+from model.config import FREE_FIELDS, RESOLVED_FIELDS, changed_options, changes
+from model.decoding import INDEPENDENT
+from model.weights import remove, remove_temporary, write_text
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -39,9 +39,27 @@ from pipeline.errors import (
 )
 from pipeline.filesystem import TEMPORARY_SUFFIX, is_remote
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 # What `config.json` says about them identifies their content.
 INPUTS = {"dataset": "--data", "bert": "--bert"}
+# What of `resolved` decides which examples make a batch; and what changes rounding and dropout noise, which is worth a
+# warning but not worth losing a run for.
+BATCH_VALUES = ("bucket_lengths", "bucket_rows", "steps_per_epoch")
+DEVICE_VALUES = ("strategy", "num_replicas", "num_workers", "xla", "deterministic")
+# What others read of `report.json`: the split that was measured, and what training says about itself.
+REPORT_FIELDS = frozenset(
+    {
+        "split",
+        "monitored",
+        "best_value",
+        "best_epoch",
+        "epochs",
+        "steps",
+        "early_stopped",
+        "train_seconds",
+        "train_examples_per_second",
+    }
+)
 _LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -59,7 +77,7 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """The options, and what they came to."""
         return self.path / "config.json"
 
     @property
@@ -107,14 +125,26 @@ class RunDir:
         """The result, for people."""
         return self.path / "report.html"
 
+    def evaluation(self, split: str, decode: str, fingerprint: str | None) -> Path:
+        """The report of a later measurement.
+
+        Args:
+            split: which split.
+            decode: how labels were chosen.
+            fingerprint: of the dataset; `None` for the one of training.
+        """
+        parts = [split, *([] if decode == INDEPENDENT else [decode]), *([fingerprint[:12]] if fingerprint else [])]
+        return self.path / "evaluation" / "-".join(parts)
+
     def best_weights(self, epoch: int) -> Path:
         """Weights of the best epoch so far, counted from 1."""
         return self.path / "best" / f"epoch-{epoch:05d}.npz"
 
-    def keep_best_weights(self, epoch: int) -> None:
-        """Remove the weights of former best epochs."""
-        for path in self.best_weights(epoch).parent.glob("*"):
-            if path != self.best_weights(epoch):
+    def keep_best_weights(self, epochs: Collection[int]) -> None:
+        """Remove the weights of former best epochs, all but these."""
+        kept = [self.best_weights(epoch) for epoch in epochs]
+        for path in self.best_weights(0).parent.glob("*"):
+            if path not in kept:
                 path.unlink(missing_ok=True)
 
     def exists(self) -> bool:
@@ -146,21 +176,42 @@ class RunDir:
             raise MissingInputError(f"{self.path}: no run here (no config.json); make one with run_train.py")
         try:
             content = json.loads(self.config.read_text(encoding="utf-8"))
-            if content["run_format"] != RUN_FORMAT or not isinstance(content["config"], dict):
+            if content["run_format"] != RUN_FORMAT:
                 raise ValueError(f"run_format {content['run_format']}, expected {RUN_FORMAT}")
+            if not isinstance(content["config"], dict) or not isinstance(content["resolved"], dict):
+                raise TypeError("config and resolved must be objects")
         except (ValueError, KeyError, TypeError) as error:
             raise InputFormatError(f"{self.config}: damaged, or not written by this version ({error})") from None
         run_config: dict[str, Any] = content
         return run_config
 
+    def read_report(self) -> dict[str, Any]:
+        """Return the content of `report.json`.
+
+        Raises:
+            MissingInputError: the run is not finished.
+            InputFormatError: the file is damaged, or no run's.
+        """
+        if not self.report.is_file():
+            raise MissingInputError(f"{self.path}: this run is not finished; start the same run_train.py command again")
+        try:
+            content: dict[str, Any] = json.loads(self.report.read_text(encoding="utf-8"))
+            missing = REPORT_FIELDS - content.keys()
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except (ValueError, AttributeError) as error:
+            raise InputFormatError(f"{self.report}: damaged, or not written by this version ({error})") from None
+        return content
+
     def check_resumable(self, new: Mapping[str, Any]) -> None:
         """Check that the run here is unfinished and was started by the same command.
 
         Args:
-            new: what the present command would write into `config.json`.
+            new: what the present command would write into `config.json`; without `resolved`, that is not compared.
 
         Raises:
             OutputExistsError: it is finished, or was started with other options.
+            OptionError: an option was left to the machine, and comes to something else on this one.
             SchemaMismatchError: the dataset or the BERT is another by now.
             InputFormatError: its `config.json` is damaged.
         """
@@ -170,7 +221,7 @@ class RunDir:
                 f"{self.path}: this run is finished (it has a {self.report.name}); --restart trains again from the "
                 "beginning, python -m model.evaluate measures it again"
             )
-        changed = changed_fields(old["config"], new["config"])
+        changed = changed_options(old["config"], new["config"])
         if changed:
             raise OutputExistsError(
                 f"{self.path}: this run was started with other options ({'; '.join(changed)}); repeat its options to "
@@ -182,21 +233,50 @@ class RunDir:
                     f"{self.path}: this run was started with another {fix} ({_difference(old.get(what), new[what])}); "
                     "give that one to continue it, or --restart, or another --output"
                 )
-        for change in changed_fields(old["config"], new["config"], among=DEVICE_FIELDS):
+        if "resolved" in new:
+            self._check_resolved(old["resolved"], new["resolved"], new["config"]["precision"])
+
+    def _check_resolved(self, old: Mapping[str, Any], new: Mapping[str, Any], given_precision: str) -> None:
+        if old.get("precision") != new["precision"]:
+            raise OptionError(
+                f"{self.path}: this run was started in {old.get('precision')}, and --precision {given_precision} is "
+                f"{new['precision']} here; give --precision {old.get('precision')} to continue it, or --restart, or "
+                "another --output"
+            )
+        changed = changes(old, new, BATCH_VALUES)
+        if changed:
+            raise OptionError(
+                f"{self.path}: this run's batches would be others from here on ({'; '.join(changed)}); with "
+                f"--batch_tokens they are multiples of the replicas, which were {old.get('num_replicas')} and are "
+                f"{new['num_replicas']}: continue with as many, or give --restart, or another --output"
+            )
+        changed = changes(old, new, DEVICE_VALUES)
+        if changed:
             logger.warning(
                 "continuing on other devices (%s): rounding and dropout noise will differ from an uninterrupted run",
-                change,
+                "; ".join(changed),
             )
 
     def clear(self) -> None:
-        """Remove everything a run has left here."""
-        for path in self.path.iterdir():
-            if path.name == _LOCK_NAME:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove everything a run has left here.
+
+        What says that the run is finished goes first, what says that it is one goes last: at any moment in between, a
+        killed process leaves an unfinished run.
+
+        Raises:
+            OutputWriteError: something cannot be removed.
+        """
+        remove(self.report)
+        others = [path for path in self.path.iterdir() if path.name != _LOCK_NAME and path != self.config]
+        for path in (*others, self.config):
+            remove(path)
+            if os.path.lexists(path):
+                raise OutputWriteError(f"{path}: cannot remove what the last run wrote; remove it, or fix its rights")
+
+    def remove_temporary(self) -> None:
+        """Remove what killed processes left half-written."""
+        for directory in (self.path, self.best_weights(0).parent, self.states):
+            remove_temporary(directory)
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write `config.json`.
@@ -254,7 +334,7 @@ def run_id(description: Mapping[str, Any], batch_rows: Sequence[int]) -> str:
         batch_rows: `BatchPlan.rows`; with `--batch_tokens` they depend on the number of replicas, and with them what
             the number of a step means.
     """
-    free = FREE_FIELDS | DEVICE_FIELDS
+    free = FREE_FIELDS | RESOLVED_FIELDS
     config = {name: value for name, value in description["config"].items() if name not in free}
     content = {"config": config, "batch_rows": list(batch_rows), **{what: description[what] for what in INPUTS}}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

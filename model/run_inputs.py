@@ -54,7 +54,7 @@ class RunInputs:
             "bert": {
                 "vocab_sha256": self.info.vocab_sha256,
                 # The index holds a checksum of every variable, so it identifies the weights without reading them.
-                "checkpoint_sha256": _sha256(self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")),
+                "checkpoint_index_sha256": _sha256(self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")),
             },
             "labels": labels,
             "label_pairs": None if pairs is None else name_pairs(pairs, labels),
@@ -80,7 +80,7 @@ def read_run_inputs(config: TrainConfig) -> RunInputs:
             allow, or a head has fewer than two classes.
         EmptySplitError: there is nothing to train or to validate on.
     """
-    _check_file_system(config.data_dir)
+    check_file_system(config.data_dir)
     info = read_dataset_info(config.data_dir)
     bert = read_bert_dir(config.bert_dir)
     _check_vocabulary(config, info, bert)
@@ -102,8 +102,12 @@ def read_run_inputs(config: TrainConfig) -> RunInputs:
     )
 
 
-def _check_file_system(data_dir: str) -> None:
-    """Refuse a dataset that this build of TensorFlow has no file system for, before Beam's own clients are asked."""
+def check_file_system(data_dir: str) -> None:
+    """Refuse a dataset that this build of TensorFlow has no file system for, before Beam's own clients are asked.
+
+    Raises:
+        OptionError: it is such a one.
+    """
     scheme, separator, _ = data_dir.partition("://")
     known = [name for name in tf.io.gfile.get_registered_schemes() if name]
     if separator and scheme not in known:

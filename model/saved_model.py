@@ -23,8 +23,7 @@ A text of which nothing is left has no labels; where a batch must have some, tho
 import contextlib
 import itertools
 import logging
-import secrets
-import shutil
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +33,7 @@ import tensorflow as tf
 from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, check_decode
 from model.finished_run import check_same_labels, load_finished_run, load_run_vocab
 from model.graph_tokenizer import GraphTokenizer
-from model.weights import sync_path
+from model.weights import remove, sync_path, temporary_sibling
 from pipeline import filesystem
 from pipeline.corpus import normalize_text
 from pipeline.dataset_info import read_dataset_info
@@ -182,7 +181,7 @@ def write_saved_model(
     module = tf.Module()
     # The variables and not the Keras model, which would want its Python classes back when it is loaded.
     module.weights = list(model.variables)
-    temporary = output.with_name(f"{output.name}.{secrets.token_hex(4)}{filesystem.TEMPORARY_SUFFIX}")
+    temporary = temporary_sibling(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with _without_chatter():
@@ -194,7 +193,7 @@ def write_saved_model(
     except (OSError, tf.errors.OpError) as error:
         raise OutputWriteError(f"{output}: cannot write: {error}; free some space or fix it, then run again") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
 
 
 def rebuild_text(tokens: Sequence[str], unknown: str) -> str:
@@ -296,7 +295,7 @@ def _around_difference(expected: list[int], ids: list[int]) -> str:
 def _open_output(output_dir: str) -> Path:
     if filesystem.is_remote(output_dir):
         raise OptionError(f"--output {output_dir}: expected a local directory; copy it afterwards")
-    output = Path(output_dir)
+    output = Path(os.path.abspath(output_dir))  # `.` has no name, and no siblings
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"{output}: is there already, and not an empty directory; give another --output")
     return output

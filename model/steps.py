@@ -1,9 +1,11 @@
 """What happens to one global batch: the step that trains and the step that evaluates, on any number of replicas.
 
 Both return sums over real examples and leave dividing to their caller, so that padded rows and replicas which got fewer
-examples change nothing:
+examples change nothing; all in one vector, which is fetched from the device at once (`Outcome`):
 
     sums float32 [3 + 2·H]: examples, tokens, all heads right, then for each head: loss, right
+    how many replicas shall stop
+    of the training step alone: the gradient's norm before clipping, what the loss was multiplied with
 """
 
 import dataclasses
@@ -15,10 +17,11 @@ import tensorflow as tf
 
 from model.config import TrainConfig
 from model.dropout import dropout_rng
-from model.optimizer import AdamW, LossScale, clip_by_norm
+from model.optimizer import MIN_LOSS_SCALE, AdamW, LossScale, clip_by_norm
 from model.strategy import Devices
 from pipeline.schema import INDICES, SEGMENTS
 
+EXAMPLES, TOKENS, ALL_RIGHT = range(3)  # the sums that belong to no head
 NUM_COMMON_SUMS = 3
 
 Batch = tuple[Mapping[str, tf.Tensor], Mapping[str, tf.Tensor], tf.Tensor]
@@ -78,7 +81,8 @@ def head_losses(config: TrainConfig, label_counts: Mapping[str, Sequence[int]]) 
     return losses
 
 
-STEP_SIGNATURE = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.float32))
+STOP_SIGNATURE = tf.TensorSpec([], tf.float32)
+STEP_SIGNATURE = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.float32), STOP_SIGNATURE)
 
 
 def batch_signature(heads: Sequence[str]) -> Batch:
@@ -91,6 +95,30 @@ def batch_signature(heads: Sequence[str]) -> Batch:
 def num_sums(num_heads: int) -> int:
     """Return how many sums a step returns."""
     return NUM_COMMON_SUMS + 2 * num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a step says about its global batch, or several steps about theirs.
+
+    Attributes:
+        sums: float64 [3 + 2·H], see the module's docstring.
+        num_stopping: replicas of workers that were asked to stop.
+        gradient_norm: before clipping; not finite where the weights stayed as they were.
+        loss_scale: what the loss was multiplied with, see `model.optimizer.LossScale`.
+    """
+
+    sums: np.ndarray
+    num_stopping: int = 0
+    gradient_norm: float = 0.0
+    loss_scale: float = MIN_LOSS_SCALE
+
+    @classmethod
+    def fetch(cls, vector: tf.Tensor, config: TrainConfig) -> "Outcome":
+        """Wait for what a step returned."""
+        values = vector.numpy().astype(np.float64)
+        end = num_sums(len(config.heads))
+        return cls(values[:end], int(values[end]), *values[end + 1 :].tolist())
 
 
 def _batch_sums(losses: Mapping[str, tf.Tensor], logits: Mapping[str, tf.Tensor], batch: Batch) -> tf.Tensor:
@@ -112,14 +140,14 @@ def metrics_from_sums(sums: Sequence[float] | np.ndarray, config: TrainConfig) -
         `loss` (weighted over heads), for each head `<head>_loss` and `<head>_accuracy`, then `accuracy_mean` and
         `exact_match`.
     """
-    count = max(float(sums[0]), 1.0)
+    count = max(float(sums[EXAMPLES]), 1.0)
     metrics = {"loss": 0.0}
     for index, head in enumerate(config.heads):
         metrics[f"{head}_loss"] = float(sums[NUM_COMMON_SUMS + 2 * index]) / count
         metrics[f"{head}_accuracy"] = float(sums[NUM_COMMON_SUMS + 1 + 2 * index]) / count
         metrics["loss"] += config.loss_weight(head) * metrics[f"{head}_loss"]
     metrics["accuracy_mean"] = sum(metrics[f"{head}_accuracy"] for head in config.heads) / len(config.heads)
-    metrics["exact_match"] = float(sums[2]) / count
+    metrics["exact_match"] = float(sums[ALL_RIGHT]) / count
     return metrics
 
 
@@ -148,15 +176,15 @@ def make_train_step(
         step_fn(batch, step, learning_rate, stop), with
           batch: (inputs, labels, weights), this worker's part; step: int64 scalar; learning_rate: float32 scalar;
           stop: float32 scalar, 1 on a worker that was asked to stop;
-        returning float32 [3 + 2·H + 2]: the sums, the gradient's norm before clipping, how many replicas shall stop.
+        returning what the module's docstring says, float32 [3 + 2·H + 3].
         Weights stay as they are where the gradient is not finite.
     """
     num_parts = config.accumulate_steps
     variables = model.trainable_variables
+    scale = tf.constant(MIN_LOSS_SCALE) if loss_scale is None else loss_scale.scale
 
     def gradients_of_part(part: Batch, noise_step: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         inputs, labels, weights = part
-        scale = 1.0 if loss_scale is None else loss_scale.scale
         with tf.GradientTape() as tape, dropout_rng(config.seed, noise_step):
             logits = model([inputs[INDICES], inputs[SEGMENTS]], training=True)
             per_example = {head: loss(labels[head], logits[head]) for head, loss in losses.items()}
@@ -194,10 +222,9 @@ def make_train_step(
         if devices.num_replicas > 1:
             gradients, sums = replica.all_reduce("SUM", [gradients, sums])
         # The mean over the whole batch's real examples: a mean of means would weigh examples by their replica.
-        num_summed = tf.maximum(sums[0], 1.0) * (1.0 if loss_scale is None else loss_scale.scale)
-        gradients, norm = clip_by_norm(gradients, config.clip_norm, num_summed=num_summed)
+        gradients, norm = clip_by_norm(gradients, config.clip_norm, num_summed=tf.maximum(sums[EXAMPLES], 1.0) * scale)
         finite = tf.reduce_all(tf.math.is_finite(sums)) & tf.math.is_finite(norm)
-        return gradients, tf.concat([sums[:-1], [norm], sums[-1:]], axis=0), finite
+        return gradients, tf.concat([sums, [norm, scale]], axis=0), finite
 
     def first(value: Any) -> tf.Tensor:
         return devices.strategy.experimental_local_results(value)[0]
@@ -218,7 +245,9 @@ def make_train_step(
     return step_fn
 
 
-def make_eval_step(model: tf.keras.Model, config: TrainConfig, devices: Devices) -> Callable[[Batch], tf.Tensor]:
+def make_eval_step(
+    model: tf.keras.Model, config: TrainConfig, devices: Devices
+) -> Callable[[Batch, tf.Tensor], tf.Tensor]:
     """Return the function that measures one global batch, without smoothing or class weights.
 
     Args:
@@ -227,22 +256,22 @@ def make_eval_step(model: tf.keras.Model, config: TrainConfig, devices: Devices)
         devices: where it runs.
 
     Returns:
-        step_fn(batch), with this worker's (inputs, labels, weights); returning the sums, float32 [3 + 2·H].
+        step_fn(batch, stop), as `make_train_step`'s; returning what the module's docstring says, float32 [3 + 2·H + 1].
     """
 
-    def replica_step(batch: Batch) -> tf.Tensor:
+    def replica_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:
         inputs, labels, weights = tf.nest.map_structure(devices.rows, batch)
         logits = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
         losses = {
             head: tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels[head], logits=logits[head])
             for head in config.heads
         }
-        return _batch_sums(losses, logits, (inputs, labels, weights))
+        return tf.concat([_batch_sums(losses, logits, (inputs, labels, weights)), [stop]], axis=0)
 
-    @tf.function(input_signature=[batch_signature(config.heads)], autograph=False)
-    def eval_step(batch: Batch) -> tf.Tensor:
-        sums = devices.strategy.run(replica_step, args=(batch,))
+    @tf.function(input_signature=[batch_signature(config.heads), STOP_SIGNATURE], autograph=False)
+    def eval_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:
+        sums = devices.strategy.run(replica_step, args=(batch, stop))
         return devices.strategy.reduce("SUM", sums, axis=None)
 
-    step_fn: Callable[[Batch], tf.Tensor] = eval_step
+    step_fn: Callable[[Batch, tf.Tensor], tf.Tensor] = eval_step
     return step_fn

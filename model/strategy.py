@@ -10,12 +10,13 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import tensorflow as tf
 
 from model.config import TrainConfig
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, WorkerDiedError, one_line
 
 FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere; before it, bfloat16 is emulated
 FIRST_FLOAT16_CAPABILITY = (7, 0)  # Volta, the first with tensor cores
@@ -124,7 +125,8 @@ class Devices:
         def sum_over_replicas(values: tf.Tensor) -> tf.Tensor:
             return self.strategy.reduce("SUM", self.strategy.run(tf.identity, args=(values,)), axis=None)
 
-        total, squares = (int(x) for x in sum_over_replicas(tf.constant([number, number**2], tf.int64)))
+        with explain_device_errors():
+            total, squares = (int(x) for x in sum_over_replicas(tf.constant([number, number**2], tf.int64)))
         if squares * self.num_replicas != total**2:
             raise OptionError(
                 f"worker {self.worker_index} is at step {number}, and others are at {total / self.num_replicas:g} on "
@@ -132,14 +134,39 @@ class Devices:
             )
 
 
+@contextlib.contextmanager
+def explain_device_errors(smaller_batch: str = "--batch_size") -> Iterator[None]:
+    """Turn what TensorFlow says about its devices, while they compute, into our errors.
+
+    Args:
+        smaller_batch: the option that helps where memory is short.
+
+    Raises:
+        OptionError: a batch does not fit into memory.
+        WorkerDiedError: another worker is gone.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OptionError(
+            f"a batch does not fit into the memory of a device; use a smaller {smaller_batch}, with --restart or "
+            "another --output"
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise WorkerDiedError(
+            "another worker has ended or cannot be reached; start the same command on all of them to continue from the "
+            "last saved state"
+        ) from error
+
+
 def check_batch_sizes(config: TrainConfig, num_replicas: int) -> None:
-    """Check that the replicas divide the batch.
+    """Check that the replicas divide the batch; one of so many positions is planned to be divided.
 
     Raises:
         OptionError: they do not.
     """
     parts = num_replicas * config.accumulate_steps
-    if config.batch_size % parts:
+    if config.batch_tokens is None and config.batch_size % parts:
         below = config.batch_size // parts * parts
         nearest = f"{below} or {below + parts}" if below else f"{parts}"
         steps = f" × {config.accumulate_steps} accumulated steps" if config.accumulate_steps > 1 else ""
@@ -162,8 +189,7 @@ def open_devices(config: TrainConfig) -> Devices:
     if use_gpus:
         _grow_memory_on_demand(gpus)
     if kind == "multi_worker":
-        # Its collective runtime must exist before any operation runs, hence before anything else here.
-        strategy: tf.distribute.Strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy: tf.distribute.Strategy = _join_cluster()
     elif kind == "mirrored":
         strategy = tf.distribute.MirroredStrategy(
             [f"GPU:{index}" for index in range(len(gpus))] if use_gpus else _logical_cpus(config.cpu_replicas or 1)
@@ -194,8 +220,24 @@ def _resolve_kind(
     if config.strategy != "auto":
         return config.strategy
     if cluster is not None and len(cluster.addresses) > 1:
+        if config.cpu_replicas is not None:
+            raise OptionError(
+                f"--cpu_replicas {config.cpu_replicas}: TF_CONFIG names {len(cluster.addresses)} workers, with "
+                "one CPU device each; leave it out, or give --strategy mirrored to train on this machine alone"
+            )
         return "multi_worker"
     return "mirrored" if num_gpus > 1 or config.cpu_replicas is not None else "one_device"
+
+
+def _join_cluster() -> tf.distribute.Strategy:
+    """Start this worker, whose collective runtime must exist before any operation runs, hence before anything else."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise OptionError(
+            f"TF_CONFIG: this worker cannot start at its address, or not reach the others ({one_line(error.message)}); "
+            "give each a port that is free, and start all of them"
+        ) from error
 
 
 def _grow_memory_on_demand(gpus: list[Any]) -> None:

@@ -1,14 +1,14 @@
 """Train a shared BERT with its heads on a dataset directory, and measure the result: `train_and_evaluate(config)`.
 
-    check what the options name ─▶ devices ─▶ run directory ─▶ model, or the last saved state ─▶ loop ─▶ report
+    check what the options name ─▶ devices ─▶ model ─▶ run directory, or its last saved state ─▶ loop ─▶ report
 
 The same call with the same configuration continues a run that was interrupted. What it writes is described in
 `model.run_dir`.
 """
 
 import contextlib
+import dataclasses
 import logging
-import shutil
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +20,7 @@ from model.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
 from model.config import TrainConfig
 from model.evaluate import evaluate_split, write_report
+from model.finished_run import load_final_model
 from model.loop import TrainingLoop
 from model.optimizer import AdamW, LossScale, Schedule
 from model.preemption import PreemptionWatch, watch_for_preemption
@@ -34,8 +35,8 @@ from model.strategy import (
     resolve_policy,
     resolve_xla,
 )
-from model.training_state import Progress, remove_temporary, restore_newest
-from model.weights import load_model_weights, named_variables
+from model.training_state import Progress, restore_newest
+from model.weights import copy_file, named_variables
 from pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
 logger = logging.getLogger(__name__)
@@ -55,25 +56,60 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
     """
     inputs = read_run_inputs(config)
     run = open_run_dir(config.output_dir)
-    description = inputs.describe(config)
     if run.exists() and not config.restart:
-        run.check_resumable(description)
-    devices = open_devices(config)
+        run.check_resumable(inputs.describe(config))
+    setup = _resolve(config, inputs, run, open_devices(config))
+    # Not before the devices: where there are several workers, TensorFlow takes SIGTERM for itself when it starts.
+    with _write_access(run, setup.devices), watch_for_preemption() as watch:
+        return _train_in(setup, watch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """A run before anything of it is written: what was asked for, and what comes of it on these devices.
+
+    Attributes:
+        policy: Keras's mixed-precision policy.
+        xla: whether the training step is compiled.
+        deterministic: whether TensorFlow is held to deterministic kernels.
+        plan: the batches of an epoch.
+    """
+
+    config: TrainConfig
+    inputs: RunInputs
+    run: RunDir
+    devices: Devices
+    policy: str
+    xla: bool
+    deterministic: bool
+    plan: BatchPlan
+
+    def describe(self) -> dict[str, Any]:
+        """Return the content of the run's `config.json`."""
+        resolved = {
+            "precision": self.policy.removeprefix("mixed_"),
+            "xla": self.xla,
+            "deterministic": self.deterministic,
+            "strategy": self.devices.kind,
+            "num_replicas": self.devices.num_replicas,
+            "num_workers": self.devices.num_workers,
+            "bucket_lengths": list(self.plan.edges),
+            "bucket_rows": list(self.plan.rows),
+            "steps_per_epoch": self.plan.steps_per_epoch,
+        }
+        return self.inputs.describe(self.config) | {"resolved": resolved}
+
+    @property
+    def run_id(self) -> str:
+        """What tells this run's states from those of others."""
+        return run_id(self.describe(), self.plan.rows)
+
+
+def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devices) -> _Setup:
+    """Settle what the options leave to the devices and the data, or refuse what goes with neither."""
     check_batch_sizes(config, devices.num_replicas)
-    plan = _plan(inputs, config, devices)
     policy = resolve_policy(config, devices)
-    if resolve_deterministic(config, devices):
-        tf.keras.utils.set_random_seed(config.seed % 2**32)
-        tf.config.experimental.enable_op_determinism()
-    with _write_access(run, devices), watch_for_preemption() as watch:
-        if devices.is_chief:
-            _prepare_run_dir(run, inputs, description, restart=config.restart)
-        devices.barrier()
-        return _train_in(run, inputs, config, devices, plan, policy, watch, run_id(description, plan.rows))
-
-
-def _plan(inputs: RunInputs, config: TrainConfig, devices: Devices) -> BatchPlan:
-    return plan_batches(
+    plan = plan_batches(
         inputs.info.split(TRAIN_SPLIT).length_histogram,
         inputs.info.max_len,
         BatchOptions(
@@ -84,33 +120,42 @@ def _plan(inputs: RunInputs, config: TrainConfig, devices: Devices) -> BatchPlan
             batch_multiple=devices.num_replicas * config.accumulate_steps,
         ),
     )
+    return _Setup(
+        config=config,
+        inputs=inputs,
+        run=run,
+        devices=devices,
+        policy=policy,
+        xla=resolve_xla(config, devices),
+        deterministic=resolve_deterministic(config, devices),
+        plan=plan,
+    )
 
 
 def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextManager[None]:
     return run.locked() if devices.is_chief else contextlib.nullcontext()
 
 
-def _prepare_run_dir(run: RunDir, inputs: RunInputs, description: dict[str, Any], *, restart: bool) -> None:
-    if run.exists() and restart:
+def _prepare_run_dir(setup: _Setup) -> None:
+    """Make a run of the directory, or what one lacks that was killed while it was made."""
+    run, bert = setup.run, setup.inputs.bert
+    if setup.config.restart:
         run.clear()
-    if run.exists():
-        remove_temporary(run.states)
-        return
-    shutil.copyfile(inputs.bert.vocab_path, run.vocab)
-    shutil.copyfile(inputs.bert.path / run.bert_config.name, run.bert_config)
-    run.write_config(description)
+    run.remove_temporary()
+    if not run.exists():
+        run.write_config(setup.describe())
+    for source, copy in ((bert.vocab_path, run.vocab), (bert.path / run.bert_config.name, run.bert_config)):
+        if not copy.exists():
+            copy_file(source, copy)
 
 
-def _train_in(
-    run: RunDir,
-    inputs: RunInputs,
-    config: TrainConfig,
-    devices: Devices,
-    plan: BatchPlan,
-    policy: str,
-    watch: PreemptionWatch,
-    own_id: str,
-) -> dict[str, Any]:
+def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
+    config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
+    if run.exists() and not config.restart:
+        run.check_resumable(setup.describe())
+    if setup.deterministic:
+        tf.keras.utils.set_random_seed(config.seed % 2**32)
+        tf.config.experimental.enable_op_determinism()
     with devices.strategy.scope():
         model = build_classifier(
             inputs.bert.path,
@@ -119,38 +164,41 @@ def _train_in(
             encoder=config.encoder,
             seed=config.seed,
             dropout=config.dropout,
-            policy=policy,
+            policy=setup.policy,
         )
         logits = logits_model(model)
         weight_decay = config.weight_decay if config.optimizer == "adamw" else 0.0
         optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
-        loss_scale = LossScale() if policy == "mixed_float16" else None
+        loss_scale = LossScale() if setup.policy == "mixed_float16" else None
+    # Not before options and inputs have proved right: a run continues with those it began with, and no others.
+    if devices.is_chief:
+        _prepare_run_dir(setup)
+    devices.barrier()
     variables = _state_variables(model, optimizer, loss_scale)
-    progress = restore_newest(run.states, variables, run_id=own_id) or Progress(run_id=own_id)
+    restored = restore_newest(run.states, variables, run_id=setup.run_id, best_weights=run.best_weights)
+    progress = restored or Progress(run_id=setup.run_id)
     devices.agree(progress.step)
 
-    xla = resolve_xla(config, devices)
     losses = head_losses(config, inputs.info.split(TRAIN_SPLIT).label_counts)
     loop = TrainingLoop(
         config=config,
         run=run,
         devices=devices,
-        plan=plan,
+        plan=setup.plan,
         max_len=inputs.max_len,
-        schedule=Schedule.of(config, plan.steps_per_epoch * config.epochs),
+        schedule=Schedule.of(config, setup.plan.steps_per_epoch * config.epochs),
         model=model,
-        train_step=make_train_step(logits, optimizer, losses, devices, config, xla=xla, loss_scale=loss_scale),
+        train_step=make_train_step(logits, optimizer, losses, devices, config, xla=setup.xla, loss_scale=loss_scale),
         eval_step=make_eval_step(logits, config, devices),
-        scales_loss=loss_scale is not None,
         variables=variables,
         progress=progress,
         watch=watch,
     )
     if devices.is_chief:
-        for line in _start_up_lines(inputs, config, loop, policy, xla=xla):
+        for line in _start_up_lines(setup, loop):
             logger.info("%s", line)
     loop.train()
-    return _finish(run, inputs, config, loop)
+    return _finish(setup, loop)
 
 
 def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
@@ -165,11 +213,10 @@ def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossSc
     return variables
 
 
-def _start_up_lines(
-    inputs: RunInputs, config: TrainConfig, loop: TrainingLoop, policy: str, *, xla: bool
-) -> Iterator[str]:
+def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
     """Say what is about to happen, in one block."""
-    devices, plan, info = loop.devices, loop.plan, inputs.info
+    config, inputs, devices, plan = setup.config, setup.inputs, setup.devices, setup.plan
+    info = inputs.info
     options = " ".join(f"{name}={value}" for name, value in config.describe().items())
     yield from textwrap.wrap(
         options,
@@ -191,7 +238,7 @@ def _start_up_lines(
     bert = inputs.bert.config
     yield (
         f"model        {config.encoder} BERT, {bert.num_hidden_layers} layers, hidden {bert.hidden_size}, "
-        f"pooling {config.pooling}, {parameters:,} trainable parameters, {policy}{', XLA' if xla else ''}"
+        f"pooling {config.pooling}, {parameters:,} trainable parameters, {setup.policy}{', XLA' if setup.xla else ''}"
     )
     workers = f" on {devices.num_workers} workers" if devices.num_workers > 1 else ""
     device_names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
@@ -210,10 +257,22 @@ def _start_up_lines(
         yield f"continuing   after step {loop.progress.step:,}, epoch {loop.progress.epoch + 1}"
 
 
-def _finish(run: RunDir, inputs: RunInputs, config: TrainConfig, loop: TrainingLoop) -> dict[str, Any]:
-    """Go back to the best epoch's weights, measure them, and write what a finished run has; the report last."""
-    model, monitor, progress = loop.model, loop.monitor, loop.progress
-    load_model_weights(run.best_weights(monitor.best_epoch), model)
+def _finish(setup: _Setup, loop: TrainingLoop) -> dict[str, Any]:
+    """Write what a finished run has, the report last, and return that."""
+    if setup.devices.is_chief:
+        _write_results(setup, loop)
+    setup.devices.barrier()
+    return setup.run.read_report()
+
+
+def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
+    """Go back to the best epoch's weights, and measure them as they will be used."""
+    config, inputs, run = setup.config, setup.inputs, setup.run
+    monitor, progress = loop.monitor, loop.progress
+    copy_file(run.best_weights(monitor.best_epoch), run.weights)
+    # Not the model that was trained, which may compute in another precision: the one that evaluation, prediction and
+    # export load.
+    model = load_final_model(run, setup.describe())
     report = {
         **evaluate_split(
             model,
@@ -229,22 +288,14 @@ def _finish(run: RunDir, inputs: RunInputs, config: TrainConfig, loop: TrainingL
         "best_epoch": monitor.best_epoch,
         "epochs": progress.epoch,
         "steps": progress.step,
-        "early_stopped": monitor.wants_to_stop(config),
+        "early_stopped": progress.step < loop.last_step,
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
     }
-    if loop.devices.is_chief:
-        shutil.copyfile(run.best_weights(monitor.best_epoch), run.weights)
-        save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
-        write_report(run, report, config.data_dir, run.path)
-        logger.info(
-            "trained %d epochs, %s steps, in %s; the best was epoch %d; report in %s",
-            *(
-                progress.epoch,
-                f"{progress.step:,}",
-                format_seconds(progress.train_seconds),
-                monitor.best_epoch,
-                run.report_page,
-            ),
-        )
-    return report
+    save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
+    write_report(run, report, config.data_dir, run.path)
+    logger.info(
+        "trained %d epochs, %s steps, in %s; the best was epoch %d; report in %s",
+        *(progress.epoch, f"{progress.step:,}", format_seconds(progress.train_seconds)),
+        *(monitor.best_epoch, run.report_page),
+    )

@@ -10,20 +10,26 @@ A state is written under a temporary name, put on disk, then renamed; the oldest
 the newest that reads back whole, and only this run's own. Nothing read is ever executed: arrays and text alone.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import re
-import secrets
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.weights import assign_arrays, sync_path, write_arrays, write_text
+from model.weights import (
+    assign_arrays,
+    remove,
+    replace_directory,
+    sync_path,
+    temporary_sibling,
+    write_arrays,
+    write_text,
+)
 from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError, SchemaMismatchError
-from pipeline.filesystem import TEMPORARY_SUFFIX
 
 STATE_FORMAT = 1
 ARRAYS_NAME = "arrays.npz"
@@ -63,6 +69,11 @@ class Progress:
     def name(self) -> str:
         """The state's directory: the step, and the epoch where it is complete and validated."""
         return f"step-{self.step:08d}" + ("" if self.epoch_step else f"-epoch-{self.epoch:03d}")
+
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch so far, from 1; 0 before the first has ended."""
+        return int(self.monitor.get("best_epoch", 0))
 
     def to_json(self) -> str:
         """Return the text of `state.json`."""
@@ -115,39 +126,50 @@ def save_state(states_dir: Path, progress: Progress, variables: Mapping[str, Any
         OutputWriteError: the disk is full, read-only or not ours; earlier states are untouched.
     """
     final = states_dir / progress.name
-    temporary = states_dir / f".{final.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    temporary = temporary_sibling(final)
     try:
         temporary.mkdir(parents=True)
         write_arrays(temporary / ARRAYS_NAME, ((name, variable.numpy()) for name, variable in variables.items()))
         write_text(temporary / STATE_NAME, progress.to_json())
         sync_path(temporary)
-        if final.exists():
-            # Only a state that did not read back comes to be written again.
-            shutil.rmtree(final)
-        temporary.rename(final)
-        sync_path(states_dir)
+        # There may be one of this name: damaged, or where a continued run was stopped again before its next step.
+        replace_directory(temporary, final)
     except OSError as error:
         raise OutputWriteError(f"{final}: cannot write: {error.strerror}; free some space, then run again") from error
     finally:
-        remove_temporary(states_dir)
+        remove(temporary)
     for path in list_states(states_dir)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     return final
 
 
-def remove_temporary(states_dir: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for path in states_dir.glob(f".*{TEMPORARY_SUFFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+def best_epochs(states_dir: Path) -> set[int]:
+    """Return the epochs whose weights the states there call the best, and cannot be continued without."""
+    found = set()
+    for path in list_states(states_dir):
+        with contextlib.suppress(InputFormatError, OSError, UnicodeDecodeError):
+            found.add(_read_progress(path).best_epoch)
+    return found
 
 
-def restore_newest(states_dir: Path, variables: Mapping[str, Any], *, run_id: str) -> Progress | None:
+def _read_progress(path: Path) -> Progress:
+    return Progress.from_json((path / STATE_NAME).read_text(encoding="utf-8"), path / STATE_NAME)
+
+
+def restore_newest(
+    states_dir: Path,
+    variables: Mapping[str, Any],
+    *,
+    run_id: str,
+    best_weights: Callable[[int], Path] | None = None,
+) -> Progress | None:
     """Set variables to the newest state that reads back whole.
 
     Args:
         states_dir: see `save_state`.
         variables: name -> TensorFlow variable; undefined after an error.
         run_id: the run that continues.
+        best_weights: epoch -> file, which a state is no use without; `None` does not look for it.
 
     Returns:
         Where the run is; `None` where there is no state.
@@ -160,8 +182,10 @@ def restore_newest(states_dir: Path, variables: Mapping[str, Any], *, run_id: st
     problem: Exception | None = None
     for path in reversed(states):
         try:
-            progress = Progress.from_json((path / STATE_NAME).read_text(encoding="utf-8"), path / STATE_NAME)
+            progress = _read_progress(path)
             _check_run(path / STATE_NAME, progress, run_id)
+            if best_weights is not None and progress.best_epoch and not best_weights(progress.best_epoch).is_file():
+                raise MissingInputError(f"{best_weights(progress.best_epoch)}: no such file")
             assign_arrays(path / ARRAYS_NAME, variables)
         except (InputFormatError, MissingInputError, OSError, UnicodeDecodeError) as error:
             logger.warning("the state %s cannot be used, trying the one before: %s", path, error)

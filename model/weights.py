@@ -1,25 +1,28 @@
-"""Named arrays in a file, written whole or not at all, the same arrays always to the same bytes.
+"""What a run writes, whole or not at all: small texts, copies, directories, and files of named arrays.
 
-The files are what `numpy.load` reads (`.npz`), uncompressed, without pickled objects; every array carries a CRC-32 that
-reading checks.
+The same arrays always make the same bytes. Their files are what `numpy.load` reads (`.npz`), uncompressed, without
+pickled objects; every array carries a CRC-32 that reading checks.
 """
 
 import contextlib
 import os
 import secrets
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from pipeline import filesystem
 from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError
 from pipeline.filesystem import TEMPORARY_SUFFIX
 
 # The earliest date a zip archive can carry: `numpy.savez` writes the time of day, which no two runs share.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+_COPIED_AT_ONCE = 1 << 20
 
 
 def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -32,22 +35,11 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     Raises:
         OutputWriteError: the disk is full, read-only or not ours; what stood under that name is untouched.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    with _write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as stream:
-                with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                    for name, array in arrays:
-                        member = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_EPOCH)
-                        with archive.open(member, "w", force_zip64=True) as part:
-                            np.lib.format.write_array(part, np.asarray(array), allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-            sync_path(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _written_whole(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays:
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_EPOCH)
+            with archive.open(member, "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, np.asarray(array), allow_pickle=False)
 
 
 def read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -74,16 +66,63 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputWriteError: the disk is full, read-only or not ours; what stood under that name is untouched.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     with _write_errors(path):
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        filesystem.write_atomically(str(path), text.encode("utf-8"))
+        sync_path(path.parent)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file, whole or not at all.
+
+    Raises:
+        MissingInputError: there is no such file.
+        OutputWriteError: as `write_text`.
+    """
+    with filesystem.open_for_reading(str(source)) as original, _written_whole(path) as stream:
+        shutil.copyfileobj(original, stream, _COPIED_AT_ONCE)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Give a directory a name that another one may have; that one is removed last, and put back if this fails.
+
+    Args:
+        new: on the same file system.
+        path: the name.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    aside = temporary_sibling(path)
+    if path.exists():
+        path.rename(aside)
+    try:
+        new.rename(path)
+    except OSError:
+        if aside.exists():
+            aside.rename(path)
+        raise
+    sync_path(path.parent)
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a directory with all it holds, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Return a new hidden name beside a file or directory, for what is not complete yet or not needed any more."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def remove_temporary(directory: Path) -> None:
+    """Remove what a killed process left half-written in a directory."""
+    for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
+        remove(path)
 
 
 def sync_path(path: Path) -> None:
@@ -93,6 +132,23 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that gets its name, in a directory made for it, once all of it is on disk."""
+    temporary = temporary_sibling(path)
+    with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            sync_path(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

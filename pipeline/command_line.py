@@ -56,7 +56,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         argv: the arguments; `None` takes the process's own.
 
     Returns:
-        0 done; 2 the command line or the input is wrong; 130 interrupted; 141 nobody reads the output; 1 anything else.
+        0 done; 2 the command line or the input is wrong; 75 training was asked to stop and can be continued; 130
+        interrupted from the keyboard; 141 nobody reads the output; 1 anything else.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

@@ -84,10 +84,10 @@ class WorkerDiedError(PipelineError):
 
 
 class NonFiniteLossError(PipelineError):
-    """Training met a loss that is not a number, or infinite.
+    """Training met a loss, or a gradient, that is not a number or infinite.
 
     Attributes:
-        head: the head whose loss it was.
+        head: the head whose loss it was; where it was the gradient, all heads, as in `category+second`.
         step: the global step at which it happened.
     """
 

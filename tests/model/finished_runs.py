@@ -71,7 +71,7 @@ def make_finished_run(path: Path, **options: object) -> Path:
     run.path.mkdir()
     run.vocab.write_bytes((bert_dir / "vocab.txt").read_bytes())
     run.bert_config.write_bytes((bert_dir / "bert_config.json").read_bytes())
-    run.write_config(inputs.describe(config))
+    run.write_config(inputs.describe(config) | {"resolved": {"precision": "float32"}})
     model = build_classifier(
         bert_dir, inputs.head_sizes(config.heads), config.pooling, config.encoder, policy="float32"
     )

@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import resource
+import signal
 import time
 
 import pytest
@@ -129,3 +131,29 @@ def test_tensorboard_scalars_can_be_read_back(tmp_path):
         for value in event.summary.value
     }
     assert found == {"train/loss": (7, 0.5), "train/learning_rate": (7, pytest.approx(1e-3))}
+
+
+def test_goes_on_without_tensorboard_where_there_is_no_directory(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    board = TensorBoard(tmp_path / "file" / "tensorboard")
+    board.write("train", {"loss": 0.5}, step=7)
+    board.close()
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}/file/tensorboard: no logs for TensorBoard from here on: ")
+    assert "is not a directory" in message
+
+
+def test_goes_on_without_tensorboard_where_the_disk_is_full(tmp_path, caplog):
+    board = TensorBoard(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        for step in range(30):
+            board.write("train", {"loss": 0.5, "learning_rate": 1e-3}, step=step)
+        board.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    (message,) = caplog.messages
+    assert "File too large" in message

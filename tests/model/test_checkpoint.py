@@ -1,8 +1,10 @@
 """Google-format BERT directories: what is read, what is refused, what is written."""
 
+import errno
 import json
 import resource
 import shutil
+from pathlib import Path
 
 import keras_bert
 import numpy as np
@@ -257,6 +259,25 @@ def test_a_full_disk_leaves_what_was_there_before(bert_dir, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_directory_that_cannot_be_replaced_is_put_back(bert_dir, tmp_path, monkeypatch):
+    model = build_classifier(bert_dir, HEADS)
+    arguments = (model, bert_dir / "bert_config.json", bert_dir / "vocab.txt", tmp_path / "out")
+    save_bert_dir(*arguments)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    rename = Path.rename
+
+    def refuse_the_new_one(self, target):
+        if target.name == "out" and not (self / "notes.txt").exists():
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new_one)
+    with pytest.raises(OutputWriteError, match="Input/output error"):
+        save_bert_dir(*arguments, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(bert_dir, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.config import DEVICE_FIELDS, TrainConfig, changed_fields, parse_buckets, parse_head_values
+from model.config import TrainConfig, changed_options, parse_buckets, parse_head_values
 from pipeline.errors import OptionError
 
 PATHS = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
@@ -110,5 +110,4 @@ def test_names_what_changed_between_two_commands():
     new = TrainConfig(
         data_dir="moved", bert_dir="bert", output_dir="elsewhere", batch_size=16, save_every=7, cpu_replicas=1
     ).describe()
-    assert changed_fields(old, new) == ["loss_weights: {'second': 0.5} -> {}", "batch_size: 32 -> 16"]
-    assert changed_fields(old, new, among=DEVICE_FIELDS) == ["cpu_replicas: 2 -> 1"]
+    assert changed_options(old, new) == ["loss_weights: {'second': 0.5} -> {}", "batch_size: 32 -> 16"]

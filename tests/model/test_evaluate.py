@@ -1,6 +1,7 @@
 """The command: which run, which split, which dataset, where the report goes, and only the table on its output."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from model.evaluate import main
 from model.finished_run import load_finished_run
 from model.predictor import Predictor
 from pipeline.command_line import run_command
+from pipeline.dataset_info import read_dataset_info
 from pipeline.errors import EmptySplitError, InputFormatError, OptionError, SchemaMismatchError
 from tests.model.finished_runs import LABELS, TEXTS, VOCAB, make_finished_run, make_text_data_dir
 from tests.model.test_report import check_self_contained
@@ -52,6 +54,13 @@ def test_measures_what_prediction_says(run, capsys):
     assert f"{report['exact_match']:.2%}" in table[5]
 
 
+def test_a_run_is_complete_without_its_bert_directory(tmp_path, capsys):
+    run = make_finished_run(tmp_path)
+    (run / "bert").rename(tmp_path / "moved")
+    assert main(["--run", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("test (11 examples)\n")
+
+
 def test_split_decoding_and_output(run, tmp_path, capsys):
     output = tmp_path / "deep" / "er"
     options = ["--split", "dev", "--decode", "joint", "--batch_size", "2", "--output", str(output)]
@@ -68,6 +77,20 @@ def test_another_dataset_with_the_same_labels(run, tmp_path):
     assert read_report(tmp_path / "report")["num_examples"] == 4
     page = (tmp_path / "report" / "report.html").read_text("utf-8")
     assert "The run was trained on another one." in page
+
+
+def test_every_way_to_measure_has_its_own_report(run, tmp_path, caplog):
+    """Another dataset, whose texts are cut earlier."""
+    caplog.set_level(logging.INFO)
+    data_dir = make_text_data_dir(tmp_path / "other", TEXTS[:4], max_len=12)
+    assert main(["--run", str(run), "--decode", "joint"]) == 0
+    assert main(["--run", str(run), "--data", str(data_dir), "--split", "dev"]) == 0
+    assert "its texts are cut at 12 tokens, those of training were at 20" in caplog.messages
+    fingerprint = read_dataset_info(str(data_dir)).fingerprint[:12]
+    assert read_report(run / "evaluation" / "test-joint")["decode"] == "joint"
+    assert read_report(run / "evaluation" / f"dev-{fingerprint}")["num_examples"] == 4
+    page = (run / "evaluation" / f"dev-{fingerprint}" / "report.html").read_text("utf-8")
+    assert "Texts are cut at 12 tokens" in page
 
 
 def test_one_head(tmp_path, capsys):
@@ -92,6 +115,8 @@ def test_refuses_what_does_not_fit(run, tmp_path, capsys):
     for options, message in (
         (["--batch_size", "0"], "--batch_size: expected at least 1, got 0"),
         (["--output", "gs://bucket/report"], "--output gs://bucket/report: expected a local directory"),
+        (["--output", f"{run}/"], "a run's directory, whose own report stays"),
+        (["--data", "s3://bucket/data"], "--data s3://bucket/data: this TensorFlow reads local files and "),
     ):
         with pytest.raises(OptionError, match=message):
             main(["--run", str(run), *options])

@@ -258,6 +258,14 @@ def test_refuses_records_of_another_tokenizer(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("saved_model*"))
 
 
+def test_exports_into_the_current_directory(run, tmp_path, monkeypatch):
+    (tmp_path / "1").mkdir()
+    monkeypatch.chdir(tmp_path / "1")
+    export_run(str(run), ".")
+    assert {"saved_model.pb", "variables"} <= {path.name for path in (tmp_path / "1").iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
 def test_refuses_what_is_there(run, tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path, tmp_path / "file"):

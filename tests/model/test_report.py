@@ -102,8 +102,9 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
     run.write_config(
         {
             "config": tiny_config(heads=heads, loss_weights=((heads[0], 0.5),)).describe(),
+            "resolved": {"precision": "bfloat16", "bucket_lengths": [8, 16]},
             "dataset": {"fingerprint": info.fingerprint},
-            "bert": {"vocab_sha256": "b" * 64, "checkpoint_sha256": "c" * 64},
+            "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},
             "labels": labels,
             "label_pairs": None if pairs is None else name_pairs(pairs, labels),
             "max_len": max_len,
@@ -157,6 +158,12 @@ def test_shows_what_the_report_says(inputs):
         mistaken = any(m["key"] == key for head in report["heads"].values() for m in head["mistakes"])
         assert (f"<code>{key}</code>" in words) == mistaken
     assert "1,234.5" in words
+    for name, value in (
+        ("precision", "auto"),
+        ("resolved: precision", "bfloat16"),
+        ("resolved: bucket_lengths", "8, 16"),
+    ):
+        assert re.search(f"<code>{name}</code></t[dh]> ?<td[^>]*><code>{value}</code>", words)
     assert "stopped early" in words
     assert "1:01 min" in words
     assert info.fingerprint in words

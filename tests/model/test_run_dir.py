@@ -6,22 +6,38 @@ import sys
 
 import pytest
 
+from model import run_dir
 from model.run_dir import RunDir, open_run_dir, run_id
+from model.weights import remove
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
     OptionError,
     OutputExistsError,
+    OutputWriteError,
     SchemaMismatchError,
 )
 from tests.model.runs import tiny_config
 
+RESOLVED = {
+    "precision": "float32",
+    "xla": False,
+    "deterministic": True,
+    "strategy": "one_device",
+    "num_replicas": 1,
+    "num_workers": 1,
+    "bucket_lengths": [8, 16],
+    "bucket_rows": [8, 4],
+    "steps_per_epoch": 11,
+}
 
-def describe(**options):
+
+def describe(resolved=RESOLVED, **options):
     return {
         "config": tiny_config(**options).describe(),
+        "resolved": resolved,
         "dataset": {"fingerprint": "a" * 64},
-        "bert": {"vocab_sha256": "b" * 64, "checkpoint_sha256": "c" * 64},
+        "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},
     }
 
 
@@ -57,10 +73,35 @@ def test_the_same_command_may_continue(run):
 
 
 def test_other_devices_may_continue_with_a_warning(run, caplog):
-    run.check_resumable(describe(cpu_replicas=2, strategy="mirrored"))
-    assert len(caplog.messages) == 2
-    assert "continuing on other devices (strategy: auto -> mirrored)" in caplog.text
-    assert "continuing on other devices (cpu_replicas: None -> 2)" in caplog.text
+    # Said otherwise, and the same here.
+    run.check_resumable(describe(strategy="one_device", precision="float32", xla="off", deterministic="on"))
+    assert caplog.messages == []
+    run.check_resumable(
+        describe(RESOLVED | {"strategy": "mirrored", "num_replicas": 2}, cpu_replicas=2, strategy="mirrored")
+    )
+    assert caplog.messages == [
+        "continuing on other devices (strategy: one_device -> mirrored; num_replicas: 1 -> 2): rounding and dropout "
+        "noise will differ from an uninterrupted run"
+    ]
+
+
+def test_what_auto_was_when_the_run_began_holds(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_config(describe(RESOLVED | {"precision": "float16"}))
+    run.check_resumable({name: value for name, value in describe().items() if name != "resolved"})
+    with pytest.raises(OptionError) as error:
+        run.check_resumable(describe())
+    assert "started in float16, and --precision auto is float32 here; give --precision float16" in str(error.value)
+    run.check_resumable(describe(RESOLVED | {"precision": "float16"}, precision="float16"))
+
+
+def test_refuses_other_batches(run):
+    """As --batch_tokens makes them with another number of replicas."""
+    other = RESOLVED | {"num_replicas": 3, "bucket_rows": [6, 3], "steps_per_epoch": 14}
+    with pytest.raises(OptionError) as error:
+        run.check_resumable(describe(other))
+    assert "(bucket_rows: [8, 4] -> [6, 3]; steps_per_epoch: 11 -> 14)" in str(error.value)
+    assert "the replicas, which were 1 and are 3: continue with as many" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -104,16 +145,27 @@ def test_a_finished_run_is_not_trained_again(run):
         run.check_resumable(describe())
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"run_format": 2, "config": {}}', '{"run_format": 1, "config": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"run_format": 1, "config": {}}', '{"run_format": 2, "config": {}, "resolved": 3}']
+)
 def test_refuses_a_damaged_config(run, text):
     run.config.write_text(text)
     with pytest.raises(InputFormatError, match="damaged, or not written by this version"):
         run.read_config()
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"split": "test"}'])
+def test_refuses_a_damaged_report(run, content):
+    run.report.write_bytes(content)
+    with pytest.raises(InputFormatError, match=r"report\.json: damaged, or not written by this version"):
+        run.read_report()
+
+
 def test_no_run_to_read(tmp_path):
     with pytest.raises(MissingInputError, match="no run here"):
         RunDir(tmp_path).read_config()
+    with pytest.raises(MissingInputError, match="this run is not finished"):
+        RunDir(tmp_path).read_report()
 
 
 def test_clear_removes_all_but_the_lock(run):
@@ -124,12 +176,46 @@ def test_clear_removes_all_but_the_lock(run):
         assert [path.name for path in run.path.iterdir()] == [".lock"]
 
 
+def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left(run, monkeypatch):
+    files = [run.vocab, run.report, run.states / "step-00000001", run.weights]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    for killed_after in range(10):
+        removed = []
+
+        def remove_or_die(path, removed=removed, killed_after=killed_after):
+            if len(removed) == killed_after:
+                raise KeyboardInterrupt
+            removed.append(path)
+            remove(path)
+
+        monkeypatch.setattr(run_dir, "remove", remove_or_die)
+        try:
+            run.clear()
+        except KeyboardInterrupt:
+            assert run.exists()
+            assert killed_after == 0 or not run.report.exists()
+        else:
+            assert not run.exists()
+            break
+    assert killed_after == 4
+
+
+def test_says_what_cannot_be_removed(run, monkeypatch):
+    monkeypatch.setattr(run_dir, "remove", lambda path: None)
+    run.vocab.touch()
+    with pytest.raises(OutputWriteError, match=r"vocab\.txt: cannot remove what the last run wrote"):
+        run.clear()
+    assert run.exists()
+
+
 def test_keeps_the_best_weights_alone(run):
     run.best_weights(1).parent.mkdir()
     for epoch in (1, 2, 3):
         run.best_weights(epoch).write_text("weights")
-    run.keep_best_weights(2)
-    assert [path.name for path in run.best_weights(2).parent.iterdir()] == ["epoch-00002.npz"]
+    run.keep_best_weights({2, 3})
+    assert sorted(path.name for path in run.best_weights(2).parent.iterdir()) == ["epoch-00002.npz", "epoch-00003.npz"]
 
 
 TRIES_TO_LOCK = """

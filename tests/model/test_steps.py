@@ -8,7 +8,15 @@ import tensorflow as tf
 
 from model.classifier import build_classifier, logits_model
 from model.optimizer import AdamW, LossScale
-from model.steps import HeadLoss, head_losses, make_eval_step, make_train_step, metrics_from_sums
+from model.steps import (
+    NUM_COMMON_SUMS,
+    HeadLoss,
+    Outcome,
+    head_losses,
+    make_eval_step,
+    make_train_step,
+    metrics_from_sums,
+)
 from model.strategy import open_devices
 from tests.model.runs import TINY_BERT, make_bert_dir, tiny_config
 
@@ -42,9 +50,20 @@ def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options
     step_fn = make_train_step(logits, optimizer, losses, devices, config, xla=xla, loss_scale=loss_scale)
 
     def step(batch, number=0, learning_rate=0.01):
-        return step_fn(batch, tf.constant(number, tf.int64), tf.constant(learning_rate), tf.constant(0.0)).numpy()
+        vector = step_fn(batch, tf.constant(number, tf.int64), tf.constant(learning_rate), tf.constant(0.0))
+        return Outcome.fetch(vector, config)
 
-    return model, step, make_eval_step(logits, config, devices), optimizer
+    eval_step_fn = make_eval_step(logits, config, devices)
+
+    def eval_step(batch, stop=0.0):
+        return Outcome.fetch(eval_step_fn(batch, tf.constant(stop)), config)
+
+    return model, step, eval_step, optimizer
+
+
+def assert_close(outcome, other):
+    np.testing.assert_allclose(outcome.sums, other.sums, rtol=1e-5)
+    assert outcome.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
 
 
 def weights_after(bert_dir, batch, **options):
@@ -65,7 +84,7 @@ def test_sums_are_those_of_the_probabilities(bert_dir):
         all_right = all_right * is_right
         sums += [-np.log(probabilities[np.arange(6), right]).sum(), is_right.sum()]
     np.testing.assert_allclose(
-        eval_step((inputs, labels, weights)).numpy(), [*expected, all_right.sum(), *sums], rtol=1e-5
+        eval_step((inputs, labels, weights)).sums, [*expected, all_right.sum(), *sums], rtol=1e-5
     )
 
 
@@ -109,9 +128,9 @@ def test_the_gradient_is_that_of_the_loss_by_hand(bert_dir, options):
         _, plain = loss_by_hand(model, batch)
         assert max(np.abs(a - b).max() for a, b in zip(gradients, plain, strict=True)) > 0.05
         outcome = step(batch, number)
-        np.testing.assert_allclose(outcome[[3, 5]], [sums["category"], sums["second"]], rtol=1e-5)
+        np.testing.assert_allclose(outcome.sums[[3, 5]], [sums["category"], sums["second"]], rtol=1e-5)
         np.testing.assert_allclose(
-            outcome[-2], np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients)), 1e-4
+            outcome.gradient_norm, np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients)), 1e-4
         )
         # The first moment tells the gradient that the update was made from.
         momentums = [0.9 * momentum + 0.1 * gradient for momentum, gradient in zip(momentums, gradients, strict=True)]
@@ -119,12 +138,18 @@ def test_the_gradient_is_that_of_the_loss_by_hand(bert_dir, options):
             np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
+def test_a_wish_to_stop_comes_with_every_outcome(bert_dir):
+    _, _, eval_step, _ = make_steps(bert_dir)
+    batch = make_batch()
+    assert [eval_step(batch, stop).num_stopping for stop in (0.0, 1.0)] == [0, 1]
+
+
 def test_padded_rows_change_nothing(bert_dir):
     inputs, labels, weights = make_batch(num_real=6, num_padded=2)
     whole, whole_weights = weights_after(bert_dir, (inputs, labels, weights), dropout=0.0)
     real = tf.nest.map_structure(lambda tensor: tensor[:6], (inputs, labels, weights))
     alone, alone_weights = weights_after(bert_dir, real, dropout=0.0)
-    np.testing.assert_allclose(whole, alone, rtol=1e-5)
+    assert_close(whole, alone)
     for a, b in zip(whole_weights, alone_weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -133,7 +158,7 @@ def test_a_batch_in_parts_is_the_same_update(bert_dir):
     batch = make_batch(num_real=7, num_padded=1)
     whole, whole_weights = weights_after(bert_dir, batch, dropout=0.0)
     parts, parts_weights = weights_after(bert_dir, batch, dropout=0.0, accumulate_steps=4)
-    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert_close(parts, whole)
     for a, b in zip(whole_weights, parts_weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -142,7 +167,7 @@ def test_loss_scale_changes_nothing_in_float32(bert_dir):
     batch = make_batch()
     plain, plain_weights = weights_after(bert_dir, batch, dropout=0.0)
     scaled, scaled_weights = weights_after(bert_dir, batch, dropout=0.0, loss_scale=LossScale())
-    np.testing.assert_allclose(scaled, plain, rtol=1e-5)
+    assert_close(scaled, plain)
     for a, b in zip(plain_weights, scaled_weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -150,13 +175,13 @@ def test_loss_scale_changes_nothing_in_float32(bert_dir):
 def test_dropout_depends_on_the_step_alone(bert_dir):
     _, step, _, _ = make_steps(bert_dir)
     batch = make_batch()
-    losses = [step(batch, number, learning_rate=0.0)[3] for number in (5, 6, 5)]
+    losses = [step(batch, number, learning_rate=0.0).sums[NUM_COMMON_SUMS] for number in (5, 6, 5)]
     assert losses[0] == losses[2] != losses[1]
 
 
 def test_dropout_depends_on_the_seed(bert_dir):
     # The same weights each time: what the seed draws of them is not asked for here.
-    losses = [make_steps(bert_dir, seed=seed)[1](make_batch(), 5)[3] for seed in (0, 1)]
+    losses = [make_steps(bert_dir, seed=seed)[1](make_batch(), 5).sums[3] for seed in (0, 1)]
     assert losses[0] != losses[1]
 
 
@@ -167,7 +192,7 @@ def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir):
     )
     batch = make_batch()
     _, gradients = loss_by_hand(model, batch)
-    assert np.isfinite(step(batch)).all()
+    assert np.isfinite(step(batch).sums).all()
     for found, expected in zip(optimizer.momentums, gradients, strict=True):
         np.testing.assert_allclose(found.numpy() / 0.1, expected, atol=0.02)
     assert (optimizer.num_updates.numpy(), loss_scale.num_good_updates.numpy()) == (1, 1)
@@ -175,8 +200,8 @@ def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir):
     loss_scale.scale.assign(2.0**25)  # beyond what float16 holds, though not beyond what float32 does
     before = [*model.get_weights(), *(moment.numpy() for moment in optimizer.momentums + optimizer.velocities)]
     outcome = step(batch, 1)
-    assert np.isfinite(outcome[:-2]).all()
-    assert not np.isfinite(outcome[-2])
+    assert np.isfinite(outcome.sums).all()
+    assert not np.isfinite(outcome.gradient_norm)
     after = [*model.get_weights(), *(moment.numpy() for moment in optimizer.momentums + optimizer.velocities)]
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(new, old)
@@ -187,8 +212,8 @@ def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir):
         step(batch, number)
     assert optimizer.num_updates.numpy() > 1
     assert 1.0 < loss_scale.scale.numpy() < 2.0**24
-    losses = [step(batch, number)[3] for number in range(30, 35)]
-    assert losses[-1] < outcome[3] / 2
+    losses = [step(batch, number).sums[3] for number in range(30, 35)]
+    assert losses[-1] < outcome.sums[3] / 2
 
 
 def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):
@@ -198,8 +223,9 @@ def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):
     first_scale = loss_scale.scale.numpy()
     loss_scale.scale.assign(np.float32(3e38))  # every gradient overflows
     outcome = step(make_batch())
-    assert np.isfinite(outcome[:-2]).all()
-    assert not np.isfinite(outcome[-2])
+    assert np.isfinite(outcome.sums).all()
+    assert not np.isfinite(outcome.gradient_norm)
+    assert outcome.loss_scale == np.float32(3e38)
     assert loss_scale.scale.numpy() == np.float32(1.5e38) != first_scale
     assert optimizer.num_updates.numpy() == 0
     for a, b in zip(before, model.get_weights(), strict=True):

@@ -9,12 +9,13 @@ from model.strategy import (
     Cluster,
     Devices,
     check_batch_sizes,
+    explain_device_errors,
     open_devices,
     resolve_deterministic,
     resolve_policy,
     resolve_xla,
 )
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, WorkerDiedError
 from tests.model.runs import tiny_config
 
 TWO_WORKERS = {"worker": ["10.0.0.1:1234", "10.0.0.2:1234"]}
@@ -105,6 +106,22 @@ def test_refuses_a_strategy_without_devices(monkeypatch, options, message):
         open_devices(tiny_config(**options))
 
 
+def test_refuses_replicas_of_a_cpu_beside_other_machines(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 0}}))
+    with pytest.raises(OptionError, match="--cpu_replicas 2: TF_CONFIG names 2 workers"):
+        open_devices(tiny_config(cpu_replicas=2))
+
+
+def test_says_where_a_worker_cannot_start(monkeypatch):
+    def fail():
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 0}}))
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fail)
+    with pytest.raises(OptionError, match=r"cannot start at its address, .* \(Could not start gRPC server\)"):
+        open_devices(tiny_config())
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulate_steps", "num_replicas", "advice"),
     [(32, 1, 3, "use 30 or 33"), (2, 1, 4, "use 4"), (32, 8, 3, "3 replicas × 8 accumulated steps; use 24 or 48")],
@@ -120,6 +137,28 @@ def test_refuses_a_batch_that_replicas_do_not_divide(batch_size, accumulate_step
 
 def test_accepts_a_batch_that_replicas_divide():
     check_batch_sizes(tiny_config(batch_size=32, accumulate_steps=4), 8)
+
+
+def test_a_batch_of_positions_is_divided_whatever_the_batch_size():
+    check_batch_sizes(tiny_config(batch_size=32, batch_tokens=4096, accumulate_steps=3), 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "ours", "message"),
+    [
+        (
+            tf.errors.ResourceExhaustedError,
+            OptionError,
+            "does not fit into the memory of a device; use a smaller --x, wi",
+        ),
+        (tf.errors.UnavailableError, WorkerDiedError, "another worker has ended"),
+        (tf.errors.AbortedError, WorkerDiedError, "another worker has ended"),
+        (tf.errors.InternalError, tf.errors.InternalError, "Graph execution error"),
+    ],
+)
+def test_says_what_errors_of_devices_mean(error, ours, message):
+    with pytest.raises(ours, match=message), explain_device_errors("--x"):
+        raise error(None, None, "Graph execution error:\n\nDetected at node")
 
 
 def test_resolves_arithmetic_on_a_cpu(monkeypatch):

@@ -1,12 +1,14 @@
 """Whole runs on tiny data: what they leave behind, how they are continued, and where they refuse to go on."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import itertools
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -26,11 +28,13 @@ from model import evaluate
 from model.finished_run import check_same_labels, load_finished_run
 from model.predictor import predict_split
 from model.preemption import PreemptedError
+from model.run_dir import RunDir
 from model.trainer import train_and_evaluate
 from model.training_state import list_states
 from model.weights import read_arrays
 from pipeline.errors import (
     CorruptShardError,
+    InputFormatError,
     MissingInputError,
     NonFiniteLossError,
     OptionError,
@@ -91,6 +95,17 @@ def test_leaves_what_one_needs(finished):
     assert page.count("<svg") == 4  # curves, lengths, and each head's calibration
     description = json.loads((run / "config.json").read_text())
     assert description["config"] == config.describe()
+    assert description["resolved"] == {
+        "precision": "float32",
+        "xla": False,
+        "deterministic": False,
+        "strategy": "one_device",
+        "num_replicas": 1,
+        "num_workers": 1,
+        "bucket_lengths": [4, 7, 9, 12, 14, 16],
+        "bucket_rows": [8] * 6,
+        "steps_per_epoch": STEPS_PER_EPOCH,
+    }
     assert description["labels"] == {"category": ["a", "b", "c"], "second": ["x", "y"]}
     assert description["label_pairs"] == {"a": ["x"], "b": ["x"], "c": ["y"]}
     assert description["max_len"] == 16
@@ -103,7 +118,8 @@ def test_leaves_what_one_needs(finished):
         pytest.approx(report["best_value"]),
     )
     assert [path.name for path in list_states(run / "state")] == ["step-00000064", "step-00000066-epoch-006"]
-    assert [path.name for path in (run / "best").iterdir()] == [f"epoch-{report['best_epoch']:05d}.npz"]
+    kept = {1 + int(np.argmax([float(row["val_accuracy_mean"]) for row in rows[:seen]])) for seen in (5, 6)}
+    assert {path.name for path in (run / "best").iterdir()} == {f"epoch-{epoch:05d}.npz" for epoch in kept}
     assert list((run / "tensorboard").iterdir())
     assert [path.name for path in run.rglob("*.tmp")] == []
 
@@ -165,12 +181,13 @@ def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
     config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
     handler = signal.getsignal(signal.SIGTERM)
 
-    # SIGTERM in the middle of an epoch, and after its last step; an interrupt from the keyboard saves nothing.
-    for method, step, signal_number in (
-        ("_step", 7, signal.SIGTERM),
-        ("_step", 9, signal.SIGINT),
-        ("_step", 11, signal.SIGTERM),
-        ("_validate", 11, signal.SIGINT),
+    # SIGTERM inside an epoch, after its last step, after the last epoch; an interrupt from the keyboard saves nothing.
+    for method, step, signal_number, state in (
+        ("_step", 7, signal.SIGTERM, "step-00000007"),
+        ("_step", 9, signal.SIGINT, "step-00000008"),
+        ("_step", 11, signal.SIGTERM, "step-00000011"),
+        ("_validate", 11, signal.SIGINT, "step-00000011"),
+        ("_finish_epoch", 22, signal.SIGTERM, "step-00000022-epoch-002"),
     ):
         with (
             interruption(method, step=step, signal_number=signal_number),
@@ -178,8 +195,8 @@ def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
         ):
             train_and_evaluate(config)
         if signal_number == signal.SIGTERM:
-            assert str(raised.value).startswith(f"stopped by SIGTERM after step {step}; the state is saved")
-            assert list_states(tmp_path / "run" / "state")[-1].name == f"step-{step:08d}"
+            assert str(raised.value).startswith("stopped by SIGTERM")
+        assert list_states(tmp_path / "run" / "state")[-1].name == state
     assert not (tmp_path / "run" / "report.json").exists()
     again = train_and_evaluate(config)
     assert_same_results(tmp_path / "run", run)
@@ -266,6 +283,37 @@ def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_p
     assert 0 < num_updates < STEPS_PER_EPOCH
     assert state["loss_scale"] == first_scale / 2 ** (STEPS_PER_EPOCH - num_updates)
     assert state["num_good_updates"] == num_updates
+
+
+def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(inputs, tmp_path, monkeypatch, caplog):
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=4)
+    real_step = model.loop.TrainingLoop._step
+
+    def large_gradients_after_an_epoch(loop, batches):
+        if loop.progress.step == STEPS_PER_EPOCH:
+            kernel = loop.model.get_layer("second_logits").kernel
+            kernel.assign(kernel * 1e8)
+        real_step(loop, batches)
+
+    # A CPU computes in float16 too, only slowly.
+    monkeypatch.setattr(model.trainer, "resolve_policy", lambda *_: "mixed_float16")
+    monkeypatch.setattr(model.optimizer, "FIRST_LOSS_SCALE", 2.0**24)
+    monkeypatch.setattr(model.loop.TrainingLoop, "_step", large_gradients_after_an_epoch)
+    with pytest.raises(NonFiniteLossError, match=r"the gradient's norm is (inf|nan) at step") as error:
+        train_and_evaluate(config)
+    assert error.value.step > STEPS_PER_EPOCH + 10
+    assert any(re.fullmatch(r"\d of 11 updates were left out so far: float16 overflowed", m) for m in caplog.messages)
+
+
+def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):
+    def train_step(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,512,3072]")
+
+    monkeypatch.setattr(model.trainer, "make_train_step", lambda *_, **__: train_step)
+    with pytest.raises(
+        OptionError, match="use a smaller --batch_tokens, or a larger --accumulate_steps, with --restart"
+    ):
+        train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), batch_tokens=64))
 
 
 def damage(data_dir, split):
@@ -362,6 +410,30 @@ def is_about_options(line):
     return line.startswith(("options ", " " * len("options ")))
 
 
+def test_what_fails_before_the_first_step_may_be_corrected(inputs, tmp_path, monkeypatch):
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), epochs=1, limit_steps=1)
+    run = RunDir(tmp_path / "run")
+    damaged = shutil.copytree(inputs["bert_dir"], tmp_path / "bert")
+    (damaged / "bert_model.ckpt.data-00000-of-00001").write_bytes(b"")
+    with pytest.raises(InputFormatError, match="the checkpoint is damaged"):
+        train_and_evaluate(dataclasses.replace(config, bert_dir=str(damaged), seed=1))
+    assert not run.exists()
+
+    def no_space(source, copy):
+        raise OutputWriteError(f"{copy}: cannot write: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.trainer, "copy_file", no_space)
+        with pytest.raises(OutputWriteError, match="No space left"):
+            train_and_evaluate(config)
+    assert run.exists()
+    run.weights.with_name(".weights.npz.1234abcd.tmp").touch()
+    (run.path / ".bert.1234abcd.tmp").mkdir()
+    assert train_and_evaluate(config)["steps"] == 1
+    assert run.vocab.read_bytes() == (damaged / "vocab.txt").read_bytes()
+    assert [path.name for path in run.path.rglob("*.tmp")] == []
+
+
 def test_early_stopping_and_dev_report(inputs, tmp_path):
     data_dir = make_data_dir(tmp_path / "data", ("train", "dev"))
     # A rate at which nothing moves: no epoch is better than the first.
@@ -370,6 +442,16 @@ def test_early_stopping_and_dev_report(inputs, tmp_path):
     report = train_and_evaluate(config)
     assert (report["epochs"], report["best_epoch"], report["early_stopped"]) == (3, 1, True)
     assert (report["split"], report["num_examples"]) == ("dev", NUM_EXAMPLES["dev"])
+
+
+def test_the_report_is_of_the_model_that_is_used_afterwards(inputs, tmp_path):
+    """Trained in bfloat16, served in float32; and to the planned end, though nothing gets better."""
+    options = {"precision": "bfloat16", "epochs": 2, "learning_rate": 1e-12, "early_stopping_patience": 1}
+    report = train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options))
+    assert (report["epochs"], report["best_epoch"], report["early_stopped"]) == (2, 1, False)
+    assert evaluate.main(["--run", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "evaluation" / "test" / "report.json").read_text())
+    assert again["heads"] == report["heads"]
 
 
 TRAIN_IN_PROCESS = """
@@ -477,15 +559,19 @@ def test_many_options_together(inputs, tmp_path):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 
+def free_address():
+    """Return an address nobody has, below the ports that the system gives to whoever asks for any."""
+    while True:
+        address = ("127.0.0.1", random.randrange(10_000, 30_000))
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(address)
+            return f"{address[0]}:{address[1]}"
+
+
 def start_workers(run, other_run=None):
     """Start the two processes of a cluster on loopback addresses, the second with other options if they are given."""
     runs = [run, other_run or run]
-    sockets = [socket.socket() for _ in runs]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
-    for sock in sockets:
-        sock.close()
+    addresses = [free_address() for _ in runs]
     tasks = [
         {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(len(runs))
     ]
@@ -497,11 +583,14 @@ def start_workers(run, other_run=None):
 
 @pytest.mark.slow
 def test_two_workers_do_not_change_the_result(inputs, tmp_path):
-    common = inputs | {"dropout": 0.0, "limit_steps": 20}
+    common = inputs | {"dropout": 0.0, "limit_steps": 20, "monitor": "loss"}
     workers = start_workers(common | {"output_dir": str(tmp_path / "workers")})
     alone = start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"})
     wait_for(*workers, alone)
     assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
+    # The best weights were written at the very end, by one of them alone.
+    report = json.loads((tmp_path / "workers" / "report.json").read_text())
+    assert report["best_epoch"] == report["epochs"] == 2
 
 
 def wait_for_a_state(states, workers):
@@ -563,6 +652,7 @@ def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(in
     workers[victim].kill()
     _, errors = workers[1 - victim].communicate(timeout=120)
     assert workers[1 - victim].returncode not in (0, None), errors
+    assert "WorkerDiedError: another worker has ended" in errors.splitlines()[-1]
     workers[victim].communicate()
     assert not (tmp_path / "workers" / "report.json").exists()
     reached = int(list_states(states)[-1].name.split("-")[1])

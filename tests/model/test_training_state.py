@@ -1,6 +1,7 @@
 """The resumable state: all of it comes back, and nothing that happens while saving loses the one before."""
 
 import dataclasses
+import errno
 import resource
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +19,19 @@ from model.training_state import (
     ARRAYS_NAME,
     STATE_NAME,
     Progress,
+    best_epochs,
     list_states,
-    remove_temporary,
     restore_newest,
     save_state,
 )
-from model.weights import assign_arrays, load_model_weights, read_arrays, save_model_weights, write_arrays
+from model.weights import (
+    assign_arrays,
+    load_model_weights,
+    read_arrays,
+    remove_temporary,
+    save_model_weights,
+    write_arrays,
+)
 from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError, SchemaMismatchError
 
 PROGRESS = Progress(
@@ -51,8 +60,8 @@ def values(variables):
     return {name: variable.numpy().tolist() for name, variable in variables.items()}
 
 
-def restore(states_dir, variables):
-    return restore_newest(states_dir, variables, run_id=PROGRESS.run_id)
+def restore(states_dir, variables, best_weights=None):
+    return restore_newest(states_dir, variables, run_id=PROGRESS.run_id, best_weights=best_weights)
 
 
 def test_everything_comes_back_bit_by_bit(tmp_path):
@@ -120,6 +129,49 @@ def test_a_damaged_state_is_written_again(tmp_path):
     (path / ARRAYS_NAME).write_bytes(b"")
     save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     assert restore(tmp_path, make_variables(1)) == PROGRESS
+
+
+def test_a_good_state_is_written_again_and_never_lost(tmp_path, monkeypatch):
+    good = make_variables()
+    save_state(tmp_path, PROGRESS, good, keep=1)
+    rename = Path.rename
+
+    def refuse_final_name(self, target):
+        # The new state cannot take its name, the old one can take it back.
+        if target.name == "step-00000500" and (self / ARRAYS_NAME).read_bytes() != saved:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    saved = (tmp_path / "step-00000500" / ARRAYS_NAME).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse_final_name)
+        with pytest.raises(OutputWriteError, match="Input/output error"):
+            save_state(tmp_path, PROGRESS, make_variables(1), keep=1)
+    restored = make_variables(2)
+    assert restore(tmp_path, restored) == PROGRESS
+    assert values(restored) == values(good)
+    save_state(tmp_path, PROGRESS, make_variables(1), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000500"]
+
+
+def test_falls_back_from_a_state_whose_best_weights_are_gone(tmp_path, caplog):
+    best = {"best": 0.5, "best_epoch": 1}
+    for step, monitor in ((400, {}), (500, best), (600, best | {"best_epoch": 2})):
+        progress = dataclasses.replace(PROGRESS, step=step, monitor=monitor)
+        save_state(tmp_path / "state", progress, make_variables(), keep=3)
+    assert best_epochs(tmp_path / "state") == {0, 1, 2}
+
+    def restored_step():
+        return restore(tmp_path / "state", make_variables(), lambda epoch: tmp_path / f"{epoch}.npz").step
+
+    (tmp_path / "1.npz").touch()
+    assert restored_step() == 500
+    assert f"{tmp_path}/2.npz: no such file" in caplog.text
+    (tmp_path / "2.npz").touch()
+    assert restored_step() == 600
+    for name in ("1.npz", "2.npz"):
+        (tmp_path / name).unlink()
+    assert restored_step() == 400  # from the first epoch
 
 
 def test_refuses_the_state_of_another_model(tmp_path):
