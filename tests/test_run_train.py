@@ -1,5 +1,6 @@
 """The command itself: every option, one line for every mistake, and runs that are killed."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 import run_train
 from model.config import TrainConfig
 from model.training_state import list_states
+from pipeline.command_line import run_command
 from pipeline.errors import OptionError
 from tests.model.runs import assert_same_results, make_inputs
 
@@ -85,15 +87,31 @@ def test_there_is_an_option_for_every_field():
     assert {field.name.removesuffix("_dir") for field in dataclasses.fields(TrainConfig)} == OPTIONS.keys()
 
 
+def reads(tree, owners):
+    """Return the attributes that a module reads of names or attributes called like one of the owners."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and getattr(node.value, "id", getattr(node.value, "attr", None)) in owners
+    }
+
+
 def test_every_field_is_read_by_somebody():
-    sources = [path.read_text() for path in (REPOSITORY / "model").glob("*.py") if path.name != "config.py"]
-    readers = "".join(sources) + (REPOSITORY / "model" / "config.py").read_text().split("def warmup_share")[1]
-    unread = [
-        field.name
-        for field in dataclasses.fields(TrainConfig)
-        if not re.search(rf"\b(config|self)\.{field.name}\b", readers)
-    ]
-    assert unread == []
+    """To check a value, or to write it down, is not to use it."""
+    read = set()
+    for path in (REPOSITORY / "model").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if path.name != "config.py":
+            read |= reads(tree, {"config"})
+            continue
+        (options,) = (node for node in tree.body if getattr(node, "name", "") == "TrainConfig")
+        methods = [node for node in options.body if isinstance(node, ast.FunctionDef)]
+        for method in methods:
+            if not method.name.startswith("_") and method.name != "describe":
+                read |= reads(method, {"self"})
+    assert {field.name for field in dataclasses.fields(TrainConfig)} - read == set()
 
 
 def test_help_shows_every_option_and_its_default(capsys):
@@ -144,14 +162,24 @@ def finish(process):
     return output
 
 
-def interrupt_after(process, run, step, signal_number):
-    """Send a signal as soon as a state of at least that step is on disk."""
-    while process.poll() is None:
-        states = list_states(run / "state")
-        if states and int(states[-1].name.split("-")[1]) >= step:
-            process.send_signal(signal_number)
-            break
+def newest_step(run):
+    states = list_states(run / "state")
+    return int(states[-1].name.split("-")[1]) if states else 0
+
+
+def interrupt_after(arguments, run, step, signal_number):
+    """Start a training, and send it a signal once it has saved a state of at least that step.
+
+    A state that an earlier process left does not count: this one trains by then, and handles signals.
+
+    Returns:
+        Its exit status, and what it said.
+    """
+    least = max(step, newest_step(run) + 1)
+    process = start(arguments)
+    while process.poll() is None and newest_step(run) < least:
         time.sleep(0.002)
+    process.send_signal(signal_number)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 
@@ -165,8 +193,8 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
     """Dropout on, deterministic kernels: SIGKILL, then to the end, beside a run nobody interrupts."""
     undisturbed = start(command(inputs, tmp_path / "undisturbed"))
     disturbed = command(inputs, tmp_path / "disturbed")
-    status, _ = interrupt_after(start(disturbed), tmp_path / "disturbed", random.choice([4, 8]), signal.SIGKILL)
-    assert status == -signal.SIGKILL
+    status, errors = interrupt_after(disturbed, tmp_path / "disturbed", 4, signal.SIGKILL)
+    assert status == -signal.SIGKILL, errors
     table = finish(start(disturbed))
     assert re.search(
         r"^test \(13 examples\)\n.*\ncategory +[\d.]+%.*\nsecond .*\nboth.*\nindependent .*\njoint .*\n.*examples/s",
@@ -178,17 +206,34 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
 
 @pytest.mark.slow
 def test_three_kills_at_random_moments_and_a_polite_request(inputs, tmp_path):
-    finish(start(command(inputs, tmp_path / "undisturbed", "--epochs", "8")))
-    disturbed = command(inputs, tmp_path / "disturbed", "--epochs", "8")
+    options = ["--epochs", "8", "--early_stopping_patience", "0"]
+    finish(start(command(inputs, tmp_path / "undisturbed", *options)))
+    run = tmp_path / "disturbed"
+    disturbed = command(inputs, run, *options)
     # Sent from outside while the process trains, validates or saves, whatever it does just then.
-    for step in sorted(random.sample(range(1, 60), 3)):
-        status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", step, signal.SIGKILL)
+    for step in sorted(random.Random(0).sample(range(1, 40), 3)):
+        status, errors = interrupt_after(disturbed, run, step, signal.SIGKILL)
         assert status == -signal.SIGKILL, errors
-    status, errors = interrupt_after(start(disturbed), tmp_path / "disturbed", 61, signal.SIGTERM)
+        assert newest_step(run) >= step
+    status, errors = interrupt_after(disturbed, run, 45, signal.SIGTERM)
     assert status == 75, errors
-    assert "stopped by SIGTERM after step" in errors.splitlines()[-1]
+    stopped = re.fullmatch(
+        r"error: stopped by SIGTERM after step (\d+); the state is saved, .*", errors.splitlines()[-1]
+    )
+    assert int(stopped[1]) == newest_step(run) >= 45
     finish(start(disturbed))
-    assert_same_results(tmp_path / "disturbed", tmp_path / "undisturbed")
+    assert_same_results(run, tmp_path / "undisturbed")
+
+
+def test_debug_shows_where_an_error_arose(inputs, tmp_path, monkeypatch, caplog):
+    quiet = []
+    monkeypatch.setattr(run_train, "start_tensorflow", lambda *, quietly: quiet.append(quietly))
+    arguments = command(inputs, tmp_path / "run", "--max_len", "20")[2:]
+    assert run_command(run_train.main, arguments) == 2
+    assert caplog.messages[-1].startswith("error: --max_len 20 is longer than")
+    with pytest.raises(OptionError, match="--max_len 20 is longer than"):
+        run_command(run_train.main, [*arguments, "--debug"])
+    assert quiet == [True, False]
 
 
 def test_mistakes_are_one_line_and_status_2(inputs, tmp_path):

@@ -396,11 +396,9 @@ def start_training(*runs, **environment):
 
 def wait_for(*processes, status=0):
     """Wait for the end of processes, and return what each said."""
-    said = []
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    for process, errors in zip(processes, said, strict=True):
         assert process.returncode == status, errors
-        said.append(errors)
     return said
 
 
