@@ -24,7 +24,7 @@ from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError
 from pipeline.sample_text import sample_document
-from pipeline.sample_words import TOPICS
+from pipeline.sample_topics import TOPICS
 
 NUM_THUCNEWS_DOCUMENTS = sum(topic.num_documents for topic in TOPICS.values())
 

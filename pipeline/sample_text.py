@@ -1,4 +1,4 @@
-"""Compose the documents of the made-up corpus from the words and the grammar in `sample_words.py`.
+"""Compose the documents of the made-up corpus from the words of `sample_topics.py` by the forms of `sample_grammar.py`.
 
 A document is a headline, a newline, and paragraphs indented by two U+3000 (here shown as ▢), as in THUCNews:
 
@@ -24,7 +24,8 @@ import string
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pipeline.sample_words import FORMS, FURNITURE, GENERAL_WORDS, SHARED_WORDS, TOPICS, Words
+from pipeline.sample_grammar import FORMS, FURNITURE
+from pipeline.sample_topics import GENERAL_WORDS, SHARED_WORDS, TOPICS, Words
 
 # Lengths in characters are log-normal. THUCNews's articles have median 745 and mean 939; a log-normal with these two
 # has mu = ln(median) and sigma = sqrt(2 ln(mean / median)) = 0.68, which also gives the long tail: one in twenty above

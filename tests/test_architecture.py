@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = ("run_preprocess", "run_train")
-MAX_LINES = 430
+MAX_LINES = 400
 
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "keras_bert")
 WITH_TENSORFLOW = ("pipeline.input_pipeline", "pipeline.record_parser")

@@ -15,8 +15,9 @@ from sklearn.svm import LinearSVC
 from pipeline import sample_corpus, sample_text
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError
 from pipeline.sample_corpus import apportion, main, write_sample_corpus
+from pipeline.sample_grammar import FORMS
 from pipeline.sample_text import sample_document
-from pipeline.sample_words import FORMS, GENERAL_WORDS, SHARED_WORDS, TOPICS, Words
+from pipeline.sample_topics import GENERAL_WORDS, SHARED_WORDS, TOPICS, Words
 
 # THUCNews's own counts, typed in a second time on purpose.
 THUCNEWS_COUNTS = {
