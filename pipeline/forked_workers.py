@@ -86,8 +86,8 @@ def fork_workers(num_workers: int) -> Iterator[list[ForkedWorker]]:
                 process_id = os.fork()
                 if not process_id:
                     _work(reading, job_process_id)
+                workers.append(ForkedWorker(process_id, os.fdopen(writing, "w", encoding="utf-8")))
             os.close(reading)
-            workers.append(ForkedWorker(process_id, os.fdopen(writing, "w", encoding="utf-8")))
         yield workers
     finally:
         for worker in workers:
@@ -99,7 +99,7 @@ def fork_workers(num_workers: int) -> Iterator[list[ForkedWorker]]:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let signals wait: one that met a process just forked would find it with the job's own reactions."""
+    """Let signals wait: one that met a process just forked would find it with the job's own reactions, or unlisted."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
     try:
         yield
@@ -116,7 +116,10 @@ def _work(orders: int, job_process_id: int) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)
-        end_with_job(job_process_id)
+        try:
+            end_with_job(job_process_id)
+        except SystemExit:
+            os._exit(1)  # killed in the same moment: there is nobody left to be told
         logging.getLogger().handlers.clear()
         # Whatever came with the fork stays: looking through it again and again would take a tenth of the time.
         gc.freeze()

@@ -2,12 +2,16 @@
 
 Beam waits for its workers without end: for one that was killed before it could report for work, and for all of them
 after an interrupt. So the first sign of either ends every worker at once, which wakes Beam up.
+
+It waits in the main thread, which alone reacts to signals, in calls that only a signal can end. One that another thread
+took, or that came just before such a call, does not end it. So signals are repeated until there was a reaction.
 """
 
 import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +21,8 @@ from pipeline.errors import OutputWriteError
 # Names that Beam gives to its threads: those that wait for worker processes, one each, and those that talk to them.
 WORKER_THREAD = "run_worker"
 _TALKING_THREADS = ("beam_control_read", "read_grpc_client_inputs")
+
+_SECONDS_TO_REACT = 0.2
 
 WORKER_DIED = (
     "a worker process died, killed from outside or for lack of memory; nothing was published: "
@@ -39,6 +45,13 @@ class _WorkerWatch:
         self._running = True
         self._interrupted = False
         self.worker_died = False
+        self._has_reacted = False
+        # Whichever thread takes a signal, its number is written here at once.
+        self._signals, self._signals_end = os.pipe()
+        os.set_blocking(self._signals_end, False)
+        self._former_signals_end = signal.set_wakeup_fd(self._signals_end, warn_on_full_buffer=False)
+        self._insisting = threading.Thread(target=self._insist, daemon=True)
+        self._insisting.start()
         self._former_signal_handler = signal.signal(signal.SIGINT, self._on_interrupt)
         self._former_thread_hook = threading.excepthook
         threading.excepthook = self._on_thread_error
@@ -47,12 +60,29 @@ class _WorkerWatch:
         """Stop watching; from here on nothing is interrupted."""
         with self._lock:
             self._running = False
+        signal.set_wakeup_fd(self._former_signals_end)
+        os.close(self._signals_end)
+        self._insisting.join()
+        os.close(self._signals)
         if not (self.worker_died or self._interrupted):
             # Otherwise threads that talked to the workers may still be about to say that they are gone.
             threading.excepthook = self._former_thread_hook
         signal.signal(signal.SIGINT, self._former_signal_handler)
 
+    def _insist(self) -> None:
+        """Run in a thread of its own: repeat an interrupt until the main thread has reacted, or all is over."""
+        while numbers := os.read(self._signals, 1):
+            while numbers[0] == signal.SIGINT and self._running and not self._has_reacted:
+                time.sleep(_SECONDS_TO_REACT)
+                with self._lock:
+                    if self._running and not self._has_reacted:
+                        self._wake_up()
+
+    def _wake_up(self) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._has_reacted = True
         if self.worker_died:
             if self._running:
                 raise KeyboardInterrupt
@@ -74,8 +104,7 @@ class _WorkerWatch:
                 return
             self.worker_died = True
             self._end_workers()
-            # Beam waits in the main thread, in calls that only a signal can end.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            self._wake_up()
 
     def _end_workers(self) -> None:
         with contextlib.suppress(FileNotFoundError), open(self._process_ids_path, encoding="ascii") as stream:

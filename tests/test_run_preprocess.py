@@ -36,7 +36,18 @@ from tests.pipeline.corpora import (
     write_zip,
 )
 from tests.real_data import real_data
-from tests.workshop import Workshop, is_alive, make_workshop, only_error, start, wait_for, wait_for_workers
+from tests.workshop import (
+    StoppedJob,
+    Workshop,
+    is_alive,
+    make_workshop,
+    only_error,
+    start,
+    stop_job,
+    wait_for,
+    wait_for_files,
+    wait_for_workers,
+)
 
 
 @pytest.fixture
@@ -500,13 +511,12 @@ def test_output_in_a_poor_encoding_is_no_failure(workshop: Workshop, monkeypatch
     assert "\\u4f53\\u80b2" in stdout
 
 
-@pytest.fixture
-def big_workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    """A workshop whose job takes a few seconds with two workers, over a former dataset of other content."""
-    made = Workshop(tmp_path)
+def make_big_workshop(root: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """Return a workshop whose job takes a second or more with two workers, over a former dataset of other content."""
+    made = Workshop(root)
     write_vocab(made.vocab)
-    write_tree(tmp_path / "small", made_up_documents(12))
-    made.make(inputs=(tmp_path / "small",))
+    write_tree(root / "small", made_up_documents(12))
+    made.make(inputs=(root / "small",))
     (made.root / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(made.root / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -514,6 +524,11 @@ def big_workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     table = [line.replace("山", f"{number}") for number in range(60) for line in lines]
     write_lines(made.corpus, table)
     return made
+
+
+@pytest.fixture
+def big_workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    return make_big_workshop(tmp_path, monkeypatch)
 
 
 def check_after_kill(made: Workshop, former: dict[str, str]) -> None:
@@ -532,60 +547,75 @@ def check_after_kill(made: Workshop, former: dict[str, str]) -> None:
     assert [name for name in os.listdir(made.root / "tmp") if not name.startswith("beam-")] == []
 
 
-def wait_for_moment(made: Workshop, process: subprocess.Popen[str], moment: str) -> list[int]:
-    """Wait until the job is `starting` its workers or `writing` shards, or so many seconds behind the former."""
-    workers = wait_for_workers(process)
-    if moment == "writing":
-        wait_for(lambda: any(made.output.glob(".partial-*/*.tfrecord")) or process.poll() is not None, "a shard")
-    elif moment != "starting":
-        time.sleep(float(moment))
-    return workers
+@pytest.fixture(scope="module")
+def num_seconds(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Return how long such a job works when nothing happens to it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made = make_big_workshop(tmp_path_factory.mktemp("undisturbed"), monkeypatch)
+        process = start(made, "--overwrite", "--direct_num_workers", "2")
+        wait_for_workers(process)
+        started = time.monotonic()
+        process.communicate(timeout=120)
+        return time.monotonic() - started
 
 
-MOMENTS = [
-    "starting",
-    "writing",
-    *(pytest.param(f"{tenths / 10:.1f}", marks=pytest.mark.slow) for tenths in (2, 4, 8, 12, 16, 20, 25, 30, 40)),
-]
+def stop_at(made: Workshop, moment: str | float, request: pytest.FixtureRequest) -> StoppedJob:
+    """Stop a job while it is `starting` its workers, while it is `writing` shards, or after a share of its work."""
+
+    def is_moment() -> bool:
+        if moment == "starting":
+            return True
+        is_complete = any(made.output.glob(".partial-*/dataset.json"))
+        return any(made.output.glob(".partial-*/*.tfrecord" if moment == "writing" else ".partial-*")) and (
+            moment != "writing" or not is_complete
+        )
+
+    def wait(process: subprocess.Popen[str], num_missed: int) -> None:
+        wait_for_workers(process)
+        if moment == "writing":
+            wait_for_files(process, made.output, ".partial-*/*.tfrecord")
+        elif isinstance(moment, float):
+            wait_for_files(process, made.output, ".partial-*")
+            time.sleep(moment * request.getfixturevalue("num_seconds") * 0.8**num_missed)
+
+    return stop_job(lambda: start(made, "--overwrite", "--direct_num_workers", "2"), wait, is_moment)
+
+
+SHARES = [pytest.param(share, marks=pytest.mark.slow) for share in (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95)]
+MOMENTS = ["starting", "writing", *SHARES]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_of_the_job(big_workshop: Workshop, moment: str) -> None:
+def test_kill_of_the_job(big_workshop: Workshop, moment: str | float, request: pytest.FixtureRequest) -> None:
     former = digest_files(big_workshop.output)
-    process = start(big_workshop, "--overwrite", "--direct_num_workers", "2")
-    workers = wait_for_moment(big_workshop, process, moment)
-    process.kill()
-    process.communicate(timeout=30)
-    if process.returncode == 0:
-        pytest.skip(f"the job was done before the moment ({moment}) had come")
+    stopped = stop_at(big_workshop, moment, request)
+    stopped.kill(stopped.process.pid)
+    assert stopped.outcome() == Outcome(-signal.SIGKILL, "", "")
     check_after_kill(big_workshop, former)
-    wait_for(lambda: not any(map(is_alive, workers)), "the end of the workers")
+    wait_for(lambda: not any(map(is_alive, stopped.workers)), "the end of the workers")
     assert [name for name in os.listdir(big_workshop.output) if name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_of_a_worker(big_workshop: Workshop, moment: str) -> None:
+def test_kill_of_a_worker(big_workshop: Workshop, moment: str | float, request: pytest.FixtureRequest) -> None:
     former = digest_files(big_workshop.output)
-    process = start(big_workshop, "--overwrite", "--direct_num_workers", "2")
-    workers = wait_for_moment(big_workshop, process, moment)
-    os.kill(workers[0], signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip(f"the job was done before the moment ({moment}) had come")
-    only_error(Outcome(process.returncode, stdout, stderr), "a worker process died, killed from outside", status=1)
+    stopped = stop_at(big_workshop, moment, request)
+    stopped.kill(stopped.workers[0])
+    stopped.resume()
+    only_error(stopped.outcome(), "a worker process died, killed from outside", status=1)
     check_after_kill(big_workshop, former)
 
 
 @pytest.mark.parametrize("to_all", [False, True])
 @pytest.mark.parametrize("moment", ["starting", "writing"])
-def test_interrupt(big_workshop: Workshop, moment: str, to_all: bool) -> None:
+def test_interrupt(big_workshop: Workshop, moment: str, to_all: bool, request: pytest.FixtureRequest) -> None:
     former = digest_files(big_workshop.output)
-    process = start(big_workshop, "--overwrite", "--direct_num_workers", "2")
-    wait_for_moment(big_workshop, process, moment)
+    stopped = stop_at(big_workshop, moment, request)
+    stopped.resume()
     if to_all:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        stopped.signal_all(signal.SIGINT)  # as a terminal does
+        stopped.signal_all(signal.SIGCONT)
     else:
-        process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
+        stopped.process.send_signal(signal.SIGINT)
+    assert stopped.outcome() == Outcome(130, "", "interrupted\n")
     assert digest_files(big_workshop.output) == former

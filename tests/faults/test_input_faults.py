@@ -28,7 +28,6 @@ from pipeline.verify import verify
 from tests.faults.conftest import Note
 from tests.pipeline.corpora import (
     QUICK,
-    Outcome,
     made_up_documents,
     made_up_text,
     make_config,
@@ -39,7 +38,7 @@ from tests.pipeline.corpora import (
     write_tree,
     write_zip,
 )
-from tests.workshop import Workshop, only_error, start
+from tests.workshop import Workshop, only_error, start, stop_job, wait_for_files
 
 ANY_REJECTED = ("--max_rejected_fraction", "1")
 
@@ -174,14 +173,22 @@ def test_files_that_vanish_and_change_all_the_time(workshop: Workshop, note: Not
 
 def test_a_corpus_that_vanishes_as_a_whole(workshop: Workshop, note: Note) -> None:
     write_tree(workshop.corpus, made_up_documents(3000))
-    process = start(workshop, "--direct_num_workers", "1")
-    while process.poll() is None and not list(workshop.root.glob("dataset/.partial-*")):
-        time.sleep(0.001)
+
+    def begin() -> subprocess.Popen[str]:
+        shutil.rmtree(workshop.output, ignore_errors=True)
+        return start(workshop, "--direct_num_workers", "1")
+
+    stopped = stop_job(
+        begin,
+        lambda process, _: wait_for_files(process, workshop.output, ".partial-*"),
+        lambda: any(workshop.output.glob(".partial-*")) and not any(workshop.output.glob(".partial-*/*")),
+    )
     shutil.rmtree(workshop.corpus)
-    stdout, stderr = process.communicate(timeout=60)
-    only_error(Outcome(process.returncode, stdout, stderr), "rejected|no usable document|cannot list|no such")
+    stopped.resume()
+    outcome = stopped.outcome()
+    only_error(outcome, "rejected|no usable document|cannot list|no such")
     assert not workshop.output.exists()
-    note("corpus vanishes", stderr.strip().replace(str(workshop.root), "…"))
+    note("corpus vanishes", outcome.stderr.strip().replace(str(workshop.root), "…"))
     write_tree(workshop.corpus, made_up_documents(12))
     check_rerun(workshop)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from pipeline.salvage import salvage
 from pipeline.verify import verify
 from tests.faults.conftest import Note
 from tests.pipeline.corpora import Outcome, digest_files, made_up_text, write_lines, write_tree
-from tests.workshop import Workshop, children_of, is_alive, only_error, start, wait_for
+from tests.workshop import Workshop, is_alive, only_error, start, stop_job, wait_for, wait_for_files
 
 NUM_LONG = 6_000
 
@@ -47,23 +47,31 @@ def long_workshop(workshop: Workshop) -> Workshop:
 def test_kill_at_a_random_moment(long_workshop: Workshop, note: Note, victim: str, seed: int) -> None:
     """SIGKILL, then the same command again: at every moment one dataset is whole, and the rerun succeeds."""
     made = long_workshop
-    former = digest_files(made.output)
     draw = random.Random(f"{victim}{seed}")
-    process = start(made, "--overwrite", "--direct_num_workers", "2")
-    wait_for(lambda: len(children_of(process.pid)) == 2 or process.poll() is not None, "two workers")
-    workers = children_of(process.pid)
-    time.sleep(draw.uniform(0, 0.8))
-    found = workers if victim == "worker" else [process.pid]
-    if process.poll() is None and found:
-        with suppress(ProcessLookupError):  # workers end before their job does
-            os.kill(draw.choice(found), signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback" not in stderr
-    if process.returncode == 1:
-        only_error(Outcome(process.returncode, stdout, stderr), "a worker process died, killed from outside", status=1)
+    seconds = draw.uniform(0, 0.8)
+
+    def wait(process: subprocess.Popen[str], num_missed: int) -> None:
+        wait_for_files(process, made.output, ".partial-*")
+        time.sleep(seconds * 0.8**num_missed)
+
+    def is_at_work() -> bool:
+        return any(made.output.glob(".partial-*"))
+
+    stopped = stop_job(lambda: start(made, "--overwrite", "--direct_num_workers", "2"), wait, is_at_work)
+    # The one before the job that is killed: there may have been one that was quicker.
+    former = digest_files(made.output)
+    stopped.kill(stopped.process.pid if victim == "job" else draw.choice(stopped.workers))
+    if victim == "job":
+        outcome = stopped.outcome()
+        assert outcome == Outcome(-signal.SIGKILL, "", "")
+    else:
+        stopped.resume()
+        outcome = stopped.outcome()
+        only_error(outcome, "a worker process died, killed from outside", status=1)
     after = digest_files(made.output)
     if DATASET_INFO_NAME in after:
-        assert former.items() <= after.items() or after[DATASET_INFO_NAME] != former[DATASET_INFO_NAME]
+        published = {name: digest for name, digest in former.items() if not name.startswith(".partial-")}
+        assert published.items() <= after.items() or after[DATASET_INFO_NAME] != former[DATASET_INFO_NAME]
         findings = verify(str(made.output))
         listed = [fault for fault in findings.faults if "not listed" not in fault.what]
         assert listed == [], "what is described is whole"
@@ -72,10 +80,9 @@ def test_kill_at_a_random_moment(long_workshop: Workshop, note: Note, victim: st
     made.make("--overwrite")
     check_clean(made.output)
     assert read_dataset_info(str(made.output)).documents.read == NUM_LONG
-    wait_for(lambda: not any(map(is_alive, workers)), "the end of the workers")
+    wait_for(lambda: not any(map(is_alive, stopped.workers)), "the end of the workers")
     assert [name for name in os.listdir(made.output) if name.startswith(".") or name.endswith(".tmp")] == []
-    state = "was already done" if process.returncode == 0 else stderr.strip() or "(killed)"
-    note(f"SIGKILL of the {victim}", f"{state}; the rerun is clean")
+    note(f"SIGKILL of the {victim}", f"{outcome.stderr.strip() or '(killed)'}; the rerun is clean")
 
 
 # No room, no right, no directory
@@ -150,14 +157,23 @@ def test_read_only_output_with_a_dataset(workshop: Workshop, note: Note) -> None
 
 
 def test_output_that_disappears(long_workshop: Workshop, note: Note) -> None:
-    process = start(long_workshop, "--overwrite", "--direct_num_workers", "1")
-    wait_for(lambda: bool(list(long_workshop.output.glob(".partial-*"))) or process.poll() is not None, "staging")
-    shutil.rmtree(long_workshop.output, ignore_errors=True)
-    stdout, stderr = process.communicate(timeout=60)
-    only_error(Outcome(process.returncode, stdout, stderr), "cannot write: No such file or directory", status=1)
-    note("output directory removed", stderr.strip().replace(str(long_workshop.root), "…"))
-    long_workshop.make()
-    check_clean(long_workshop.output)
+    made = long_workshop
+
+    def is_writing() -> bool:
+        return any(made.output.glob(".partial-*")) and not any(made.output.glob(f".partial-*/{DATASET_INFO_NAME}"))
+
+    stopped = stop_job(
+        lambda: start(made, "--overwrite", "--direct_num_workers", "1"),
+        lambda process, _: wait_for_files(process, made.output, ".partial-*"),
+        is_writing,
+    )
+    shutil.rmtree(made.output)
+    stopped.resume()
+    outcome = stopped.outcome()
+    only_error(outcome, "cannot write: No such file or directory", status=1)
+    note("output directory removed", outcome.stderr.strip().replace(str(made.root), "…"))
+    made.make()
+    check_clean(made.output)
 
 
 def test_salvage_on_a_full_disk(workshop: Workshop, note: Note) -> None:

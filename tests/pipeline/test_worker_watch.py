@@ -6,13 +6,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import OutputWriteError
 from pipeline.worker_watch import watch_workers
+from tests.workshop import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -38,13 +41,35 @@ def wait_as_beam_does(process: subprocess.Popen[bytes]) -> threading.Thread:
     return thread
 
 
+@contextmanager
+def once_the_main_thread_waits(act_fn: Callable[[], object]) -> Iterator[None]:
+    """Do something in another thread as soon as the main thread waits for something, as it does for Beam."""
+
+    def is_waiting() -> bool:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        called = [called.f_code for called, _ in traceback.walk_stack(frame)]
+        # Called by the test: to start a thread is to wait, too.
+        return called[1] is threading.Event.wait.__code__ and called[2].co_filename == __file__
+
+    def act() -> None:
+        wait_for(is_waiting, "a main thread that waits")
+        act_fn()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
 def test_a_dead_worker_ends_the_others_and_the_wait(tmp_path: Path, workers: list[subprocess.Popen[bytes]]) -> None:
     threads = [wait_as_beam_does(process) for process in workers]
     former = (threading.excepthook, signal.getsignal(signal.SIGINT))
-    threading.Timer(0.1, workers[0].kill).start()
     with (
         pytest.raises(OutputWriteError, match="a worker process died, killed from outside or for lack of memory"),
         watch_workers(str(tmp_path / "pids"), lambda: False),
+        once_the_main_thread_waits(workers[0].kill),
     ):
         threading.Event().wait(30)
     for thread in threads:
@@ -71,11 +96,36 @@ def test_an_interrupt_ends_all_workers_and_stays_an_interrupt(
     tmp_path: Path, workers: list[subprocess.Popen[bytes]]
 ) -> None:
     former = threading.excepthook
-    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt), watch_workers(str(tmp_path / "pids"), lambda: False):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        watch_workers(str(tmp_path / "pids"), lambda: False),
+        once_the_main_thread_waits(lambda: os.kill(os.getpid(), signal.SIGINT)),
+    ):
         threading.Event().wait(30)
     assert [process.wait(5) for process in workers] == [-signal.SIGKILL] * 2
     threading.excepthook = former
+
+
+def test_an_interrupt_that_another_thread_takes_reaches_the_main_thread(tmp_path: Path) -> None:
+    """As one does that met a suspended job: whichever of its threads is awake first takes it."""
+    former = threading.excepthook
+    started = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        watch_workers(str(tmp_path / "pids"), lambda: False),
+        once_the_main_thread_waits(lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)),
+    ):
+        threading.Event().wait(30)
+    assert time.monotonic() - started < 20
+    threading.excepthook = former
+
+
+def test_nothing_stays_behind(tmp_path: Path) -> None:
+    before = (threading.active_count(), len(os.listdir("/proc/self/fd")), signal.set_wakeup_fd(-1))
+    for _ in range(3):
+        with watch_workers(str(tmp_path / "pids"), lambda: False):
+            pass
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd")), signal.set_wakeup_fd(-1)) == before
 
 
 def test_errors_of_other_threads_go_where_they_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
