@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from model.config import (
@@ -22,6 +22,7 @@ from model.config import (
 )
 from model.quiet import start_tensorflow
 from pipeline.command_line import CommandParser, run_command
+from pipeline.config import require
 from pipeline.errors import OptionError
 
 EPILOG = (
@@ -30,6 +31,12 @@ EPILOG = (
     "--heads category for its single-output model). A usual fine-tuning of a pre-trained BERT: --schedule linear "
     "--learning_rate 3e-5 --epochs 3. Several machines: set TF_CONFIG on each, and start the same command on all."
 )
+# Option -> the option, and its value, without which it has no effect.
+ONLY_WITH = {
+    "weight_decay": ("optimizer", "adamw"),
+    "plateau_patience": ("schedule", "plateau"),
+    "plateau_factor": ("schedule", "plateau"),
+}
 
 
 class _Options:
@@ -171,11 +178,24 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def make_config(options: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration of the options that were given.
+
+    Raises:
+        OptionError: one has a value that cannot be used, or no effect beside the others.
+    """
+    config = TrainConfig(**options)
+    for option, (other, value) in ONLY_WITH.items():
+        found = getattr(config, other)
+        require(option not in options or found == value, f"--{option}: only used with --{other} {value}, not {found}")
+    return config
+
+
 def main(argv: Sequence[str]) -> int:
     """Train, and print the result table."""
     options = vars(build_parser().parse_args(argv))
     debug = options.pop("debug")
-    config = TrainConfig(**options)
+    config = make_config(options)
     start_tensorflow(quietly=not debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table

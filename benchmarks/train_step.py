@@ -11,7 +11,6 @@ seconds. PyTorch takes part where `torch` and `transformers` are installed.
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
 import os
 import statistics
@@ -24,6 +23,16 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
+
+# Before TensorFlow, whose LLVM its compiler does not bear in the same process.
+try:
+    import torch  # type: ignore[import-not-found]
+    from transformers import BertConfig as TorchConfig  # type: ignore[import-not-found]
+    from transformers import BertModel as TorchBert
+
+    HAS_TORCH = True
+except ModuleNotFoundError:
+    HAS_TORCH = False
 
 import keras_bert
 import numpy as np
@@ -152,12 +161,9 @@ def product_step(config: BertConfig, batches: list[Batch], *, policy: str, pooli
 
 def torch_step(config: BertConfig, batch: Batch, *, bfloat16: bool) -> StepFn:
     """Return a function that trains Hugging Face's BERT with the same heads for one step and returns the loss."""
-    import torch  # type: ignore[import-not-found]
-    import transformers  # type: ignore[import-not-found]
-
     torch.manual_seed(0)
     fields = dataclasses.asdict(config) | {"hidden_act": "gelu_new"}  # the tanh approximation
-    encoder = transformers.BertModel(transformers.BertConfig(**fields), add_pooling_layer=False)
+    encoder = TorchBert(TorchConfig(**fields), add_pooling_layer=False)
     heads = torch.nn.ModuleDict({head: torch.nn.Linear(config.hidden_size, n) for head, n in HEADS.items()})
     optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=LEARNING_RATE)
     indices, segments = (torch.tensor(array, dtype=torch.long) for array in (batch.indices, batch.segments))
@@ -173,7 +179,7 @@ def torch_step(config: BertConfig, batch: Batch, *, bfloat16: bool) -> StepFn:
         loss = sum(torch.nn.functional.cross_entropy(logits[head].float(), labels[head]) for head in HEADS)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return train
 
@@ -225,8 +231,7 @@ def compare_full_batches(config: BertConfig, options: argparse.Namespace, *, poo
             name = f"ours, {label}{', XLA' if xla else ''}"
             steps[name] = keras_step(our_classifier(config, policy=policy, pooling=pooling), [batch], xla=xla)
         steps[f"ours, {label}, {AS_PRODUCT}"] = product_step(config, [batch], policy=policy, pooling=pooling)
-    has_torch = all(importlib.util.find_spec(package) for package in ("torch", "transformers"))
-    if has_torch and pooling == "cls":
+    if HAS_TORCH and pooling == "cls":
         for bfloat16 in (False, True):
             name = f"Hugging Face PyTorch, {'bfloat16 autocast' if bfloat16 else 'float32'}"
             steps[name] = torch_step(config, batch, bfloat16=bfloat16)
@@ -237,7 +242,7 @@ def compare_full_batches(config: BertConfig, options: argparse.Namespace, *, poo
     print_table(title, seconds, num_examples=options.batch)
     rates = {name: options.batch / statistics.median(values) for name, values in seconds.items()}
     record(options.results, comparisons(f"{options.batch} x {options.length}, {pooling}", rates, options.rounds))
-    if not has_torch:
+    if not HAS_TORCH:
         print("\nHugging Face PyTorch: not installed (pip install torch transformers), not measured.")
 
 

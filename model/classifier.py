@@ -20,8 +20,9 @@ from model.checkpoint import (
 )
 from model.encoder import ENCODERS, POOLING_LAYER
 from pipeline.errors import MissingInputError, OptionError
+from pipeline.schema import INDICES, SEGMENTS
 
-INPUT_NAMES = ("indices", "segments")
+INPUT_NAMES = (INDICES, SEGMENTS)
 
 
 def build_classifier(

@@ -27,6 +27,7 @@ import tensorflow as tf
 from keras_bert.layers import Extract, MaskedGlobalMaxPool1D
 
 from model.bert_config import BertConfig
+from model.config import POOLINGS
 from model.dropout import SeededDropout
 from model.layers import (
     ClsPooling,
@@ -41,7 +42,6 @@ from model.layers import (
 )
 from pipeline.errors import OptionError
 
-POOLINGS = ("cls", "max")
 POOLING_LAYER = "Pooling"  # the layer whose output the heads see
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 

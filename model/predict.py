@@ -44,7 +44,7 @@ from pipeline.errors import InputFormatError
 if TYPE_CHECKING:
     from model.predictor import Predictor
 
-TEXT_COLUMN = "text"
+TEXT_COLUMN, *LABEL_COLUMNS = TSV_COLUMNS
 MAX_LINE_BYTES = 16 << 20
 
 # Some 15,000 titles or 350 articles: enough that sorting them by length leaves little padding.
@@ -80,7 +80,7 @@ class PredictConfig:
             columns = ",".join(self.tsv_columns)
             require(
                 self.tsv_columns.count(TEXT_COLUMN) == 1 and set(self.tsv_columns) <= {*TSV_COLUMNS, "-"},
-                f"--tsv_columns: expected {TEXT_COLUMN} once, and {', '.join(TSV_COLUMNS[1:])} or '-' for every other "
+                f"--tsv_columns: expected {TEXT_COLUMN} once, and {', '.join(LABEL_COLUMNS)} or '-' for every other "
                 f"column, got {columns!r}",
             )
         require(

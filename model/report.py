@@ -18,12 +18,12 @@ from model.confusion import ClassOrder, class_orders, frequent_confusions, shade
 from model.metrics import NUM_BINS
 from model.report_figures import draw_calibration, draw_learning_curves, draw_lengths
 from model.run_dir import RunDir
+from model.run_inputs import TRAIN_SPLIT
 from pipeline.dataset_info import DatasetInfo
 from pipeline.errors import InputFormatError
 from pipeline.summary import SPLIT_COLUMNS, split_row
 
 TEMPLATE_NAME = "report.html.jinja"
-TRAIN_SPLIT = "train"
 _NOTHING = "–"
 
 Table = dict[str, Any]

@@ -14,10 +14,11 @@ from model.config import TrainConfig
 from model.decoding import has_pairs, name_pairs, observed_pairs
 from pipeline import filesystem
 from pipeline.command_line import VERSION
+from pipeline.config import STANDARD_SPLITS
 from pipeline.dataset_info import VOCAB_NAME, DatasetInfo, read_dataset_info
 from pipeline.errors import OptionError, SchemaMismatchError
 
-TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = "train", "dev", "test"
+TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = STANDARD_SPLITS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ OPTIONS = {
 def parse(arguments):
     options = vars(run_train.build_parser().parse_args(arguments))
     del options["debug"]
-    return TrainConfig(**options)
+    return run_train.make_config(options)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -136,6 +136,15 @@ def test_help_shows_every_option_and_its_default(capsys):
         ([*PATHS, "--loss_weights", "category"], "argument --loss_weights: expected HEAD=NUMBER"),
         ([*PATHS, "--buckets", "64;128"], "argument --buckets: expected auto, off or lengths such as 64,128"),
         ([*PATHS, "--heads", "categories"], "--heads: unknown head 'categories'"),
+        ([*PATHS, "--optimizer", "adam", "--weight_decay", "0.1"], "--weight_decay: only used with --optimizer adamw"),
+        (
+            [*PATHS, "--schedule", "linear", "--plateau_factor", "0.1"],
+            "--plateau_factor: only used with --schedule plat",
+        ),
+        (
+            [*PATHS, "--plateau_patience", "3", "--schedule", "constant"],
+            "--plateau_patience: only used with --schedule",
+        ),
     ],
 )
 def test_refuses_wrong_command_lines(arguments, message):
