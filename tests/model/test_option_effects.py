@@ -80,7 +80,7 @@ def train(inputs, path, **options):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(model.steps, "_batch_sums", batch_sums)
         patched.setattr(model.trainer, "make_train_step", make_train_step)
-        patched.setattr(model.trainer, "_finish", lambda run, inputs, config, loop: loop)
+        patched.setattr(model.trainer, "_finish", lambda setup, loop: loop)
         loop: TrainingLoop = train_and_evaluate(config)
     assert len(rates) == NUM_STEPS
     num_parts = NUM_STEPS * config.accumulate_steps
