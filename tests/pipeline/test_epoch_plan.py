@@ -63,6 +63,23 @@ def batches_of(plan: EpochPlan) -> list[tuple[list[int], int]]:
     ]
 
 
+def join_parts(
+    plan: EpochPlan, parts: list[list[tuple[list[int], int]]], start_step: int = 0
+) -> list[tuple[list[int], int]]:
+    """Join what all workers have of each batch: each its share of the rows, and all of them one padded length."""
+    together = []
+    for step, batch in enumerate(zip(*parts, strict=True), start_step):
+        rows = list(itertools.chain(*(part for part, _ in batch)))
+        (length,) = {length for _, length in batch}
+        # Of a partial batch the last workers have less, or nothing.
+        share = int(plan.full_rows[step]) // len(parts)
+        assert [len(part) for part, _ in batch] == [
+            min(max(len(rows) - worker * share, 0), share) for worker in range(len(parts))
+        ]
+        together.append((rows, length))
+    return together
+
+
 @settings(deadline=None)
 @given(
     datasets,
@@ -97,10 +114,7 @@ def test_every_example_once_for_all_seeds_epochs_workers_and_starts(
         for worker in range(num_workers)
     ]
     parts = [carry_out(plan, route) for route in routes]
-    together = [
-        (list(itertools.chain(*(rows for rows, _ in batch))), batch[0][1]) for batch in zip(*parts, strict=True)
-    ]
-    assert together == batches_of(plan)[start_step:]
+    assert join_parts(plan, parts, start_step) == batches_of(plan)[start_step:]
     # What is skipped, or another worker's, is not even parsed.
     assert sum(len(route.wanted) for route in routes) == sizes[start_step:].sum()
 
@@ -119,9 +133,7 @@ def test_evaluation_keeps_the_stored_order(dataset, num_workers, per_worker, win
     parts = [
         carry_out(plan, plan_route(plan, num_workers=num_workers, worker_index=worker)) for worker in range(num_workers)
     ]
-    together = [
-        (list(itertools.chain(*(rows for rows, _ in batch))), batch[0][1]) for batch in zip(*parts, strict=True)
-    ]
+    together = join_parts(plan, parts)
     assert together == batches_of(plan)
     assert all(np.minimum(lengths[rows], 20).max() <= length <= 20 for rows, length in together)
 

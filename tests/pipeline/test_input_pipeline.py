@@ -154,20 +154,46 @@ def test_training_continues_inside_small_windows(dataset: Path):
         assert read_with(dataset, options, window_records=16, start_step=start_step) == whole[start_step:]
 
 
+def shapes_of(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
+    """Return (rows, padded length) of each batch, which all its tensors agree on."""
+    shapes = []
+    for inputs, labels in dataset:
+        (shape,) = {tuple(tensor.shape) for tensor in inputs.values()}
+        assert {tuple(tensor.shape) for tensor in labels.values()} == {shape[:1]}
+        shapes.append(shape)
+    return shapes
+
+
 @pytest.mark.parametrize("num_workers", [2, 4])
-def test_workers_divide_the_same_global_batches(dataset: Path, num_workers: int):
-    whole = batches_of(train_dataset(str(dataset), 8, start_step=2))
-    parts = [
-        batches_of(train_dataset(str(dataset), 8, start_step=2, num_workers=num_workers, worker_index=worker))
-        for worker in range(num_workers)
-    ]
-    assert [list(itertools.chain(*batch)) for batch in zip(*parts, strict=True)] == whole
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_workers_divide_the_same_global_batches(dataset: Path, split: str, num_workers: int):
+    """Row for row, and padded alike: workers whose lengths differ would wait for each other in every step."""
+
+    def read(**part: int) -> tf.data.Dataset:
+        if split == "train":
+            return train_dataset(str(dataset), 8, start_step=2, **part)
+        return eval_dataset(str(dataset), split, 8, **part)
+
+    workers = range(num_workers)
+    whole = read()
+    parts = [read(num_workers=num_workers, worker_index=worker) for worker in workers]
+    joined = [list(itertools.chain(*batch)) for batch in zip(*map(batches_of, parts), strict=True)]
+    assert joined == batches_of(whole)
+    shapes = shapes_of(whole)
+    assert len({length for _, length in shapes}) > 1, "where there is one length, nothing is compared"
+    for (num_rows, length), *found in zip(shapes, *map(shapes_of, parts), strict=True):
+        share = 8 // num_workers
+        assert found == [(min(max(num_rows - worker * share, 0), share), length) for worker in workers]
 
 
 @pytest.mark.parametrize("num_replicas", [2, 4])
 def test_replicas_get_the_same_global_batches(dataset: Path, num_replicas: int):
-    whole = batches_of(train_dataset(str(dataset), 8))
-    assert batches_of(train_dataset(str(dataset), 8, batch_multiple=num_replicas)) == whole
+    whole = train_dataset(str(dataset), 8)
+    replicated = train_dataset(str(dataset), 8, batch_multiple=num_replicas)
+    assert batches_of(replicated) == batches_of(whole)
+    shapes = shapes_of(replicated)
+    assert shapes == shapes_of(whole)
+    assert all(num_rows % num_replicas == 0 for num_rows, _ in shapes[:-1])
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(dataset: Path, monkeypatch: pytest.MonkeyPatch):
