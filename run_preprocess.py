@@ -71,7 +71,11 @@ def make_parser() -> CommandParser:
     add("--max_len", type=int, default=512, help="longest example in tokens, [CLS] and [SEP] included")
     add("--split_weights", default="train=0.8,dev=0.1,test=0.1", help="shares of the splits; must sum to 1")
     add("--seed", type=int, default=0, help="decides split, shard and order of every document")
-    add("--num_shards", default="auto", help="shards per split; auto: about 10,000 examples each")
+    add(
+        "--num_shards",
+        default="auto",
+        help="shards per split; auto: about 10,000 examples each, or as many as stay below 64 MiB",
+    )
     add("--compression", choices=COMPRESSIONS, default="none", help="of the shards")
     add("--duplicates", choices=DUPLICATE_POLICIES, default="keep", help="what to do with documents of equal text")
     add("--max_rejected_fraction", type=float, default=0.01, help="fail if more documents than this cannot be used")

@@ -75,7 +75,7 @@ def write_dataset(directory: Path, texts: list[str], copies: int, tokenizer: Tok
         )
         for index in order
     ]
-    num_shards = auto_num_shards(len(rows))
+    num_shards = auto_num_shards(len(rows), MAX_LEN)
     write_tiny_dataset(directory, {"train": examples}, max_len=MAX_LEN, num_shards=num_shards, labels=LABELS)
     return open_split(str(directory), "train")
 

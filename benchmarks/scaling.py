@@ -31,6 +31,7 @@ from pipeline.transforms import assign_shards
 from pipeline.vocabulary import parse_vocab
 
 _MANY_SHARDS = 50_000
+_MAX_LEN = 512  # the default of --max_len
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def main() -> int:
     args = parser.parse_args()
     costs = measure(args.documents, args.vocab)
     total = NUM_THUCNEWS_DOCUMENTS * args.times
-    num_shards = auto_num_shards(int(total * 0.8)) + 2 * auto_num_shards(int(total * 0.1))
+    num_shards = sum(auto_num_shards(int(total * share), _MAX_LEN) for share in (0.8, 0.1, 0.1))
     print(describe_machine())
     print(
         f"listing {costs.list_seconds * 1e6:.1f} µs, reading {costs.read_seconds * 1e6:.0f} µs, writing "

@@ -186,7 +186,7 @@ def _expected_splits(sample: _Sample, config: PreprocessConfig, bytes_per_exampl
     rows = []
     for split in config.split_names:
         examples = sample.num_documents * len(sample.references.get(split, ())) / sample.size
-        num_shards = config.num_shards or auto_num_shards(round(examples))
+        num_shards = config.num_shards or auto_num_shards(round(examples), config.max_len)
         num_bytes = examples * bytes_per_example
         shard_bytes = num_bytes / num_shards
         rows.append(

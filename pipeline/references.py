@@ -239,7 +239,8 @@ def plan_dataset(survey: Survey, job: Job) -> DatasetPlan:
             SECOND_HEAD: second,
         },
         num_shards={
-            split: config.num_shards or auto_num_shards(survey.num_documents[split]) for split in config.split_names
+            split: config.num_shards or auto_num_shards(survey.num_documents[split], config.max_len)
+            for split in config.split_names
         },
         num_documents=num_usable + survey.num_rejected,
     )

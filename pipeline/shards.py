@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from pipeline.config import MAX_SHARDS
+
 SHARD_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})\.tfrecord(?P<gz>\.gz)?$")
 
 # About 10,000 documents are 5-15 MB of records: small enough to hold in memory while sorting, long enough to stream.
@@ -17,6 +19,9 @@ EXAMPLES_PER_SHARD = 10_000
 # Small splits still get a few shards, so that several workers can write and several readers interleave.
 MIN_EXAMPLES_PER_SHARD = 500
 SHARDS_OF_A_SMALL_SPLIT = 8
+# Whoever writes a shard holds it in memory.
+MAX_SHARD_BYTES = 64 << 20
+BYTES_PER_TOKEN = 4  # at most: three of the id's varint, up to a vocabulary of two million, and one of the segment's
 
 _WORD_BYTES = 8
 _UNIT = 2.0**-64
@@ -70,10 +75,15 @@ def place(text: str, seed: int) -> Placement:
     return Placement(hashlib.blake2b(text.encode(), digest_size=4 * _WORD_BYTES, key=seed.to_bytes(8, "big")).digest())
 
 
-def auto_num_shards(num_examples: int) -> int:
-    """Choose a split's number of shards from its number of documents alone, so that it never depends on the machine."""
+def auto_num_shards(num_examples: int, max_len: int) -> int:
+    """Choose a split's number of shards from what every machine knows alike: its documents, and how long they can be.
+
+    A shard holds about EXAMPLES_PER_SHARD examples, and fewer where that many of `max_len` tokens could be larger than
+    MAX_SHARD_BYTES.
+    """
     small = min(SHARDS_OF_A_SMALL_SPLIT, num_examples // MIN_EXAMPLES_PER_SHARD)
-    return max(1, small, math.ceil(num_examples / EXAMPLES_PER_SHARD))
+    by_bytes = math.ceil(num_examples * max_len * BYTES_PER_TOKEN / MAX_SHARD_BYTES)
+    return min(max(1, small, math.ceil(num_examples / EXAMPLES_PER_SHARD), by_bytes), MAX_SHARDS)
 
 
 def shard_name(split: str, index: int, num_shards: int, compression: str) -> str:

@@ -190,6 +190,14 @@ def test_the_lines_of_a_large_table_are_estimated(tmp_path: Path, monkeypatch: p
     assert sum(int(row[1]) for row in table) == pytest.approx(600, abs=2)
 
 
+def test_shards_of_long_examples_are_more(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "corpus", {"体育/0.txt": "山水"})
+    job = prepare(make_config(tmp_path, tree, split_weights=(("train", 1.0),), max_len=65_535))
+    job = dataclasses.replace(job, sources=(EndlessTree(path=str(tree), split=None, key_prefix=""),))
+    (train,) = (line.split() for line in describe_dry_run(job).split("\n") if line.startswith("train"))
+    assert train[1:3] == ["1,000,000", "3907"], "as in the job, which does not know either that they are short"
+
+
 def test_sizes_are_those_of_the_job(tmp_path: Path) -> None:
     """A corpus that is read as a whole: what is expected is what comes, compressed or not."""
     documents = made_up_documents(30) | {f"体育/long{number}.txt": text_of(30, number) for number in range(20)}

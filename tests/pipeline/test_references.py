@@ -195,6 +195,9 @@ def test_plan(tmp_path: Path) -> None:
     assert list(plan.num_shards) == ["train", "dev", "test"]
     assert plan.labels["category"].names == ("体育",)
     assert plan.labels["second"].names == ("生活娱乐",)
+    long = make_job(make_config(tmp_path, tree, max_len=65_535))
+    plan = plan_dataset(survey_of([batch_of(2_000), batch_of(300, split="dev")]), long)
+    assert plan.num_shards == {"train": 8, "dev": 2, "test": 1}, "256 of the longest examples fill a shard"
     names = write_lines(tmp_path / "class.txt", ["财经", "体育"])
     config = make_config(tmp_path, tree, num_shards=7, second_label="random", category_names_path=str(names))
     plan = plan_dataset(survey_of([batch_of(1)]), make_job(config))

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.shards import SHARD_NAME, Placement, auto_num_shards, place, shard_name
+from pipeline.shards import (
+    BYTES_PER_TOKEN,
+    MAX_SHARD_BYTES,
+    SHARD_NAME,
+    Placement,
+    auto_num_shards,
+    place,
+    shard_name,
+)
+from pipeline.tfexample import RECORD_OVERHEAD_BYTES
+from tests.tiny_dataset import TinyExample, serialize
 
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
 seeds = st.integers(0, 2**63 - 1)
@@ -113,13 +123,41 @@ def test_another_seed_is_an_independent_shuffle() -> None:
     ],
 )
 def test_auto_num_shards(num_examples: int, num_shards: int) -> None:
-    assert auto_num_shards(num_examples) == num_shards
+    """Up to 1,677 tokens, 10,000 examples stay below 64 MiB whatever they are."""
+    for max_len in (3, 512, 1_677):
+        assert auto_num_shards(num_examples, max_len) == num_shards
 
 
-@given(st.integers(0, 3_000_000), st.integers(0, 3_000_000))
-def test_more_examples_never_make_fewer_shards(one: int, other: int) -> None:
-    less, more = sorted([one, other])
-    assert 1 <= auto_num_shards(less) <= auto_num_shards(more)
+@pytest.mark.parametrize(
+    ("num_examples", "max_len", "num_shards"),
+    [
+        (10_000, 1_678, 8),  # 64.01 MiB, in no more shards than without a limit
+        (80_000, 1_678, 9),
+        (836_074, 2_048, 103),
+        (836_074, 65_535, 3_266),
+        (256, 65_535, 1),
+        (257, 65_535, 2),
+        (10**9, 65_535, 99_999),  # no name has room for more
+    ],
+)
+def test_shards_of_long_examples_are_more(num_examples: int, max_len: int, num_shards: int) -> None:
+    assert auto_num_shards(num_examples, max_len) == num_shards
+
+
+@given(st.integers(0, 3_000_000), st.integers(0, 3_000_000), st.integers(3, 65_535), st.integers(3, 65_535))
+def test_more_or_longer_examples_never_make_fewer_or_too_large_shards(
+    one: int, other: int, one_len: int, other_len: int
+) -> None:
+    (less, more), (shorter, longer) = sorted([one, other]), sorted([one_len, other_len])
+    assert 1 <= auto_num_shards(less, shorter) <= auto_num_shards(more, shorter) <= auto_num_shards(more, longer)
+    assert more * longer * BYTES_PER_TOKEN / auto_num_shards(more, longer) <= MAX_SHARD_BYTES
+
+
+def test_no_token_takes_more_bytes_than_are_counted_on() -> None:
+    """The largest ids of a vocabulary of two million; an example's other features take a hundred bytes or so."""
+    num_tokens = 10_000
+    (record,) = serialize([TinyExample(indices=[2**21 - 1] * num_tokens, key="体育/1234567.txt")])
+    assert num_tokens * BYTES_PER_TOKEN <= len(record) + RECORD_OVERHEAD_BYTES < num_tokens * BYTES_PER_TOKEN + 200
 
 
 @pytest.mark.parametrize(
