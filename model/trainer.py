@@ -170,7 +170,9 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         weight_decay = config.weight_decay if config.optimizer == "adamw" else 0.0
         optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
         loss_scale = LossScale() if setup.policy == "mixed_float16" else None
-    # Not before options and inputs have proved right: a run continues with those it began with, and no others.
+    # Not before options and inputs have proved right, for a run continues with those it began with; nor before every
+    # worker has looked at what is there.
+    devices.barrier()
     if devices.is_chief:
         _prepare_run_dir(setup)
     devices.barrier()
