@@ -4,6 +4,7 @@ It prints the table that training ends with, and writes `report.json` for machin
 the figures are is said in `model.metrics`, what the page shows in `model.report`.
 """
 
+import functools
 import json
 import logging
 import sys
@@ -175,10 +176,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -3,6 +3,7 @@
 What is in it is said in `model.saved_model`. TensorFlow Serving expects numbered versions: `--output models/news/1`.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -32,10 +33,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

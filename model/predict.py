@@ -10,6 +10,7 @@ memory stays bounded, and whoever types a line gets its answer at once.
 """
 
 import dataclasses
+import functools
 import gzip
 import io
 import json
@@ -313,10 +314,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def command() -> int:
-    """Be the command: take the process's arguments, return the exit status."""
-    return run_command(main)
-
+command = functools.partial(run_command, main)
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -22,7 +22,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,16 +174,13 @@ class RunDir:
         """
         if not self.config.is_file():
             raise MissingInputError(f"{self.path}: no run here (no config.json); make one with run_train.py")
-        try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
+        with _parse_errors(self.config):
+            content: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
             if content["run_format"] != RUN_FORMAT:
                 raise ValueError(f"run_format {content['run_format']}, expected {RUN_FORMAT}")
             if not isinstance(content["config"], dict) or not isinstance(content["resolved"], dict):
                 raise TypeError("config and resolved must be objects")
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputFormatError(f"{self.config}: damaged, or not written by this version ({error})") from None
-        run_config: dict[str, Any] = content
-        return run_config
+        return content
 
     def read_report(self) -> dict[str, Any]:
         """Return the content of `report.json`.
@@ -194,13 +191,11 @@ class RunDir:
         """
         if not self.report.is_file():
             raise MissingInputError(f"{self.path}: this run is not finished; start the same run_train.py command again")
-        try:
+        with _parse_errors(self.report):
             content: dict[str, Any] = json.loads(self.report.read_text(encoding="utf-8"))
             missing = REPORT_FIELDS - content.keys()
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        except (ValueError, AttributeError) as error:
-            raise InputFormatError(f"{self.report}: damaged, or not written by this version ({error})") from None
         return content
 
     def check_resumable(self, new: Mapping[str, Any]) -> None:
@@ -326,18 +321,27 @@ def open_run_dir(path: str) -> RunDir:
     return RunDir(Path(path))
 
 
-def run_id(description: Mapping[str, Any], batch_rows: Sequence[int]) -> str:
+def run_id(description: Mapping[str, Any]) -> str:
     """Return what tells a run from those with another result: a hash, not a name, so that it is the same every time.
 
     Args:
         description: the content of `config.json`.
-        batch_rows: `BatchPlan.rows`; with `--batch_tokens` they depend on the number of replicas, and with them what
-            the number of a step means.
     """
     free = FREE_FIELDS | RESOLVED_FIELDS
     config = {name: value for name, value in description["config"].items() if name not in free}
-    content = {"config": config, "batch_rows": list(batch_rows), **{what: description[what] for what in INPUTS}}
+    # With `--batch_tokens` the rows depend on the number of replicas, and with them what the number of a step means.
+    batch_rows = description["resolved"]["bucket_rows"]
+    content = {"config": config, "batch_rows": batch_rows, **{what: description[what] for what in INPUTS}}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _parse_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a file as JSON of some form can raise into one line about it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputFormatError(f"{path}: damaged, or not written by this version ({error})") from None
 
 
 def _difference(old: Any, new: Any) -> str:

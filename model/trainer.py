@@ -8,6 +8,7 @@ The same call with the same configuration continues a run that was interrupted. 
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import textwrap
 from collections.abc import Iterator
@@ -84,8 +85,9 @@ class _Setup:
     deterministic: bool
     plan: BatchPlan
 
-    def describe(self) -> dict[str, Any]:
-        """Return the content of the run's `config.json`."""
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """The content of the run's `config.json`."""
         resolved = {
             "precision": self.policy.removeprefix("mixed_"),
             "xla": self.xla,
@@ -98,11 +100,6 @@ class _Setup:
             "steps_per_epoch": self.plan.steps_per_epoch,
         }
         return self.inputs.describe(self.config) | {"resolved": resolved}
-
-    @property
-    def run_id(self) -> str:
-        """What tells this run's states from those of others."""
-        return run_id(self.describe(), self.plan.rows)
 
 
 def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devices) -> _Setup:
@@ -143,7 +140,7 @@ def _prepare_run_dir(setup: _Setup) -> None:
         run.clear()
     run.remove_temporary()
     if not run.exists():
-        run.write_config(setup.describe())
+        run.write_config(setup.description)
     for source, copy in ((bert.vocab_path, run.vocab), (bert.path / run.bert_config.name, run.bert_config)):
         if not copy.exists():
             copy_file(source, copy)
@@ -152,7 +149,7 @@ def _prepare_run_dir(setup: _Setup) -> None:
 def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
     if run.exists() and not config.restart:
-        run.check_resumable(setup.describe())
+        run.check_resumable(setup.description)
     if setup.deterministic:
         tf.keras.utils.set_random_seed(config.seed % 2**32)
         tf.config.experimental.enable_op_determinism()
@@ -177,8 +174,9 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         _prepare_run_dir(setup)
     devices.barrier()
     variables = _state_variables(model, optimizer, loss_scale)
-    restored = restore_newest(run.states, variables, run_id=setup.run_id, best_weights=run.best_weights)
-    progress = restored or Progress(run_id=setup.run_id)
+    own_id = run_id(setup.description)
+    restored = restore_newest(run.states, variables, run_id=own_id, best_weights=run.best_weights)
+    progress = restored or Progress(run_id=own_id)
     devices.agree(progress.step)
 
     losses = head_losses(config, inputs.info.split(TRAIN_SPLIT).label_counts)
@@ -274,7 +272,7 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
     copy_file(run.best_weights(monitor.best_epoch), run.weights)
     # Not the model that was trained, which may compute in another precision: the one that evaluation, prediction and
     # export load.
-    model = load_final_model(run, setup.describe())
+    model = load_final_model(run, setup.description)
     report = {
         **evaluate_split(
             model,

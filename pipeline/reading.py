@@ -30,7 +30,9 @@ def _read_local(path: bytes) -> bytes | OSError:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-            content = b"" if status.st_size > MAX_DOCUMENT_BYTES else os.read(descriptor, status.st_size + 1)
+            if status.st_size > MAX_DOCUMENT_BYTES:
+                raise _too_large()
+            content = os.read(descriptor, status.st_size + 1)
             # One byte less than was asked for is the end of the file, as nearly always.
             if len(content) != status.st_size:
                 content += _read_on(descriptor, len(content))

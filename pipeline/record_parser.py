@@ -28,8 +28,9 @@ Rows = dict[str, Any]
 # What stands in front of the ids' message: each of these, then a length.
 _HEADERS = (b"\x0a", b"\x0a", b"\x0a%c%s\x12" % (len(INDICES), INDICES.encode()), b"\x1a")
 _LENGTH_BYTES = 4  # at most: 256 MiB
-_SHORT_ROW = 128
 _HEAD_BYTES = sum(map(len, _HEADERS)) + len(_HEADERS) * _LENGTH_BYTES
+# Where no row is longer, parsing all of it costs no more than finding the message.
+_SHORT_ROW = 128
 
 
 def parser_specification(names: list[str]) -> dict[str, Any]:
@@ -136,6 +137,7 @@ def _parse_numbers(records: tf.Tensor, name: str, lengths: tf.Tensor) -> tf.Tens
 
 
 def _to_rows(ragged: tf.RaggedTensor, lengths: tf.Tensor) -> tf.Tensor:
+    """Return a ragged int64 tensor as int32 [N, longest row], padded with 0."""
     with _require_lengths(ragged.row_lengths(), lengths):
         return tf.cast(ragged, tf.int32).to_tensor()
 
