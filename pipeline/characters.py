@@ -44,6 +44,9 @@ _CJK_RANGES = (
 _ASCII_PUNCTUATION_RANGES = ((33, 47), (58, 64), (91, 96), (123, 126))
 _CAPITAL_SIGMA = "Σ"
 
+# Unicode has assigned no character of planes 4 to 13; more than half of the time would go into asking for theirs.
+_EMPTY_PLANES = range(0x40000, 0xE0000)
+
 _SCAN_POINTS = 256
 _FOLD_BLOCK_CHARS = 8192
 _CHECK_BLOCK_CHARS = 1 << 20
@@ -147,7 +150,12 @@ def _all_characters() -> str:
 @functools.cache
 def _categories() -> np.ndarray:
     """Return the general category of every code point, S2 [NUM_CODE_POINTS]."""
-    return np.frombuffer("".join(map(unicodedata.category, _all_characters())).encode("ascii"), dtype="S2")
+    characters = _all_characters()
+    before, after = (
+        "".join(map(unicodedata.category, part))
+        for part in (characters[: _EMPTY_PLANES.start], characters[_EMPTY_PLANES.stop :])
+    )
+    return np.frombuffer((before + "Cn" * len(_EMPTY_PLANES) + after).encode("ascii"), dtype="S2")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.runner import PipelineRunner, create_runner
@@ -21,6 +22,8 @@ from pipeline.local_runner import LOCAL_RUNNERS, MODES
 DASK_RUNNER = "DaskRunner"
 DATAFLOW_RUNNER = "DataflowRunner"
 _DASK_RUNNER_CLASS = "apache_beam.runners.dask.dask_runner.DaskRunner"
+
+_Options = TypeVar("_Options", bound=PipelineOptions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,25 @@ class EngineOptions:
     def is_dataflow(self) -> bool:
         """Whether the job runs on Dataflow, whose workers see no file of this machine."""
         return self.runner == DATAFLOW_RUNNER
+
+
+class BeamOptions(PipelineOptions):
+    """Beam's options, of which every view is made once.
+
+    Beam looks at them hundreds of times while it builds a graph, and would parse the command line anew each time.
+    """
+
+    def __init__(self, flags: Sequence[str], **overrides: Any) -> None:
+        super().__init__(flags, **overrides)
+        # Past Beam's own `__setattr__`, which takes nothing but options.
+        self.__dict__["_views"] = {}
+
+    def view_as(self, cls: type[_Options]) -> _Options:
+        """Return these options as a class of Beam's knows them; all views share their values."""
+        views: dict[type[PipelineOptions], Any] = self.__dict__["_views"]
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
 
 
 def _spell_out(runner: str) -> str:

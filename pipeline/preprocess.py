@@ -16,7 +16,7 @@ from pipeline import errors, filesystem
 from pipeline.config import PreprocessConfig
 from pipeline.dataset_info import DatasetInfo, read_dataset_info
 from pipeline.dry_run import describe_dry_run
-from pipeline.engines import EngineOptions, check_paths, fix_num_partitions, make_named_runner
+from pipeline.engines import BeamOptions, EngineOptions, check_paths, fix_num_partitions, make_named_runner
 from pipeline.errors import OptionError, OutputWriteError, PipelineError
 from pipeline.forked_workers import can_fork, fork_workers
 from pipeline.inputs import open_sources
@@ -136,7 +136,7 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
 def _prepare_for(engine: EngineOptions, config: PreprocessConfig) -> tuple[PipelineOptions, Job]:
     """Return Beam's options and the job, both checked as far as possible without reading documents."""
     check_paths(config, engine)
-    options = PipelineOptions(list(engine.beam_args), runner=None)
+    options = BeamOptions(list(engine.beam_args), runner=None)
     # Clients of remote file systems are made from these options, and needed before there is a pipeline.
     FileSystems.set_options(options)
     return options, prepare(config)

@@ -109,7 +109,8 @@ def _entries(feature: Feature, column: Column) -> list[bytes]:
         edges = np.concatenate([[0], ends])[row_splits].tolist()
         content = packed.tobytes()
         payloads = [content[start:stop] for start, stop in itertools.pairwise(edges)]
-    return [_entry_header(feature, len(payload)) + payload for payload in payloads]
+    headers = {num_bytes: _entry_header(feature, num_bytes) for num_bytes in set(map(len, payloads))}
+    return [headers[len(payload)] + payload for payload in payloads]
 
 
 def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:

@@ -62,8 +62,7 @@ class ListChunks(beam.PTransform):
         num_listers = max(len(self._job.sources), self._job.num_partitions)
         numbered = (
             root
-            | "NameListers" >> beam.Create(range(num_listers))  # int
-            | "SpreadListers" >> beam.Reshuffle()  # int
+            | "SpreadListers" >> beam.Create(range(num_listers))  # int, reshuffled by Create itself
             | "CutIntoChunks"
             >> beam.ParDo(_ListChunks(self._job, num_listers)).with_output_types(tuple[int, Chunk])  # (int, Chunk)
         )
@@ -227,6 +226,6 @@ class PreprocessCorpus(beam.PTransform):
             | "GroupByShard" >> beam.GroupByKey()  # ((split, shard), [ReferenceBatch])
             | "WriteShards" >> beam.ParDo(WriteShards(self._job), plan)  # ShardReport
             | "CompareSplits" >> CompareSplits()  # ShardReport
-            | "CollectReports" >> beam.combiners.ToList()  # [ShardReport]
+            | "CollectReports" >> beam.combiners.ToList().without_defaults()  # [ShardReport]
             | "PublishDataset" >> beam.Map(publish_dataset, plan, self._job)  # str
         )

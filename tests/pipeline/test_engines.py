@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
 
-from pipeline.engines import EngineOptions, fix_num_partitions, make_named_runner
+from pipeline.engines import BeamOptions, EngineOptions, fix_num_partitions, make_named_runner
 from pipeline.errors import OptionError, OutputWriteError
 from pipeline.filesystem import is_installed
 from pipeline.preprocess import beam_errors_as_ours, run, with_absolute_paths
@@ -82,6 +82,19 @@ def test_what_engines_fail_with_is_one_line(error: Exception, kind: type[Excepti
 def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(ModuleNotFoundError, match="pipelines"), beam_errors_as_ours("FlinkRunner"):
         raise ModuleNotFoundError("No module named 'pipelines'")
+
+
+def test_views_of_beams_options_are_made_once_and_share_their_values() -> None:
+    flags = ["--direct_num_workers=3", "--no_pipeline_type_check", "--profile_cpu"]
+    options, expected = BeamOptions(flags, job_name="kept"), PipelineOptions(flags, job_name="kept")
+    view = options.view_as(DirectOptions)
+    assert view is options.view_as(DirectOptions)
+    assert isinstance(view, DirectOptions)
+    assert options.view_as(TypeOptions).pipeline_type_check is False
+    assert options.get_all_options() == expected.get_all_options()
+    view.direct_num_workers = 5
+    assert options.get_all_options()["direct_num_workers"] == 5
+    assert BeamOptions(flags).view_as(DirectOptions).direct_num_workers == 3
 
 
 def test_engines_that_spread_elements_themselves_get_no_partitions() -> None:

@@ -102,6 +102,10 @@ def tokenizers(small: dict[str, int]) -> dict[tuple[int, bool], Tokenizer]:
     return {(n, cased): Tokenizer(small, max_len=n, cased=cased) for n in MAX_LENS for cased in (False, True)}
 
 
+def test_planes_that_are_not_asked_hold_nothing() -> None:
+    assert {unicodedata.category(chr(point)) for point in characters._EMPTY_PLANES} == {"Cn"}
+
+
 def test_worked_example(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*SPECIAL, "be", "##rt", "读", "，"]), "utf-8")
