@@ -224,7 +224,7 @@ def plan_batches(histogram: Sequence[int] | np.ndarray, stored_max_len: int, opt
     edges = _edges(cut, options.buckets)
     covering = np.searchsorted(edges, np.arange(max_len + 1))
     counts = np.bincount(covering, weights=cut, minlength=len(edges)).astype(np.int64)[: len(edges)]
-    rows = [_rows(edge, options) for edge in edges]
+    rows = _rows(edges, options)
     return BatchPlan(
         max_len=max_len,
         edges=tuple(edges),
@@ -249,17 +249,18 @@ def _edges(histogram: np.ndarray, buckets: Buckets) -> list[int]:
     return edges if edges[-1] >= longest else [*edges, max_len]
 
 
-def _rows(edge: int, options: BatchOptions) -> int:
+def _rows(edges: Sequence[int], options: BatchOptions) -> list[int]:
+    """Return how many examples a full batch of each bucket holds."""
     if options.batch_tokens is None:
-        return options.global_batch_size
+        return [options.global_batch_size] * len(edges)
     multiple = options.batch_multiple
-    rows = options.batch_tokens // edge // multiple * multiple
-    if rows == 0:
+    needed = edges[-1] * multiple
+    if options.batch_tokens < needed:
         raise OptionError(
-            f"batch_tokens {options.batch_tokens} is less than one example of {edge} positions for each of "
-            f"{multiple} replicas; use at least {edge * multiple}"
+            f"batch_tokens {options.batch_tokens} is less than one example of {edges[-1]} positions for each of "
+            f"{multiple} replicas; use at least {needed}"
         )
-    return rows
+    return [options.batch_tokens // edge // multiple * multiple for edge in edges]
 
 
 def _tail(left: list[int], rows: Sequence[int]) -> list[tuple[int, int]]:

@@ -77,6 +77,7 @@ def check_keys(findings: Findings) -> Iterator[Fault]:
             first.setdefault(key, str(place))
     for number, key in enumerate(rejected):
         if key in first:
+            findings.repeated_rejections.add(number)
             what = f"record {number}: its key {key.decode(errors='replace')!r} stands also in {first[key]}"
             yield Fault(file=REJECTED_NAME, what=what)
         first.setdefault(key, f"{REJECTED_NAME}, record {number}")

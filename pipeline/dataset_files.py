@@ -42,7 +42,7 @@ def digest_directory(data_dir: str) -> str:
     visible = [name for name in paths if not any(part.startswith(".") for part in name.split("/"))]
     whole = hashlib.sha256()
     for name in sorted(visible, key=os.fsencode):
-        with filesystem.open_for_reading(paths[name]) as stream:
+        with filesystem.reading(paths[name]) as stream:
             digest = hashlib.sha256()
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -131,8 +131,9 @@ def open_for_reading(path: str) -> IO[bytes]:
         raise MissingInputError(f"{path}: cannot open this file: {error.strerror}") from error
 
 
-def read_bytes(path: str, max_bytes: int = -1) -> bytes:
-    """Return the content of a file, or its beginning: at most so many bytes.
+@contextmanager
+def reading(path: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading bytes piece by piece; what goes wrong meanwhile is an error of ours, too.
 
     Raises:
         MissingInputError: there is no such file, or it cannot be read.
@@ -140,11 +141,22 @@ def read_bytes(path: str, max_bytes: int = -1) -> bytes:
     with open_for_reading(path) as stream:
         if is_remote(path):
             with _remote_errors(path, "read this file", MissingInputError):
-                return stream.read(max_bytes)
+                yield stream
+            return
         try:
-            return stream.read(max_bytes)
+            yield stream
         except OSError as error:
-            raise MissingInputError(f"{path}: cannot read this file: {error.strerror}") from error
+            raise MissingInputError(f"{path}: cannot read this file: {error.strerror or error}") from error
+
+
+def read_bytes(path: str, max_bytes: int = -1) -> bytes:
+    """Return the content of a file, or its beginning: at most so many bytes.
+
+    Raises:
+        MissingInputError: there is no such file, or it cannot be read.
+    """
+    with reading(path) as stream:
+        return stream.read(max_bytes)
 
 
 def match(pattern: str) -> list[str]:

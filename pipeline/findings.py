@@ -20,6 +20,7 @@ class Findings:
         shards: shard → what it holds.
         rejections: documents that were not used, as they are listed.
         repeated: (shard, record) of examples whose key stands before.
+        repeated_rejections: places in `rejections` of those whose key stands before.
         num_in_several_splits: sequences of ids that examples of more than one split have.
         max_faults: how many faults to describe.
     """
@@ -33,6 +34,7 @@ class Findings:
     shards: dict[str, ShardFindings] = dataclasses.field(default_factory=dict)
     rejections: list[dict[str, str]] = dataclasses.field(default_factory=list)
     repeated: set[tuple[str, int]] = dataclasses.field(default_factory=set)
+    repeated_rejections: set[int] = dataclasses.field(default_factory=set)
     num_in_several_splits: int = 0
 
     @property

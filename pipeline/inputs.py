@@ -102,7 +102,7 @@ def _kind(path: str, wanted: str) -> str:
         return "tree"
     if wanted == "tree":
         raise MissingInputError(f"--input {path}: expected a directory of categories, found a file")
-    with filesystem.open_for_reading(path) as stream:
+    with filesystem.reading(path) as stream:
         start = stream.read(len(_ZIP_MAGICS[0]))
     if not start:
         raise MissingInputError(f"--input {path}: the file is empty")
@@ -131,7 +131,7 @@ def _check_tree(path: str) -> None:
 
 def _check_columns(source: TsvSource) -> None:
     """Refuse a TSV of whose first lines none has the expected number of columns."""
-    with filesystem.open_for_reading(source.path) as raw:
+    with filesystem.reading(source.path) as raw:
         lines = next(source.blocks(raw), b"").split(b"\n")[:20]
     counts = {line.count(b"\t") + 1 for line in lines if line}
     if counts and len(source.columns) not in counts:

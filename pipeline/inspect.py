@@ -41,7 +41,7 @@ def iterate_examples(
         path = filesystem.join(data_dir, shard.name)
         if not filesystem.exists(path):
             raise CorruptShardError(f"{path}: listed in {DATASET_INFO_NAME} but not there", path=path)
-        with filesystem.open_for_reading(path) as stream:
+        with filesystem.reading(path) as stream:
             for number, (offset, record) in enumerate(read_records(stream, path)):
                 if holding not in record:
                     continue

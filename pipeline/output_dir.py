@@ -96,7 +96,7 @@ def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
     if filesystem.exists(filesystem.join(output_dir, DATASET_INFO_NAME)):
         if not overwrite:
             raise OutputExistsError(
-                f"{option} {output_dir}: holds a dataset already; give another directory, or add --overwrite"
+                f"{option} {output_dir}: holds a dataset already; give another directory{_or_overwrite(option)}"
             )
         return
     # Without a description, nothing says that files which are called like ours are not somebody's own.
@@ -105,6 +105,11 @@ def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{option} {output_dir}: holds {len(others)} other files ({', '.join(others[:3])}); give a new directory"
         )
+
+
+def _or_overwrite(option: str, purpose: str = "") -> str:
+    """Return the other way out, which only the command that writes datasets from documents has."""
+    return f", or add --overwrite{purpose}" if option == "--output" else ""
 
 
 def _leftovers(output_dir: str, option: str, *, overwrite: bool) -> Iterator[str]:
@@ -122,7 +127,7 @@ def _leftovers(output_dir: str, option: str, *, overwrite: bool) -> Iterator[str
             if not overwrite:
                 raise OutputExistsError(
                     f"{option} {output_dir}: a job is publishing a dataset there, or died at it ({path}); "
-                    "wait for it, or add --overwrite if no job is running"
+                    f"wait for it, give another directory{_or_overwrite(option, ' if no job is running')}"
                 )
             yield path.rpartition("/")[0]
         return
@@ -148,7 +153,8 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
             if not overwrite:
                 raise OutputExistsError(
                     f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
-                    f"version cannot publish ({error}); use the version that wrote it, or add --overwrite to discard it"
+                    f"version cannot publish ({error}); use the version that wrote it, give another directory"
+                    f"{_or_overwrite(option, ' to discard it')}"
                 ) from None
             filesystem.delete_directory(staging_dir)
 
@@ -191,8 +197,7 @@ def _move(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
     if not overwrite and filesystem.exists(published) and filesystem.read_bytes(published) != text:
         filesystem.delete([complete])  # or whoever comes next would finish this
         raise OutputExistsError(
-            f"{output_dir}: a dataset came to be there while the job was running; give another directory, "
-            "or add --overwrite"
+            f"{output_dir}: a dataset came to be there while the job was running; give another directory"
         )
     described_names = {
         REJECTED_NAME,

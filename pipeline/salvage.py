@@ -85,7 +85,11 @@ def salvage(findings: Findings, output_dir: str) -> str:
             for split in info.splits.values()
             for shard in split.shards
         }
-        rejections = [Rejection(line["key"], line["reason"], line["detail"]) for line in findings.rejections]
+        rejections = [
+            Rejection(line["key"], line["reason"], line["detail"])
+            for number, line in enumerate(findings.rejections)
+            if number not in findings.repeated_rejections
+        ]
         rejections += _with_new_keys(_lost_lines(rejections, info), rejections)
         lost = _with_new_keys([rejection for name in kept for rejection in kept[name].lost], rejections)
         rejections += lost

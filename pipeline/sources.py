@@ -128,7 +128,7 @@ class ZipSource:
     def chunks(self, index: int) -> Iterator[Chunk]:
         """List the members from the archive's directory; a remote archive's members are read at once."""
         with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(filesystem.open_for_reading(self.path))
+            stream = stack.enter_context(filesystem.reading(self.path))
             try:
                 archive = stack.enter_context(zipfile.ZipFile(stream))
             except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
@@ -165,7 +165,7 @@ class ZipSource:
         path = os.fsencode(self.path)
         with contextlib.ExitStack() as stack:
             remote = filesystem.is_remote(self.path)
-            stream = None if remote else stack.enter_context(filesystem.open_for_reading(self.path))
+            stream = None if remote else stack.enter_context(filesystem.reading(self.path))
             for name, offset, length, crc, *inline in chunk.items:
                 key = self.key_prefix + key_from_path(name)
                 category, slash, _ = name.partition(b"/")
@@ -256,7 +256,7 @@ class TsvSource:
 
     def chunks(self, index: int) -> Iterator[Chunk]:
         """Cut the file at line ends; a remote or compressed one cannot be read at random, so its lines travel along."""
-        with filesystem.open_for_reading(self.path) as raw:
+        with filesystem.reading(self.path) as raw:
             inline = _is_gzip(raw) or filesystem.is_remote(self.path)
             line, start = 1, 0
             for block in self.blocks(raw):
@@ -297,7 +297,7 @@ class TsvSource:
             block, offset = chunk.items, 0
         else:
             offset, stop = chunk.items
-            with filesystem.open_for_reading(self.path) as stream:
+            with filesystem.reading(self.path) as stream:
                 stream.seek(offset)
                 block = stream.read(stop - offset)
             if len(block) < stop - offset:

@@ -343,7 +343,10 @@ def test_a_damaged_shard_is_named(inputs, finished, tmp_path):
         ({"precision": "float16"}, "--precision float16: this CPU would emulate it"),
         ({"strategy": "mirrored"}, "TensorFlow sees no GPU"),
         ({"buckets": (8, 17)}, "bucket length 17 is larger than max_len 16"),
-        ({"batch_tokens": 10}, "batch_tokens 10 is less than one example of 12 positions"),
+        (
+            {"batch_tokens": 10},
+            "batch_tokens 10 is less than one example of 16 positions for each of 1 replicas; use at least 16",
+        ),
     ],
 )
 def test_refused_options_leave_no_directory(inputs, tmp_path, options, message):

@@ -251,6 +251,37 @@ def test_a_lost_connection_is_no_fault_of_a_document(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("kind", ["zip", "tsv"])
+@pytest.mark.parametrize("last_reads", [1, 2])
+def test_a_connection_that_breaks_inside_a_file(
+    objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, last_reads: int
+) -> None:
+    """It breaks at the last reads, the job having begun by then."""
+    name = f"mem://b/corpus.{kind}"
+    if kind == "zip":
+        objects[name] = write_zip(tmp_path / "corpus.zip", DOCUMENTS).read_bytes()
+    else:
+        objects[name] = write_lines(tmp_path / "corpus.tsv", ["山水\t体育", "日月\t科技"] * 3).read_bytes()
+    config = make_config(tmp_path, name)
+    num_reads, limit = 0, 10**9
+
+    class Counted(_Download):
+        def read(self, *size: Any) -> bytes:
+            nonlocal num_reads
+            num_reads += 1
+            if num_reads > limit:
+                raise BeamIOError("connection reset")
+            return super().read(*size)
+
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, path, *_, **__: Counted(self.objects[path]))
+    run_quickly(config)
+    num_reads, limit = 0, num_reads - last_reads
+    with pytest.raises(MissingInputError, match=f"{name}: cannot read this file: connection reset.*; check name"):
+        run_quickly(dataclasses.replace(config, output_dir=str(tmp_path / "other")))
+    assert num_reads > limit
+    assert not (tmp_path / "other").exists()
+
+
 def test_remote_vocabulary(objects: dict[str, bytes], tmp_path: Path, local_digests: dict[str, str]) -> None:
     objects["mem://b/vocab.txt"] = write_vocab(tmp_path / "v").read_bytes()
     tree = write_tree(tmp_path / "corpus", DOCUMENTS)

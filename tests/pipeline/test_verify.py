@@ -743,6 +743,21 @@ def test_salvage_of_missing_files(plain: Path, pristine_plain: Path, tmp_path: P
     assert len(check_salvaged(plain, tmp_path / "new", pristine_plain)) == num_lost
 
 
+def test_salvage_of_keys_that_are_both_written_and_rejected(plain: Path, tmp_path: Path) -> None:
+    """The example stays, and the document that was rejected is named after its place."""
+    path = shards_of(plain)[0]
+    features = parse_example(records_of(path)[0])
+    features["key"] = ["体育/bad.txt".encode()]
+    replace_record(plain, path, 0, serialize_by_hand(features))
+    before = read_dataset_info(str(plain)).documents
+    assert salvage(verify(str(plain)), str(tmp_path / "new")).endswith("; 0 lost")
+    assert faults_of(tmp_path / "new") == []
+    assert read_dataset_info(str(tmp_path / "new")).documents == before
+    lines = [json.loads(line) for line in (tmp_path / "new" / REJECTED_NAME).read_text(encoding="utf-8").splitlines()]
+    assert "its line was damaged" in [line["detail"] for line in lines]
+    assert "体育/bad.txt" not in [line["key"] for line in lines]
+
+
 def test_salvage_counts_anew_what_stands_in_several_splits(tmp_path: Path) -> None:
     """Of three texts that two splits share, one is lost from one of them, though its ids are intact."""
     rows = ["山水风云\t体育", "日月星花\t科技", "草木\t科技"]
@@ -825,6 +840,9 @@ def test_salvage_refuses_what_is_there(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "notes.md").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"--salvage .*holds 1 other files"):
         salvage(findings, str(tmp_path / "other"))
+    salvage(findings, str(tmp_path / "new"))
+    with pytest.raises(OutputExistsError, match=r"--salvage .*holds a dataset already; give another directory$"):
+        salvage(findings, str(tmp_path / "new"))
     assert faults_of(plain) == []
 
 
