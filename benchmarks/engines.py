@@ -7,6 +7,7 @@ that of the whole command, its start included. All directories must have one dig
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import sys
 import tempfile
@@ -43,27 +44,33 @@ class Engine:
     start: Callable[[Cluster], list[str]]
 
 
+def _needs_no_start(options: list[str]) -> Callable[[Cluster], list[str]]:
+    return lambda _: options
+
+
 def engines(commands: Path, site: Path) -> Iterator[Engine]:
     """Yield every engine that is here; say on stderr which is not."""
     for number in (1, 2):
         local = [f"--direct_num_workers={number}"]
-        yield Engine("DirectRunner (ours)", _BEAM, f"{number} local", number, lambda _, local=local: local)
-    yield Engine("PortableRunner", _BEAM, "job service, pool", 1, lambda up: clusters.start_portable(up, commands))
+        yield Engine("DirectRunner (ours)", _BEAM, f"{number} local", number, _needs_no_start(local))
+    yield Engine(
+        "PortableRunner", _BEAM, "job service, pool", 1, functools.partial(clusters.start_portable, commands=commands)
+    )
     dask = f"Dask {importlib.metadata.version('distributed')}"
     for number in (1, 2):
         yield Engine(
             *("Dask", dask, f"scheduler, workers: {number}", number),
-            lambda up, number=number: clusters.start_dask(up, site, num_workers=number),
+            functools.partial(clusters.start_dask, site=site, num_workers=number),
         )
     if flink_cluster.JOB_SERVER_JAR.exists():
         flink = flink_cluster.version()
         for number in (1, 2):
             options = [*flink_cluster.flink_options("[local]", number), "--environment_type=LOOPBACK"]
-            yield Engine("Flink, embedded", flink, "job server", number, lambda _, options=options: options)
+            yield Engine("Flink, embedded", flink, "job server", number, _needs_no_start(options))
         for number in (1, 2):
             yield Engine(
                 *("Flink, cluster", flink, f"JobManager, TaskManagers and pools: {number}", number),
-                lambda up, number=number: flink_cluster.start_flink(up, commands, num_workers=number),
+                functools.partial(flink_cluster.start_flink, commands=commands, num_workers=number),
             )
     else:
         print("no Flink: `make test-flink` gets it", file=sys.stderr)
@@ -71,9 +78,9 @@ def engines(commands: Path, site: Path) -> Iterator[Engine]:
         for number in (1, 2):
             options = clusters.spark_options(number)
             version = "Spark 3.5.0, job server of Beam 2.62.0"
-            yield Engine("Spark, local", version, "job server", number, lambda _, options=options: options)
+            yield Engine("Spark, local", version, "job server", number, _needs_no_start(options))
     if PRISM.exists():
-        yield Engine("Prism", _BEAM, "prism", 1, lambda _: clusters.prism_options())
+        yield Engine("Prism", _BEAM, "prism", 1, _needs_no_start(clusters.prism_options()))
 
 
 def main() -> int:
@@ -90,7 +97,9 @@ def main() -> int:
         for name in ("installed", "site"):
             (root / name).mkdir()
         commands, site = clusters.install(root / "installed"), clusters.unpack(root / "site")
-        rows, digests, alone = [], set(), {}
+        rows: list[tuple[str, ...]] = []
+        digests: set[str] = set()
+        alone: dict[str, float] = {}
         for number, engine in enumerate(engines(commands, site)):
             if args.only not in engine.name:
                 continue

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -48,6 +49,18 @@ def run_measured(arguments: list[str]) -> Run:
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed with status {process.returncode}")
     return Run(seconds, float(json.loads(output.strip().splitlines()[-1])), peak)
+
+
+def run_command(*arguments: str, stderr: int | None = subprocess.DEVNULL) -> tuple[float, float]:
+    """Run `python …`, and return the seconds it took by the clock and of processors; `stderr` is as in `subprocess`."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    started, used_before = time.perf_counter(), used()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=stderr)
+    return time.perf_counter() - started, used() - used_before
 
 
 def _resident_bytes(root: psutil.Process) -> int:

@@ -188,7 +188,7 @@ def rate_of(passes: list[Pass]) -> float:
 
 def rate_rows(passes: dict[str, list[Pass]]) -> list[tuple[str, ...]]:
     """Return the table's rows: candidate, seconds to the first batch, its rate and ours against it."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, values in passes.items():
         first, rate = statistics.median(one.first_seconds for one in values), rate_of(values)
         rows.append((name, f"{first:.2f}", f"{rate:,.0f}", f"{rate_of(passes['ours']) / rate:.2f}×"))
@@ -238,7 +238,7 @@ def order_rows(num_shards: int, shard_size: int, batch_size: int, epochs: int) -
         for epoch in range(epochs)
     ]
     full = [generator.permutation(num_examples) for _ in range(epochs)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, orders in (("ours", ours), ("full permutation", full)):
         places = [np.argsort(order) for order in orders]
         pairs = list(itertools.pairwise(places))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import matplotlib
 
+from benchmarks.headlines import preprocess_headlines
 from benchmarks.measure import describe_machine
-from benchmarks.real_data import DATA_DIR, TITLES, VOCAB
 from benchmarks.results import Comparison, read_results
 from pipeline.summary import format_table
 
@@ -48,7 +48,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         results = Path(directory) / "results.jsonl"
         titles = str(Path(directory) / "titles")
-        _preprocess_titles(titles)
+        preprocess_headlines(titles)
         for name, (all_options, quick_options) in BENCHMARKS.items():
             chosen = quick_options if options.quick else all_options
             arguments = [titles if argument == TITLES_DATASET else argument for argument in chosen]
@@ -66,26 +66,6 @@ def main() -> int:
     _plot(comparisons, options.output / "summary.svg")
     print(f"\n{table}\n\nwritten to {options.output}/")
     return 0
-
-
-def _preprocess_titles(output: str) -> None:
-    """Make a dataset of the real headlines, for the training step."""
-    subprocess.run(
-        [
-            *(sys.executable, "run_preprocess.py", "--input", f"train={DATA_DIR / TITLES / 'train.txt'}"),
-            *(
-                "--category_names",
-                str(DATA_DIR / TITLES / "class_zh.txt"),
-                "--vocab",
-                str(DATA_DIR / VOCAB),
-                "--output",
-                output,
-            ),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 def _run_benchmark(name: str, arguments: list[str], log: Path) -> None:
@@ -113,14 +93,18 @@ def _rows(comparisons: list[Comparison]) -> list[tuple[str, ...]]:
             one.benchmark,
             one.subject,
             one.ours,
-            f"{one.our_rate:,.0f} {one.unit}",
+            f"{_in_digits(one.our_rate)} {one.unit}",
             one.peer,
-            f"{one.peer_rate:,.0f}",
+            _in_digits(one.peer_rate),
             f"{one.ratio:.2f}x",
             str(one.rounds),
         )
         for one in comparisons
     ]
+
+
+def _in_digits(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
 def _plot(comparisons: list[Comparison], path: Path) -> None:

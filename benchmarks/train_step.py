@@ -26,8 +26,8 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 
 # Before TensorFlow, whose LLVM its compiler does not bear in the same process.
 try:
-    import torch  # type: ignore[import-not-found]
-    from transformers import BertConfig as TorchConfig  # type: ignore[import-not-found]
+    import torch
+    from transformers import BertConfig as TorchConfig
     from transformers import BertModel as TorchBert
 
     HAS_TORCH = True

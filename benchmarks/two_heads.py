@@ -11,18 +11,15 @@ jobs on the machine disturb less than the time on the clock. The encoder starts 
 
 import argparse
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 
-from benchmarks.measure import describe_machine
+from benchmarks.measure import describe_machine, run_command
 from benchmarks.real_data import DATA_DIR, VOCAB
 from model.decoding import DECODINGS, INDEPENDENT, are_impossible, decode_labels, observed_pairs
 from model.finished_run import load_finished_run
@@ -33,18 +30,6 @@ from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.summary import format_table
 
 CATEGORY_RUN, SECOND_RUN, SHARED_RUN = CATEGORY_HEAD, SECOND_HEAD, f"{CATEGORY_HEAD},{SECOND_HEAD}"
-
-
-def run_command(*arguments: str) -> tuple[float, float]:
-    """Run `python …`, and return the seconds it took by the clock and of processors."""
-
-    def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
-
-    started, used_before = time.perf_counter(), used()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - started, used() - used_before
 
 
 def predictions_of(run: Path, data: str) -> Predictions:

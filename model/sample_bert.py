@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.bert_config import BertConfig
-from model.checkpoint import Shape, encoder_variables, pretraining_variables, random_variable, write_bert_dir
+from model.quiet import start_tensorflow
 from pipeline.characters import SINGLE, WORD, class_table, fold_blocks
 from pipeline.command_line import CommandParser, run_command
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
@@ -98,13 +98,16 @@ def make_sample_bert(config: SampleBertConfig) -> BertConfig:
         OutputExistsError: the output is there already.
         OutputWriteError: it could not be written.
     """
+    # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
+    from model.checkpoint import encoder_variables, pretraining_variables, random_variable, write_bert_dir
+
     if config.vocab is not None:
         vocab_size, vocab_bytes = len(load_vocab(config.vocab)), config.vocab.read_bytes()
     elif config.corpus is not None:
         entries = build_vocab(count_characters(config.corpus), config.vocab_size)
         vocab_size, vocab_bytes = len(entries), "".join(f"{entry}\n" for entry in entries).encode("utf-8")
     bert_config = config.bert_config(vocab_size=vocab_size)
-    shapes: list[tuple[str, Shape]] = pretraining_variables(bert_config)
+    shapes = pretraining_variables(bert_config)
     for variables in encoder_variables(bert_config).values():
         shapes.extend(variables)
     write_bert_dir(
@@ -196,6 +199,7 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument(f"--{name}", type=int, default=getattr(SampleBertConfig, name), help=meaning)
     arguments = vars(parser.parse_args(argv))
     config = SampleBertConfig(**{field.name: arguments[field.name] for field in dataclasses.fields(SampleBertConfig)})
+    start_tensorflow(quietly=not arguments["debug"])
     made = make_sample_bert(config)
     sys.stdout.write(
         f"{config.output}: {made.num_hidden_layers} layers of width {made.hidden_size}, "
