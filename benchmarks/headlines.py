@@ -99,10 +99,10 @@ def _train(directory: Path, layers: int, hidden: int, training: tuple[str, ...])
 
 def _draw(epochs: list[dict[str, str]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    numbers = [int(epoch["epoch"]) for epoch in epochs]
     for name, label in CURVES.items():
-        axes.plot(
-            [int(epoch["epoch"]) for epoch in epochs], [100 * float(epoch[name]) for epoch in epochs], label=label
-        )
+        axes.plot(numbers, [100 * float(epoch[name]) for epoch in epochs], marker=".", label=label)
+    axes.set_xticks(numbers)
     axes.set_xlabel("epoch")
     axes.set_ylabel("right on the validation split, %")
     axes.grid(alpha=0.3)
