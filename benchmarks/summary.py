@@ -26,14 +26,17 @@ import matplotlib.pyplot as plt  # noqa: E402 - the back end is chosen first
 
 TITLES_DATASET = "{titles}"
 
-# Benchmark -> its options, all and quick.
-BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
+# Benchmark -> its options, all and quick; `None` leaves it out.
+BENCHMARKS: dict[str, tuple[list[str], list[str] | None]] = {
     "tokenizer": ([], ["--rounds", "1"]),
-    "preprocess": ([], ["--rounds", "1", "--documents", "5000", "--beam_documents", "1000"]),
-    "reader": ([], ["--rounds", "1", "--examples", "100000"]),
-    "verify": ([], ["--rounds", "1", "--examples", "50000"]),
-    "train_step": (["--titles", TITLES_DATASET], ["--rounds", "3", "--poolings", "cls", "--titles", TITLES_DATASET]),
-    "export": ([], ["--rounds", "2"]),
+    "preprocess": ([], ["--rounds", "1", "--documents", "4000", "--beam_documents", "500"]),
+    "reader": ([], ["--rounds", "1", "--examples", "30000"]),
+    "verify": ([], ["--rounds", "1", "--examples", "30000"]),
+    "train_step": (
+        ["--titles", TITLES_DATASET],
+        ["--rounds", "2", "--layers", "1", "--poolings", "cls", "--without_torch", "--titles", TITLES_DATASET],
+    ),
+    "export": ([], None),
 }
 
 
@@ -51,6 +54,8 @@ def main() -> int:
         preprocess_headlines(titles)
         for name, (all_options, quick_options) in BENCHMARKS.items():
             chosen = quick_options if options.quick else all_options
+            if chosen is None:
+                continue
             arguments = [titles if argument == TITLES_DATASET else argument for argument in chosen]
             _run_benchmark(name, [*arguments, "--results", str(results)], options.output / f"{name}.txt")
         comparisons = read_results(results)

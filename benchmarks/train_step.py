@@ -231,7 +231,7 @@ def compare_full_batches(config: BertConfig, options: argparse.Namespace, *, poo
             name = f"ours, {label}{', XLA' if xla else ''}"
             steps[name] = keras_step(our_classifier(config, policy=policy, pooling=pooling), [batch], xla=xla)
         steps[f"ours, {label}, {AS_PRODUCT}"] = product_step(config, [batch], policy=policy, pooling=pooling)
-    if HAS_TORCH and pooling == "cls":
+    if HAS_TORCH and not options.without_torch and pooling == "cls":
         for bfloat16 in (False, True):
             name = f"Hugging Face PyTorch, {'bfloat16 autocast' if bfloat16 else 'float32'}"
             steps[name] = torch_step(config, batch, bfloat16=bfloat16)
@@ -243,7 +243,7 @@ def compare_full_batches(config: BertConfig, options: argparse.Namespace, *, poo
     rates = {name: options.batch / statistics.median(values) for name, values in seconds.items()}
     record(options.results, comparisons(f"{options.batch} x {options.length}, {pooling}", rates, options.rounds))
     if not HAS_TORCH:
-        print("\nHugging Face PyTorch: not installed (pip install torch transformers), not measured.")
+        print("\nHugging Face PyTorch: not installed (make bench-torch installs it), not measured.")
 
 
 def comparisons(subject: str, rates: dict[str, float], rounds: int) -> list[Comparison]:
@@ -312,6 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--poolings", default="cls,max", help="which poolings to compare (default cls,max)")
     parser.add_argument("--xla", action="store_true", help="measure ours compiled by XLA as well")
     parser.add_argument("--titles", metavar="DIR", help="a dataset directory of titles: compare buckets with fixed 512")
+    parser.add_argument("--without_torch", action="store_true", help="leave Hugging Face PyTorch out, installed or not")
     add_results_option(parser)
     options = parser.parse_args(argv)
 
