@@ -158,6 +158,14 @@ def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     assert found[1]["体育/2.txt"].detail == "Permission denied"
 
 
+def test_files_larger_than_any_document_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 10)
+    write_tree(tmp_path, {"体育/1.txt": "x" * 10, "体育/2.txt": "x" * 11})
+    found = read_source(tree(tmp_path))
+    assert [*found[0]] == ["体育/1.txt"]
+    assert found[1]["体育/2.txt"].detail == "more than 10 bytes"
+
+
 def test_files_that_vanish_between_listing_and_reading(tmp_path: Path) -> None:
     write_tree(tmp_path, {"体育/1.txt": "x", "体育/2.txt": "y"})
     source = tree(tmp_path)
