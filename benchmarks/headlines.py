@@ -12,18 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-from benchmarks.measure import describe_machine, run_command
+from benchmarks.figures import save_svg
+from benchmarks.measure import describe_machine, make_bert, run_command
 from benchmarks.real_data import DATA_DIR, TITLES, VOCAB
 from pipeline.dataset_info import read_dataset_info
 from pipeline.summary import format_table
-
-matplotlib.use("svg")
-# The same figures give the same file.
-matplotlib.rcParams["svg.hashsalt"] = "headlines"
-
-import matplotlib.pyplot as plt  # noqa: E402 - the back end is chosen first
 
 # A BERT without pre-training learns with a rate that would ruin a pre-trained one, and soon knows its texts by heart.
 TRAINING = (
@@ -64,11 +59,7 @@ def _train(directory: Path, layers: int, hidden: int, training: tuple[str, ...])
     if not data.exists():
         preprocess_headlines(str(data))
     if not bert.exists():
-        run_command(
-            *("-m", "model.sample_bert", "--vocab", str(DATA_DIR / VOCAB), "--output", str(bert)),
-            *("--layers", str(layers), "--hidden", str(hidden), "--heads", str(hidden // 64)),
-            *("--intermediate", str(4 * hidden)),
-        )
+        make_bert(str(bert), DATA_DIR / VOCAB, layers=layers, hidden=hidden)
     seconds, processor_seconds = run_command(
         *("run_train.py", "--data", str(data), "--bert", str(bert), "--output", str(run), *training), stderr=None
     )
@@ -98,7 +89,8 @@ def _train(directory: Path, layers: int, hidden: int, training: tuple[str, ...])
 
 
 def _draw(epochs: list[dict[str, str]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     numbers = [int(epoch["epoch"]) for epoch in epochs]
     for name, label in CURVES.items():
         axes.plot(numbers, [100 * float(epoch[name]) for epoch in epochs], marker=".", label=label)
@@ -107,7 +99,7 @@ def _draw(epochs: list[dict[str, str]], path: Path) -> None:
     axes.set_ylabel("right on the validation split, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: one job in a process of its own, its time and its memory; tables of medians."""
+"""What the benchmarks share: jobs in processes of their own, their time and their memory; medians; the machine."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -61,6 +62,14 @@ def run_command(*arguments: str, stderr: int | None = subprocess.DEVNULL) -> tup
     started, used_before = time.perf_counter(), used()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=stderr)
     return time.perf_counter() - started, used() - used_before
+
+
+def make_bert(output: str, vocab: Path, *, layers: int, hidden: int) -> None:
+    """Make a BERT directory with random weights, in BERT's proportions: heads of 64, four times as wide inside."""
+    run_command(
+        *("-m", "model.sample_bert", "--vocab", str(vocab), "--output", output, "--layers", str(layers)),
+        *("--hidden", str(hidden), "--heads", str(hidden // 64), "--intermediate", str(4 * hidden)),
+    )
 
 
 def _resident_bytes(root: psutil.Process) -> int:

@@ -11,18 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
+from benchmarks.figures import save_svg
 from benchmarks.headlines import preprocess_headlines
 from benchmarks.measure import describe_machine
 from benchmarks.results import Comparison, read_results
 from pipeline.summary import format_table
-
-matplotlib.use("svg")
-# The same figures give the same file.
-matplotlib.rcParams["svg.hashsalt"] = "summary"
-
-import matplotlib.pyplot as plt  # noqa: E402 - the back end is chosen first
 
 TITLES_DATASET = "{titles}"
 
@@ -114,7 +109,8 @@ def _in_digits(rate: float) -> str:
 
 def _plot(comparisons: list[Comparison], path: Path) -> None:
     """Draw the ratios as bars on a logarithmic axis; what is left of 1 is faster than ours."""
-    figure, axes = plt.subplots(figsize=(9, 0.32 * len(comparisons) + 1), layout="constrained")
+    figure = Figure(figsize=(9, 0.32 * len(comparisons) + 1), layout="constrained")
+    axes = figure.subplots()
     places = range(len(comparisons), 0, -1)
     ratios = [one.ratio for one in comparisons]
     colours = ["#4477aa" if ratio >= 1 else "#cc6677" for ratio in ratios]
@@ -128,7 +124,7 @@ def _plot(comparisons: list[Comparison], path: Path) -> None:
     axes.tick_params(labelsize=8)
     axes.set_xlabel("ours / peer")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 
-from benchmarks.measure import describe_machine, run_command
+from benchmarks.measure import describe_machine, make_bert, run_command
 from benchmarks.real_data import DATA_DIR, VOCAB
 from model.decoding import DECODINGS, INDEPENDENT, are_impossible, decode_labels, observed_pairs
 from model.finished_run import load_finished_run
@@ -59,11 +59,7 @@ def compare(directory: Path, options: argparse.Namespace) -> list[tuple[str, ...
         *("run_preprocess.py", "--input", str(options.input), "--tsv_columns", "text,category,second"),
         *("--second_label", "column", "--max_len", "128", "--vocab", str(options.vocab), "--output", data),
     )
-    run_command(
-        *("-m", "model.sample_bert", "--vocab", str(options.vocab), "--output", bert),
-        *("--layers", str(options.layers), "--hidden", str(options.hidden), "--heads", str(options.hidden // 64)),
-        *("--intermediate", str(4 * options.hidden)),
-    )
+    make_bert(bert, options.vocab, layers=options.layers, hidden=options.hidden)
     results: dict[str, list[dict[str, float]]] = {"one model, two heads": [], "two models": []}
     for seed in range(options.seeds):
         seconds = {}
