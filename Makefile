@@ -20,10 +20,10 @@ test: .venv/dev.stamp lint  ## lint and the fast tests
 	$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/dev.stamp  ## the tests that take minutes: kills, several processes, whole-corpus equality
-	$(PY) -m pytest -m slow --ignore tests/faults --ignore tests/fuzz --ignore tests/pipeline/test_verify.py
+	$(PY) -m pytest -m slow --ignore tests/faults --ignore tests/fuzz --ignore tests/pipeline/verify/test_verify.py
 
 test-faults: .venv/dev.stamp  ## break everything on purpose: kills, full disks, damaged inputs, datasets and checkpoints
-	$(PY) -m pytest -n 2 -m "slow or not slow" tests/faults tests/fuzz tests/pipeline/test_verify.py
+	$(PY) -m pytest -n 2 -m "slow or not slow" tests/faults tests/fuzz tests/pipeline/verify/test_verify.py
 
 test-remote: .venv-remote/stamp  ## the job from and to S3 and Google Cloud Storage, emulated on this machine
 	.venv-remote/bin/python -m pytest -m slow tests/remote

@@ -146,9 +146,9 @@ def main(argv: Sequence[str]) -> int:
     args, beam_args = make_parser().parse_known_args(argv)
     config = parse_config(args)
     # Beam takes a second to import: a wrong option need not wait for it.
-    from pipeline.engines import EngineOptions
-    from pipeline.preprocess import dry_run, run
-    from pipeline.summary import describe_dataset
+    from pipeline.dataset.summary import describe_dataset
+    from pipeline.engines.named import EngineOptions
+    from pipeline.job.preprocess import dry_run, run
 
     engine = EngineOptions(
         runner=args.runner,

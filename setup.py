@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^VERSION = "(.+)"$', (HERE / "pipeline/command_line.py").read_text(), re.MULTILINE)[1]
+VERSION = re.search(r'^VERSION = "(.+)"$', (HERE / "pipeline/__init__.py").read_text(), re.MULTILINE)[1]
 
 setup(
     name="two-headed-bert",
@@ -18,13 +18,13 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["pipeline", "pipeline.*", "model", "model.*"]),
     py_modules=["run_preprocess", "run_train"],
-    package_data={"model": ["report.css", "report.html.jinja"], "pipeline": ["*.tsv"]},
+    package_data={"model.report": ["page.css", "page.html.jinja"], "pipeline.dataset": ["*.tsv"]},
     entry_points={
         "console_scripts": [
             "two-headed-bert-preprocess = run_preprocess:command",
             "two-headed-bert-train = run_train:command",
             "two-headed-bert-inspect = pipeline.inspect:command",
-            "two-headed-bert-verify = pipeline.verify:command",
+            "two-headed-bert-verify = pipeline.verify.__main__:command",
             "two-headed-bert-plan = pipeline.plan:command",
             "two-headed-bert-evaluate = model.evaluate:command",
             "two-headed-bert-predict = model.predict:command",

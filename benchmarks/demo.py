@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.dataset_info import read_dataset_info
-from pipeline.summary import format_table
+from pipeline.dataset.info import read_dataset_info
+from pipeline.dataset.summary import format_table
 
 TEXT = "国足在主场以2比1战胜对手，主教练在赛后发布会上说，球员们的表现让人满意。"
 DOCUMENTS = 6_000

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.measure import describe_machine
-from pipeline.dataset_files import digest_directory
-from pipeline.sample_corpus import write_sample_corpus
-from pipeline.summary import format_table
+from pipeline.dataset.files import digest_directory
+from pipeline.dataset.summary import format_table
+from pipeline.sample_corpus.__main__ import write_sample_corpus
 from tests.engines import clusters, flink_cluster
 from tests.engines.clusters import PRISM, SPARK_JAR, Cluster, Task
 

@@ -3,9 +3,9 @@
     python -m benchmarks.export [--run RUN] [--data DIR] [--max_len 512] [--batch 64] [--rounds 5]
 
 The same batches of real articles, then of real headlines, go through four things: the tokenizer in the graph alone,
-`pipeline.tokenization` alone, the exported model's `serving_default` (raw text in), and its signature `ids` behind
-`pipeline.tokenization`. Rounds alternate, so that what else the machine does meets all of them, and the tables give
-medians. The ids of both tokenizers are compared text by text.
+`pipeline.tokenization.tokenizer` alone, the exported model's `serving_default` (raw text in), and its signature `ids`
+behind `pipeline.tokenization.tokenizer`. Rounds alternate, so that what else the machine does meets all of them, and
+the tables give medians. The ids of both tokenizers are compared text by text.
 
 Without `--run` a small BERT is exported as it was born: speed does not depend on what weights have learned.
 """
@@ -30,14 +30,14 @@ import tensorflow as tf
 from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
 from benchmarks.tokenizer import batches_of
-from model.bert_config import BertConfig
+from model.bert.config import BertConfig
 from model.classifier import build_classifier
-from model.finished_run import load_finished_run, load_run_vocab
-from model.graph_tokenizer import GraphTokenizer
-from model.saved_model import make_tokenize_fn, write_saved_model
-from pipeline.corpus import normalize_text
-from pipeline.tokenization import Tokenizer
-from pipeline.vocabulary import load_vocab
+from model.run.finished import load_finished_run, load_run_vocab
+from model.serving.graph_tokenizer import GraphTokenizer
+from model.serving.saved_model import make_tokenize_fn, write_saved_model
+from pipeline.corpus.documents import normalize_text
+from pipeline.tokenization.tokenizer import Tokenizer
+from pipeline.tokenization.vocabulary import load_vocab
 
 HEADS = {"category": 14, "second": 3}
 NUM_ARTICLES, NUM_TITLES = 512, 8192
@@ -145,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         candidates = [
             Candidate(name="tokenizer in the graph", run_fn=lambda texts: tokenize_fn(tf.constant(texts))),
-            Candidate(name="pipeline.tokenization", run_fn=lambda texts: encode(tokenizer, texts)),
+            Candidate(name="pipeline.tokenization.tokenizer", run_fn=lambda texts: encode(tokenizer, texts)),
             Candidate(name="serving_default: text in", run_fn=lambda texts: from_text(text=tf.constant(texts))),
-            Candidate(name="pipeline.tokenization, then the signature ids", run_fn=answer_ids),
+            Candidate(name="pipeline.tokenization.tokenizer, then the signature ids", run_fn=answer_ids),
         ]
         print(
             f"TensorFlow {tf.__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores; "

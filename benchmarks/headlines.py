@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from benchmarks.figures import save_svg
 from benchmarks.measure import describe_machine, make_bert, run_command
 from benchmarks.real_data import DATA_DIR, TITLES, VOCAB
-from pipeline.dataset_info import read_dataset_info
-from pipeline.summary import format_table
+from pipeline.dataset.info import read_dataset_info
+from pipeline.dataset.summary import format_table
 
 # A BERT without pre-training learns with a rate that would ruin a pre-trained one, and soon knows its texts by heart.
 TRAINING = (

@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks.measure import Run, describe_machine, median, run_measured
 from benchmarks.real_data import DATA_DIR, VOCAB
 from benchmarks.results import Comparison, add_results_option, record
-from pipeline.sample_corpus import write_sample_corpus
-from pipeline.summary import format_table
+from pipeline.dataset.summary import format_table
+from pipeline.sample_corpus.__main__ import write_sample_corpus
 
 MAX_LEN = 512
 
@@ -30,7 +30,7 @@ MAX_LEN = 512
 def way_ours(corpus: str, vocab: str, output: str) -> None:
     """Preprocess with this project's job."""
     from pipeline.config import InputSpec, PreprocessConfig
-    from pipeline.preprocess import run
+    from pipeline.job.preprocess import run
 
     run(PreprocessConfig(inputs=(InputSpec(corpus),), vocab_path=vocab, output_dir=output, max_len=MAX_LEN))
 
@@ -38,7 +38,7 @@ def way_ours(corpus: str, vocab: str, output: str) -> None:
 def _keras_bert_encoder(vocab: str) -> Callable[[str], tuple[list[int], list[int]]]:
     import keras_bert
 
-    from pipeline.vocabulary import load_vocab
+    from pipeline.tokenization.vocabulary import load_vocab
 
     tokenizer = keras_bert.Tokenizer(load_vocab(vocab))
 
@@ -64,7 +64,7 @@ def way_one_loop(corpus: str, vocab: str, output: str) -> None:
     """(a) One process, one loop."""
     import tensorflow as tf
 
-    from pipeline.corpus import normalize_text
+    from pipeline.corpus.documents import normalize_text
 
     encode = _keras_bert_encoder(vocab)
     os.makedirs(output)
@@ -80,7 +80,7 @@ def way_textbook_beam(corpus: str, vocab: str, output: str) -> None:
     import apache_beam as beam
     from apache_beam.io import fileio
 
-    from pipeline.corpus import normalize_text
+    from pipeline.corpus.documents import normalize_text
 
     class Encode(beam.DoFn):
         def setup(self) -> None:
@@ -105,7 +105,7 @@ def way_hugging_face(corpus: str, vocab: str, output: str) -> None:
     from datasets import Dataset
     from tokenizers import BertWordPieceTokenizer
 
-    from pipeline.corpus import normalize_text
+    from pipeline.corpus.documents import normalize_text
 
     def read() -> object:
         for category in sorted(os.listdir(corpus)):
@@ -145,7 +145,7 @@ def main() -> int:
     if args.one:
         way, corpus, vocab, output = args.one
         # Imports are not part of the work; a long-running process pays them once.
-        for module in ("apache_beam", "pipeline.preprocess") if way == "ours" else ("tensorflow",):
+        for module in ("apache_beam", "pipeline.job.preprocess") if way == "ours" else ("tensorflow",):
             if way != "(c) datasets.map, num_proc=2":
                 __import__(module)
         started = time.perf_counter()

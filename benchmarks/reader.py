@@ -39,23 +39,23 @@ import tensorflow as tf
 from benchmarks.measure import describe_machine
 from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
-from pipeline.batch_plan import (
+from pipeline.corpus.documents import normalize_text
+from pipeline.dataset.schema import INDICES, LABEL, SECOND_LABEL, SEGMENTS
+from pipeline.dataset.shards import auto_num_shards
+from pipeline.dataset.summary import format_table
+from pipeline.input_pipeline.batch_plan import (
     BatchOptions,
     choose_edges,
     per_batch_padding_share,
     plan_batches,
     positions_needed,
 )
-from pipeline.corpus import normalize_text
-from pipeline.epoch_plan import plan_training_epoch
-from pipeline.input_pipeline import train_dataset
-from pipeline.schema import INDICES, LABEL, SECOND_LABEL, SEGMENTS
-from pipeline.shards import auto_num_shards
-from pipeline.stored_split import StoredSplit, open_split
-from pipeline.summary import format_table
-from pipeline.tokenization import Tokenizer
-from pipeline.vocabulary import load_vocab
-from tests.tiny_dataset import TinyExample, write_tiny_dataset
+from pipeline.input_pipeline.epoch_plan import plan_training_epoch
+from pipeline.input_pipeline.reader import train_dataset
+from pipeline.input_pipeline.stored_split import StoredSplit, open_split
+from pipeline.tokenization.tokenizer import Tokenizer
+from pipeline.tokenization.vocabulary import load_vocab
+from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
 
 MAX_LEN = 512
 SHUFFLE_BUFFER = 10_000

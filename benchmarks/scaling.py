@@ -17,18 +17,18 @@ from pathlib import Path
 
 from benchmarks.measure import describe_machine
 from pipeline.config import InputSpec, PreprocessConfig
-from pipeline.dataset_files import LENGTHS_DTYPE
-from pipeline.preprocess import prepare
-from pipeline.publish import publish_dataset
-from pipeline.reading import REMOTE_READERS
-from pipeline.references import ReferenceBatch, ReferenceReader, Survey, plan_dataset
-from pipeline.sample_corpus import NUM_THUCNEWS_DOCUMENTS, write_sample_corpus
-from pipeline.shard_writer import write_shard
-from pipeline.shards import auto_num_shards
-from pipeline.summary import format_table
-from pipeline.tokenization import Tokenizer
-from pipeline.transforms import assign_shards
-from pipeline.vocabulary import parse_vocab
+from pipeline.corpus.reading import REMOTE_READERS
+from pipeline.dataset.files import LENGTHS_DTYPE
+from pipeline.dataset.shards import auto_num_shards
+from pipeline.dataset.summary import format_table
+from pipeline.job.preprocess import prepare
+from pipeline.job.publish import publish_dataset
+from pipeline.job.references import ReferenceBatch, ReferenceReader, Survey, plan_dataset
+from pipeline.job.shard_writer import write_shard
+from pipeline.job.transforms import assign_shards
+from pipeline.sample_corpus.__main__ import NUM_THUCNEWS_DOCUMENTS, write_sample_corpus
+from pipeline.tokenization.tokenizer import Tokenizer
+from pipeline.tokenization.vocabulary import parse_vocab
 
 _MANY_SHARDS = 50_000
 _MAX_LEN = 512  # the default of --max_len

@@ -17,7 +17,7 @@ from benchmarks.figures import save_svg
 from benchmarks.headlines import preprocess_headlines
 from benchmarks.measure import describe_machine
 from benchmarks.results import Comparison, read_results
-from pipeline.summary import format_table
+from pipeline.dataset.summary import format_table
 
 TITLES_DATASET = "{titles}"
 

@@ -32,8 +32,8 @@ import keras_bert
 
 from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
-from pipeline.tokenization import Tokenizer
-from pipeline.vocabulary import CLS_TOKEN, SEP_TOKEN, UNK_TOKEN, load_vocab
+from pipeline.tokenization.tokenizer import Tokenizer
+from pipeline.tokenization.vocabulary import CLS_TOKEN, SEP_TOKEN, UNK_TOKEN, load_vocab
 
 REFERENCE = "keras-bert, encode"
 

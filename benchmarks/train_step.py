@@ -39,17 +39,17 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.results import Comparison, add_results_option, record
-from model.bert_config import BertConfig
-from model.checkpoint import CONFIG_FILE_NAME
+from model.bert.checkpoint import CONFIG_FILE_NAME
+from model.bert.config import BertConfig
+from model.bert.dropout import dropout_rng
 from model.classifier import build_classifier, logits_model
 from model.config import TrainConfig
-from model.dropout import dropout_rng
-from model.optimizer import AdamW
-from model.steps import Outcome, head_losses, make_train_step, metrics_from_sums
-from model.strategy import open_devices
-from pipeline.batch_plan import Buckets
-from pipeline.input_pipeline import train_dataset
-from pipeline.schema import INDICES, SEGMENTS
+from model.training.optimizer import AdamW
+from model.training.steps import Outcome, head_losses, make_train_step, metrics_from_sums
+from model.training.strategy import open_devices
+from pipeline.dataset.schema import INDICES, SEGMENTS
+from pipeline.input_pipeline.batch_plan import Buckets
+from pipeline.input_pipeline.reader import train_dataset
 
 HEADS = {"category": 14, "second": 3}
 REFERENCE = "keras-bert, float32"

@@ -22,12 +22,12 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 from benchmarks.measure import describe_machine, make_bert, run_command
 from benchmarks.real_data import DATA_DIR, VOCAB
 from model.decoding import DECODINGS, INDEPENDENT, are_impossible, decode_labels, observed_pairs
-from model.finished_run import load_finished_run
-from model.metrics import Predictions, exact_match
-from model.predictor import predict_split
-from pipeline.dataset_info import read_dataset_info
-from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
-from pipeline.summary import format_table
+from model.report.metrics import Predictions, exact_match
+from model.run.finished import load_finished_run
+from model.serving.predictor import predict_split
+from pipeline.dataset.info import read_dataset_info
+from pipeline.dataset.schema import CATEGORY_HEAD, SECOND_HEAD
+from pipeline.dataset.summary import format_table
 
 CATEGORY_RUN, SECOND_RUN, SHARED_RUN = CATEGORY_HEAD, SECOND_HEAD, f"{CATEGORY_HEAD},{SECOND_HEAD}"
 

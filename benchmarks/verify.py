@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.measure import describe_machine, median
 from benchmarks.results import Comparison, add_results_option, record
-from pipeline.dataset_info import read_dataset_info
-from pipeline.output_dir import REJECTED_NAME
-from tests.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
+from pipeline.dataset.info import read_dataset_info
+from pipeline.job.output_dir import REJECTED_NAME
+from tests.support.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
 
 VOCAB_SIZE = 21_128
 MEAN_LENGTH = 420  # of THUCNews under max_len 512

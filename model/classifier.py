@@ -10,17 +10,17 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from model.bert_config import BertConfig
-from model.checkpoint import (
+from model.bert.checkpoint import (
     CONFIG_FILE_NAME,
     initialize_encoder_weights,
     load_encoder_weights,
     random_variable,
     read_bert_dir,
 )
-from model.encoder import ENCODERS, POOLING_LAYER
+from model.bert.config import BertConfig
+from model.bert.encoder import ENCODERS, POOLING_LAYER
+from pipeline.dataset.schema import INDICES, SEGMENTS
 from pipeline.errors import MissingInputError, OptionError
-from pipeline.schema import INDICES, SEGMENTS
 
 INPUT_NAMES = (INDICES, SEGMENTS)
 

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pipeline.config import MIN_MAX_LEN, describe, require, require_choice
+from pipeline.config import MIN_MAX_LEN, STANDARD_SPLITS, describe, require, require_choice
+from pipeline.dataset.schema import HEAD_FEATURES
 from pipeline.errors import OptionError
-from pipeline.schema import HEAD_FEATURES
+
+TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = STANDARD_SPLITS
 
 POOLINGS = ("cls", "max")
 ENCODERS = ("fused", "keras_bert")

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.dataset_info import SplitInfo
+from pipeline.dataset.info import SplitInfo
+from pipeline.dataset.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.errors import OptionError
-from pipeline.schema import CATEGORY_HEAD, SECOND_HEAD
 
 INDEPENDENT, JOINT = DECODINGS = ("independent", "joint")
 PAIR_HEADS = (CATEGORY_HEAD, SECOND_HEAD)

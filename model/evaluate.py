@@ -1,7 +1,7 @@
 """Measure a model on a split, and a finished run again: `python -m model.evaluate --run RUN [--split test]`.
 
 It prints the table that training ends with, and writes `report.json` for machines and `report.html` for people: what
-the figures are is said in `model.metrics`, what the page shows in `model.report`.
+the figures are is said in `model.report.metrics`, what the page shows in `model.report.page`.
 """
 
 import functools
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, check_decode
-from model.metrics import measure
+from model.files import write_text
 from model.quiet import start_tensorflow
-from model.run_dir import RunDir
-from model.weights import write_text
+from model.report.metrics import measure
+from model.run.directory import RunDir
 from pipeline.command_line import CommandParser, run_command
-from pipeline.dataset_info import read_dataset_info
+from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import OptionError, OutputWriteError
 from pipeline.filesystem import is_remote
 
@@ -55,14 +55,15 @@ def evaluate_split(
         decode: see `model.decoding`.
 
     Returns:
-        `split`, what `model.metrics.measure` returns, and `evaluate_seconds`, the time of the model's answers alone.
+        `split`, what `model.report.metrics.measure` returns, and `evaluate_seconds`, the time of the model's answers
+        alone.
 
     Raises:
         OptionError: joint decoding without pairs.
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
-    from model.predictor import predict_split
-    from pipeline.input_pipeline import read_keys
+    from model.serving.predictor import predict_split
+    from pipeline.input_pipeline.reader import read_keys
 
     started = time.perf_counter()
     predictions = predict_split(model, data_dir, split, heads=labels, max_len=max_len, batch_size=batch_size)
@@ -104,7 +105,7 @@ def write_report(run: RunDir, report: Mapping[str, Any], data_dir: str, output: 
     Raises:
         OutputWriteError: they cannot be written.
     """
-    from model.report import render_report
+    from model.report.page import render_report
 
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -141,8 +142,8 @@ def main(argv: Sequence[str]) -> int:
         raise OptionError(f"--output {arguments.output}: a run's directory, whose own report stays; give another one")
     start_tensorflow(quietly=not arguments.debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
-    from model.finished_run import check_same_labels, load_finished_run
-    from model.run_inputs import check_file_system
+    from model.run.finished import check_same_labels, load_finished_run
+    from model.training.run_inputs import check_file_system
 
     finished = load_finished_run(arguments.run)
     check_decode(arguments.decode, finished.labels)

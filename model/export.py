@@ -1,6 +1,7 @@
 """Export a finished run for serving: `python -m model.export --run RUN --output DIR` writes a SavedModel.
 
-What is in it is said in `model.saved_model`. TensorFlow Serving expects numbered versions: `--output models/news/1`.
+What is in it is said in `model.serving.saved_model`. TensorFlow Serving expects numbered versions: `--output
+models/news/1`.
 """
 
 import functools
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     start_tensorflow(quietly=not arguments.debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
-    from model.saved_model import export_run
+    from model.serving.saved_model import export_run
 
     export_run(arguments.run, arguments.output, data_dir=arguments.data, decode=arguments.decode)
     return 0

@@ -43,7 +43,7 @@ from pipeline.config import TSV_COLUMNS, require, require_choice
 from pipeline.errors import InputFormatError
 
 if TYPE_CHECKING:
-    from model.predictor import Predictor
+    from model.serving.predictor import Predictor
 
 TEXT_COLUMN, *LABEL_COLUMNS = TSV_COLUMNS
 MAX_LINE_BYTES = 16 << 20
@@ -249,8 +249,8 @@ def predict_input(config: PredictConfig) -> None:
         InputFormatError: a file of the run is damaged, or the input is a damaged gzip stream.
     """
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
-    from model.finished_run import load_finished_run
-    from model.predictor import Predictor
+    from model.run.finished import load_finished_run
+    from model.serving.predictor import Predictor
 
     finished = load_finished_run(config.run_dir)
     check_decode(config.decode, finished.labels)

@@ -2,7 +2,7 @@
 
     python -m model.sample_bert --corpus CORPUS --output BERT_DIR [--layers 2 --hidden 128 --heads 2 …]
 
-The files and variable names are Google's (see `model.checkpoint`), pooler and pre-training heads included. The
+The files and variable names are Google's (see `model.bert.checkpoint`), pooler and pre-training heads included. The
 vocabulary is that of the corpus: `[PAD] [UNK] [CLS] [SEP] [MASK]`, then printable ASCII, then the corpus's other
 characters, the most frequent first; characters that can stand inside a word are there a second time as continuations
 (`##a`). Same arguments, same bytes.
@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.bert_config import BertConfig
+from model.bert.config import BertConfig
 from model.quiet import start_tensorflow
-from pipeline.characters import SINGLE, WORD, class_table, fold_blocks
 from pipeline.command_line import CommandParser, run_command
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
-from pipeline.vocabulary import SPECIAL_TOKENS, load_vocab
+from pipeline.tokenization.characters import SINGLE, WORD, class_table, fold_blocks
+from pipeline.tokenization.vocabulary import SPECIAL_TOKENS, load_vocab
 
 MASK_TOKEN = "[MASK]"
 CONTINUATION = "##"
@@ -99,7 +99,7 @@ def make_sample_bert(config: SampleBertConfig) -> BertConfig:
         OutputWriteError: it could not be written.
     """
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
-    from model.checkpoint import encoder_variables, pretraining_variables, random_variable, write_bert_dir
+    from model.bert.checkpoint import encoder_variables, pretraining_variables, random_variable, write_bert_dir
 
     if config.vocab is not None:
         vocab_size, vocab_bytes = len(load_vocab(config.vocab)), config.vocab.read_bytes()

@@ -3,7 +3,7 @@
     check what the options name ─▶ devices ─▶ model ─▶ run directory, or its last saved state ─▶ loop ─▶ report
 
 The same call with the same configuration continues a run that was interrupted. What it writes is described in
-`model.run_dir`.
+`model.run.directory`.
 """
 
 import contextlib
@@ -16,19 +16,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from model.callbacks import format_seconds
-from model.checkpoint import save_bert_dir
+from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
-from model.config import TrainConfig
+from model.config import TRAIN_SPLIT, TrainConfig
 from model.evaluate import evaluate_split, write_report
-from model.finished_run import load_final_model
-from model.loop import TrainingLoop
-from model.optimizer import AdamW, LossScale, Schedule
-from model.preemption import PreemptionWatch, watch_for_preemption
-from model.run_dir import RunDir, open_run_dir, run_id
-from model.run_inputs import TRAIN_SPLIT, RunInputs, read_run_inputs
-from model.steps import head_losses, make_eval_step, make_train_step
-from model.strategy import (
+from model.files import copy_file
+from model.run.directory import RunDir, open_run_dir, run_id
+from model.run.finished import load_final_model
+from model.run.weights import named_variables
+from model.training.loop import TrainingLoop
+from model.training.optimizer import AdamW, LossScale, Schedule
+from model.training.preemption import PreemptionWatch, watch_for_preemption
+from model.training.run_inputs import RunInputs, read_run_inputs
+from model.training.steps import head_losses, make_eval_step, make_train_step
+from model.training.strategy import (
     Devices,
     check_batch_sizes,
     open_devices,
@@ -36,9 +37,9 @@ from model.strategy import (
     resolve_policy,
     resolve_xla,
 )
-from model.training_state import Progress, restore_newest
-from model.weights import copy_file, named_variables
-from pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
+from model.training.training_state import Progress, restore_newest
+from pipeline.dataset.summary import format_seconds
+from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
+from pipeline import VERSION
 from pipeline.errors import OptionError, PipelineError
-
-VERSION = "0.1.0"
 
 _INSTALLED_PREFIX = "two-headed-bert-"
 # What the extra `train` installs and a worker of the preprocessing job does without.

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, per_batch_padding_share, plan_batches
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
-from pipeline.dataset_info import SplitInfo
+from pipeline.dataset.info import SplitInfo
+from pipeline.dataset.summary import format_table
 from pipeline.errors import OptionError, one_line
-from pipeline.stored_split import open_split
-from pipeline.summary import format_table
+from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, per_batch_padding_share, plan_batches
+from pipeline.input_pipeline.stored_split import open_split
 
 
 def parse_buckets(text: str) -> Buckets:
@@ -77,7 +77,7 @@ def _padding(plan: BatchPlan, share: float) -> tuple[str, str]:
 def measure_reader(data_dir: str, split: str, options: BatchOptions, seconds: float) -> float:
     """Return the examples per second that the reader delivers, over as many epochs as fit into the time."""
     # TensorFlow takes seconds to import, and is not installed everywhere.
-    from pipeline.input_pipeline import explain_read_errors, train_dataset
+    from pipeline.input_pipeline.reader import explain_read_errors, train_dataset
 
     num_examples, elapsed, epoch = 0, 0.0, 0
     while elapsed < seconds:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.real_data import DATA_DIR_VARIABLE, NOT_FOUND, data_dir
+from tests.support.real_data import DATA_DIR_VARIABLE, NOT_FOUND, data_dir
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

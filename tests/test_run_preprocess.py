@@ -17,11 +17,11 @@ import pytest
 
 import run_preprocess
 from pipeline.config import PreprocessConfig
-from pipeline.corpus import normalize_text
-from pipeline.dataset_info import read_dataset_info
-from pipeline.engines import EngineOptions
-from pipeline.labels import read_taxonomy
-from tests.pipeline.corpora import (
+from pipeline.corpus.documents import normalize_text
+from pipeline.dataset.info import read_dataset_info
+from pipeline.dataset.labels import read_taxonomy
+from pipeline.engines.named import EngineOptions
+from tests.support.corpora import (
     QUICK,
     Outcome,
     digest_files,
@@ -35,8 +35,8 @@ from tests.pipeline.corpora import (
     write_vocab,
     write_zip,
 )
-from tests.real_data import real_data
-from tests.workshop import (
+from tests.support.real_data import real_data
+from tests.support.workshop import (
     StoppedJob,
     Workshop,
     is_alive,
@@ -75,7 +75,7 @@ def real_arguments(corpus: Path, output: Path) -> list[str | Path]:
 def test_real_documents_have_keras_berts_ids_and_their_labels(real_dataset: Path) -> None:
     import keras_bert
 
-    from pipeline.vocabulary import load_vocab
+    from pipeline.tokenization.vocabulary import load_vocab
 
     corpus = real_data("fulltext", "THUCNews")
     info, examples = read_dataset(real_dataset)
@@ -312,7 +312,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[object, ...]
 
         monkeypatch.setattr(name, stop)
 
-    for name in ("pipeline.preprocess.run", "pipeline.preprocess.dry_run"):
+    for name in ("pipeline.job.preprocess.run", "pipeline.job.preprocess.dry_run"):
         intercept(name)
 
     def start_with(*options: str) -> tuple[object, ...]:
@@ -336,15 +336,15 @@ def test_every_option_reaches_the_engine(started: Callable[..., tuple[object, ..
     values["beam_args"] = ("--job_name", "x", "--direct_runner_bundle_repeat=2")
     for name, options in changes.items():
         function, config, engine = started(*options)
-        assert (function, config.output_dir) == ("pipeline.preprocess.run", "o")
+        assert (function, config.output_dir) == ("pipeline.job.preprocess.run", "o")
         assert engine == dataclasses.replace(EngineOptions(), **{name: values[name]})
 
 
 def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> None:
     for options in ([], ["--direct_num_workers", "3"], ["--runner", "DataflowRunner", "--project", "p"]):
         function, *arguments = started(*options)
-        assert function == "pipeline.preprocess.run"
-        assert started("--dry_run", *options) == ("pipeline.preprocess.dry_run", *arguments)
+        assert function == "pipeline.job.preprocess.run"
+        assert started("--dry_run", *options) == ("pipeline.job.preprocess.dry_run", *arguments)
 
 
 # Everything wrong

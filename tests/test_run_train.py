@@ -16,10 +16,10 @@ import pytest
 
 import run_train
 from model.config import TrainConfig
-from model.training_state import list_states
+from model.training.training_state import list_states
 from pipeline.command_line import run_command
 from pipeline.errors import OptionError
-from tests.model.runs import assert_same_results, make_inputs
+from tests.support.runs import assert_same_results, make_inputs
 
 REPOSITORY = Path(run_train.__file__).parent
 PATHS = ["--data", "data", "--bert", "bert", "--output", "run"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.real_data import DATA_DIR_VARIABLE
+from tests.support.real_data import DATA_DIR_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,7 +29,7 @@ def run_session(path: Path, content: str, *arguments: str, **environment: str) -
 
 
 def test_a_session_without_real_data_ends_loudly(tmp_path: Path) -> None:
-    content = "from tests.real_data import real_data\n\ndef test():\n    real_data('a', 'b.txt')\n"
+    content = "from tests.support.real_data import real_data\n\ndef test():\n    real_data('a', 'b.txt')\n"
     done = run_session(tmp_path / "test_real.py", content, **{DATA_DIR_VARIABLE: str(tmp_path / "none")})
     *_, skipped, headline, line, counts = done.stdout.splitlines()
     assert re.match(r"SKIPPED \[1\] .*: real data not found at .*/none/a/b\.txt; set TWO_HEADED_BERT_DATA", skipped)

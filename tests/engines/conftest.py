@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset_files import digest_directory
+from pipeline.dataset.files import digest_directory
 from pipeline.filesystem import is_installed
-from pipeline.sample_corpus import write_sample_corpus
+from pipeline.sample_corpus.__main__ import write_sample_corpus
 from tests.engines.clusters import Cluster, Task, cluster, install, unpack
-from tests.pipeline import corpora
+from tests.support import corpora
 
 NUM_DOCUMENTS = 600
 _HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset_files import digest_directory
+from pipeline.dataset.files import digest_directory
 from tests.engines.clusters import Cluster, finish, wait_until_writing
 from tests.engines.conftest import Expected
 from tests.engines.flink_cluster import JOB_SERVER_JAR, flink_options, start_flink

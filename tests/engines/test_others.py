@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset_files import digest_directory
+from pipeline.dataset.files import digest_directory
 from tests.engines.clusters import PRISM, SPARK_JAR, prism_options, spark_options
 from tests.engines.conftest import Expected
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset_files import digest_directory
+from pipeline.dataset.files import digest_directory
 from tests.engines.clusters import REPOSITORY, Cluster, finish, start_portable
 from tests.engines.conftest import Expected
 

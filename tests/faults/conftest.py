@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workshop import Workshop, make_workshop
+from tests.support.workshop import Workshop, make_workshop
 
 Note = Callable[[str, str], None]
 _SHOWN = 150

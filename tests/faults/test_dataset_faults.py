@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.dataset_info import DATASET_INFO_NAME
+from pipeline.dataset.info import DATASET_INFO_NAME
 from pipeline.errors import CorruptShardError
-from pipeline.salvage import salvage
-from pipeline.stored_split import open_split
-from pipeline.verify import verify
+from pipeline.input_pipeline.stored_split import open_split
+from pipeline.verify.__main__ import verify
+from pipeline.verify.salvage import salvage
 from tests.faults.conftest import Note
-from tests.pipeline.corpora import made_up_text, write_tree
-from tests.pipeline.test_verify import describe_anew, rewrite_info
-from tests.workshop import REPOSITORY, Workshop
+from tests.pipeline.verify.test_verify import describe_anew, rewrite_info
+from tests.support.corpora import made_up_text, write_tree
+from tests.support.workshop import REPOSITORY, Workshop
 
 PLACES = {
     "length": 0,
@@ -33,7 +33,7 @@ PLACES = {
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_a_flipped_bit_in_a_shard(workshop: Workshop, note: Note, place: str, compression: str) -> None:
     """`verify` names the record, and the reader of a training does, too."""
-    from pipeline.input_pipeline import eval_dataset, explain_read_errors
+    from pipeline.input_pipeline.reader import eval_dataset, explain_read_errors
 
     workshop.make("--compression", compression, "--split_weights", "train=1")
     path = next(workshop.output.glob("train-*.tfrecord*"))
@@ -152,7 +152,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.slow
 def test_damaged_checkpoints_and_states(tmp_path: Path, note: Note) -> None:
-    from tests.model.runs import TINY_BERT, make_bert_dir, make_inputs
+    from tests.support.runs import TINY_BERT, make_bert_dir, make_inputs
 
     inputs = make_inputs(tmp_path)
     options = ["--batch_size", "8", "--learning_rate", "5e-3", "--save_every", "4", "--epochs", "1"]

@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import inspect as inspect_command
-from pipeline import reading
 from pipeline.command_line import run_command
-from pipeline.dataset_info import read_dataset_info
+from pipeline.corpus import reading
+from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import one_line
-from pipeline.output_dir import REJECTED_NAME
-from pipeline.verify import verify
+from pipeline.job.output_dir import REJECTED_NAME
+from pipeline.verify.__main__ import verify
 from tests.faults.conftest import Note
-from tests.pipeline.corpora import (
+from tests.support.corpora import (
     QUICK,
     made_up_documents,
     made_up_text,
@@ -38,7 +38,7 @@ from tests.pipeline.corpora import (
     write_tree,
     write_zip,
 )
-from tests.workshop import Workshop, only_error, start, stop_job, wait_for_files
+from tests.support.workshop import REPOSITORY, Workshop, only_error, start, stop_job, wait_for_files
 
 ANY_REJECTED = ("--max_rejected_fraction", "1")
 
@@ -238,7 +238,7 @@ def test_zip_bombs(workshop: Workshop, note: Note, claimed: int | None) -> None:
 
 def test_a_bomb_of_one_line(workshop: Workshop, note: Note, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gzip file of which a line never ends."""
-    monkeypatch.setattr("pipeline.sources.MAX_DOCUMENT_BYTES", 5 << 20)
+    monkeypatch.setattr("pipeline.corpus.sources.MAX_DOCUMENT_BYTES", 5 << 20)
     table = workshop.root / "t.tsv.gz"
     table.write_bytes(gzip.compress(bytes(8 << 20)))
     check_refused(workshop, note, "gzip bomb", "a line of more than 5,242,880 bytes", inputs=(table,))
@@ -403,7 +403,7 @@ def test_a_document_of_200_megabytes(workshop: Workshop, note: Note, kind: str) 
     started = time.monotonic()
     done = subprocess.run(
         [*command, *QUICK],
-        cwd=os.path.dirname(reading.__file__) + "/..",
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from pipeline import filesystem
-from pipeline.dataset_info import DATASET_INFO_NAME, read_dataset_info
-from pipeline.salvage import salvage
-from pipeline.verify import verify
+from pipeline.dataset.info import DATASET_INFO_NAME, read_dataset_info
+from pipeline.verify.__main__ import verify
+from pipeline.verify.salvage import salvage
 from tests.faults.conftest import Note
-from tests.pipeline.corpora import Outcome, digest_files, made_up_text, write_lines, write_tree
-from tests.workshop import Workshop, is_alive, only_error, start, stop_job, wait_for, wait_for_files
+from tests.support.corpora import Outcome, digest_files, made_up_text, write_lines, write_tree
+from tests.support.workshop import Workshop, is_alive, only_error, start, stop_job, wait_for, wait_for_files
 
 NUM_LONG = 6_000
 

@@ -16,17 +16,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import Rejection
-from pipeline.dataset_info import DatasetInfo
+from pipeline.corpus.documents import Rejection
+from pipeline.corpus.inputs import open_sources
+from pipeline.corpus.reading import fetch
+from pipeline.corpus.sources import GZIP_MAGIC, Source, ZipSource
+from pipeline.dataset.info import DatasetInfo
+from pipeline.dataset.tfexample import frame_records, parse_example, read_records
 from pipeline.errors import CorruptShardError, PipelineError
-from pipeline.example_check import Expectation, check_examples
-from pipeline.inflate import HashedFile, Inflated
-from pipeline.inputs import open_sources
-from pipeline.reading import fetch
-from pipeline.record_scan import RecordScanner
-from pipeline.sources import GZIP_MAGIC, Source, ZipSource
-from pipeline.tfexample import frame_records, parse_example, read_records
-from tests.pipeline.corpora import make_config
+from pipeline.verify.example_check import Expectation, check_examples
+from pipeline.verify.inflate import HashedFile, Inflated
+from pipeline.verify.record_scan import RecordScanner
+from tests.support.corpora import make_config
 
 CORPUS = Path(__file__).parent / "corpus"
 EXPECTED = Expectation(

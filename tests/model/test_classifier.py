@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from model.classifier import build_classifier, logits_model
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
-from tests.model.berts import KERAS_BERT_WARNING, SMALL, make_bert_dir, random_batch
-from tests.real_data import real_data
+from tests.support.berts import KERAS_BERT_WARNING, SMALL, make_bert_dir, random_batch
+from tests.support.real_data import real_data
 
 pytestmark = pytest.mark.filterwarnings(KERAS_BERT_WARNING)
 

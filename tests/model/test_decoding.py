@@ -18,7 +18,7 @@ from model.decoding import (
     pair_scores,
 )
 from pipeline.errors import OptionError
-from tests.tiny_dataset import TinyExample, write_tiny_dataset
+from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
 
 LABELS = {"category": ["a/b", "b c", "c"], "second": ["x", "y"]}
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from model.evaluate import main
-from model.finished_run import load_finished_run
-from model.predictor import Predictor
+from model.run.finished import load_finished_run
+from model.serving.predictor import Predictor
 from pipeline.command_line import run_command
-from pipeline.dataset_info import read_dataset_info
+from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import EmptySplitError, InputFormatError, OptionError, SchemaMismatchError
-from tests.model.finished_runs import LABELS, TEXTS, VOCAB, make_finished_run, make_text_data_dir
-from tests.model.test_report import check_self_contained
-from tests.tiny_dataset import tiny_examples, write_tiny_dataset
+from tests.model.report.test_page import check_self_contained
+from tests.support.finished_runs import LABELS, TEXTS, VOCAB, make_finished_run, make_text_data_dir
+from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

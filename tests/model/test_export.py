@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import saved_model as saved_model_module
 from model.decoding import decode_labels
 from model.export import main
-from model.finished_run import load_finished_run
-from model.graph_tokenizer import GraphTokenizer
-from model.predictor import Predictor
-from model.saved_model import HARD_TEXTS, check_records, export_run, make_tokenize_fn, rebuild_text
+from model.run.finished import load_finished_run
+from model.serving import saved_model as saved_model_module
+from model.serving.graph_tokenizer import GraphTokenizer
+from model.serving.predictor import Predictor
+from model.serving.saved_model import HARD_TEXTS, check_records, export_run, make_tokenize_fn, rebuild_text
 from pipeline.command_line import run_command
-from pipeline.corpus import normalize_text
+from pipeline.corpus.documents import normalize_text
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -26,9 +26,9 @@ from pipeline.errors import (
     OutputWriteError,
     SchemaMismatchError,
 )
-from pipeline.tokenization import Tokenizer
-from pipeline.vocabulary import load_vocab
-from tests.model.finished_runs import LABELS, MAX_LEN, TEXTS, VOCAB, make_finished_run, make_text_data_dir
+from pipeline.tokenization.tokenizer import Tokenizer
+from pipeline.tokenization.vocabulary import load_vocab
+from tests.support.finished_runs import LABELS, MAX_LEN, TEXTS, VOCAB, make_finished_run, make_text_data_dir
 
 # Run by another Python, outside the repository. Prints everything both signatures return for the texts on its input.
 CLIENT = """

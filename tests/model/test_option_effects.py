@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import model.steps
 import model.trainer
-from model.loop import TrainingLoop
+import model.training.steps
+from model.run.weights import named_variables
 from model.trainer import train_and_evaluate
-from model.training_state import list_states
-from model.weights import named_variables
-from tests.model.berts import KERAS_BERT_WARNING
-from tests.model.runs import IN_PROCESS, make_inputs, tiny_config
+from model.training.loop import TrainingLoop
+from model.training.training_state import list_states
+from tests.support.berts import KERAS_BERT_WARNING
+from tests.support.runs import IN_PROCESS, make_inputs, tiny_config
 
 NUM_STEPS = 3
 RATE = 5e-3
@@ -61,7 +61,7 @@ def train(inputs, path, **options):
     """Train in this process, without a report."""
     config = tiny_config(**inputs, **IN_PROCESS, **(COMMON | options), output_dir=str(path))
     new_weights, computed, rates = [], [], []
-    real_sums, real_make_train_step = model.steps._batch_sums, model.trainer.make_train_step
+    real_sums, real_make_train_step = model.training.steps._batch_sums, model.trainer.make_train_step
 
     def batch_sums(losses, logits, batch):
         tf.numpy_function(lambda ids: computed.append((*ids.shape, int(ids.sum()))), [batch[0]["indices"]], [])
@@ -78,7 +78,7 @@ def train(inputs, path, **options):
         return step_fn
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(model.steps, "_batch_sums", batch_sums)
+        patched.setattr(model.training.steps, "_batch_sums", batch_sums)
         patched.setattr(model.trainer, "make_train_step", make_train_step)
         patched.setattr(model.trainer, "_finish", lambda setup, loop: loop)
         loop: TrainingLoop = train_and_evaluate(config)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import model.predict
-from model.finished_run import load_finished_run
 from model.predict import PredictConfig, main, parse_line, predict_lines, read_blocks
-from model.predictor import Predictor, predict_split
+from model.run.finished import load_finished_run
+from model.serving.predictor import Predictor, predict_split
 from pipeline.command_line import run_command
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
-from tests.model.finished_runs import LABELS, TEXTS, make_finished_run
+from tests.support.finished_runs import LABELS, TEXTS, make_finished_run
 
 
 @pytest.fixture(scope="module")

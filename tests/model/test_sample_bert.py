@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.bert_config import BertConfig
-from model.checkpoint import encoder_variables, pretraining_variables, read_bert_dir
+from model.bert.checkpoint import encoder_variables, pretraining_variables, read_bert_dir
+from model.bert.config import BertConfig
 from model.classifier import build_classifier
 from model.sample_bert import build_vocab, count_characters, main
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, OutputExistsError
-from pipeline.vocabulary import load_vocab
-from tests.model.berts import KERAS_BERT_WARNING
+from pipeline.tokenization.vocabulary import load_vocab
+from tests.support.berts import KERAS_BERT_WARNING
 
 SIZES = ["--layers", "1", "--hidden", "8", "--heads", "2", "--intermediate", "12", "--max_position", "16"]
 

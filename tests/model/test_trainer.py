@@ -21,17 +21,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import model.loop
-import model.optimizer
 import model.trainer
+import model.training.loop
+import model.training.optimizer
 from model import evaluate
-from model.finished_run import check_same_labels, load_finished_run
-from model.predictor import predict_split
-from model.preemption import PreemptedError
-from model.run_dir import RunDir
+from model.run.directory import RunDir
+from model.run.finished import check_same_labels, load_finished_run
+from model.run.weights import read_arrays
+from model.serving.predictor import predict_split
 from model.trainer import train_and_evaluate
-from model.training_state import list_states
-from model.weights import read_arrays
+from model.training.preemption import PreemptedError
+from model.training.training_state import list_states
 from pipeline.errors import (
     CorruptShardError,
     InputFormatError,
@@ -42,7 +42,7 @@ from pipeline.errors import (
     OutputWriteError,
     SchemaMismatchError,
 )
-from tests.model.runs import (
+from tests.support.runs import (
     IN_PROCESS,
     NUM_EXAMPLES,
     STEPS_PER_EPOCH,
@@ -55,7 +55,7 @@ from tests.model.runs import (
     result_bytes,
     tiny_config,
 )
-from tests.tiny_dataset import tiny_examples, write_tiny_dataset
+from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 
 @pytest.fixture(scope="module")
@@ -207,14 +207,14 @@ def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
 
 def test_a_full_disk_ends_the_run_and_keeps_the_state(inputs, tmp_path, monkeypatch):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=1)
-    real_save = model.loop.save_state
+    real_save = model.training.loop.save_state
 
     def save_twice(*arguments, **options):
         if len(list_states(tmp_path / "state")) == 2:
             raise OutputWriteError("state: cannot write: No space left on device")
         return real_save(*arguments, **options)
 
-    monkeypatch.setattr(model.loop, "save_state", save_twice)
+    monkeypatch.setattr(model.training.loop, "save_state", save_twice)
     with pytest.raises(OutputWriteError, match="No space left"):
         train_and_evaluate(config)
     assert [path.name for path in list_states(tmp_path / "state")] == ["step-00000004", "step-00000008"]
@@ -256,14 +256,14 @@ def test_the_state_of_another_run_is_refused(inputs, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path, monkeypatch):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path))
-    real_step = model.loop.TrainingLoop._step
+    real_step = model.training.loop.TrainingLoop._step
 
     def spoil_weights(loop, batches):
         if loop.progress.step == 6:
             loop.model.get_layer("second_logits").bias.assign([np.nan, np.nan])
         real_step(loop, batches)
 
-    monkeypatch.setattr(model.loop.TrainingLoop, "_step", spoil_weights)
+    monkeypatch.setattr(model.training.loop.TrainingLoop, "_step", spoil_weights)
     with pytest.raises(NonFiniteLossError, match="the loss of head 'second' is nan at step 7") as error:
         train_and_evaluate(config)
     assert (error.value.head, error.value.step) == ("second", 7)
@@ -273,7 +273,7 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
 def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_path, monkeypatch):
     first_scale = 2.0**24  # too much for some steps
     monkeypatch.setattr(model.trainer, "resolve_policy", lambda config, devices: "mixed_float16")
-    monkeypatch.setattr(model.optimizer, "FIRST_LOSS_SCALE", first_scale)
+    monkeypatch.setattr(model.training.optimizer, "FIRST_LOSS_SCALE", first_scale)
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), limit_steps=STEPS_PER_EPOCH)
     with interruption("_step", step=3), pytest.raises(PreemptedError):
         train_and_evaluate(config)
@@ -287,7 +287,7 @@ def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_p
 
 def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(inputs, tmp_path, monkeypatch, caplog):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=4)
-    real_step = model.loop.TrainingLoop._step
+    real_step = model.training.loop.TrainingLoop._step
 
     def large_gradients_after_an_epoch(loop, batches):
         if loop.progress.step == STEPS_PER_EPOCH:
@@ -297,8 +297,8 @@ def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(input
 
     # A CPU computes in float16 too, only slowly.
     monkeypatch.setattr(model.trainer, "resolve_policy", lambda *_: "mixed_float16")
-    monkeypatch.setattr(model.optimizer, "FIRST_LOSS_SCALE", 2.0**24)
-    monkeypatch.setattr(model.loop.TrainingLoop, "_step", large_gradients_after_an_epoch)
+    monkeypatch.setattr(model.training.optimizer, "FIRST_LOSS_SCALE", 2.0**24)
+    monkeypatch.setattr(model.training.loop.TrainingLoop, "_step", large_gradients_after_an_epoch)
     with pytest.raises(NonFiniteLossError, match=r"the gradient's norm is (inf|nan) at step") as error:
         train_and_evaluate(config)
     assert error.value.step > STEPS_PER_EPOCH + 10
@@ -362,7 +362,7 @@ def messages_at_start(config, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "model.trainer")
     caplog.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(model.loop.TrainingLoop, "train", start)
+        patched.setattr(model.training.loop.TrainingLoop, "train", start)
         with pytest.raises(PreemptedError, match="it would begin now"):
             train_and_evaluate(config)
     return [record.getMessage() for record in caplog.records if record.name == "model.trainer"]
@@ -461,7 +461,7 @@ TRAIN_IN_PROCESS = """
 import json, sys
 from model.trainer import train_and_evaluate
 from pipeline.command_line import run_command
-from tests.model.runs import tiny_config
+from tests.support.runs import tiny_config
 
 def train_all(arguments):
     for options in json.loads(arguments[0]):

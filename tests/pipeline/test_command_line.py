@@ -10,9 +10,10 @@ from pathlib import Path
 import apache_beam
 import pytest
 
-from pipeline.command_line import VERSION, CommandParser, run_command
+from pipeline import VERSION
+from pipeline.command_line import CommandParser, run_command
 from pipeline.errors import CorruptShardError, NonFiniteLossError, OptionError, OutputWriteError, PipelineError
-from tests.pipeline.corpora import own_logging
+from tests.support.corpora import own_logging
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

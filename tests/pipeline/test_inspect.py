@@ -11,9 +11,9 @@ import pytest
 from pipeline import inspect as inspect_command
 from pipeline.command_line import run_command
 from pipeline.config import InputSpec
-from pipeline.dataset_info import read_dataset_info
-from pipeline.summary import describe_dataset
-from tests.pipeline.corpora import (
+from pipeline.dataset.info import read_dataset_info
+from pipeline.dataset.summary import describe_dataset
+from tests.support.corpora import (
     Outcome,
     made_up_documents,
     made_up_text,
@@ -23,7 +23,7 @@ from tests.pipeline.corpora import (
     run_quickly,
     write_tree,
 )
-from tests.tiny_dataset import write_tiny_dataset
+from tests.support.tiny_dataset import write_tiny_dataset
 
 
 @pytest.fixture(scope="module")

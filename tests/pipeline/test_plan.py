@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.command_line import run_command
 from pipeline.plan import main, parse_buckets
-from tests.tiny_dataset import tiny_examples, write_tiny_dataset
+from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import pytest
 from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
-from pipeline import filesystem, reading, sources
+from pipeline import filesystem
 from pipeline.config import InputSpec
-from pipeline.dataset_files import check_files, read_lengths
-from pipeline.dataset_info import read_dataset_info
+from pipeline.corpus import reading, sources
+from pipeline.dataset.files import check_files, read_lengths
+from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -24,7 +25,7 @@ from pipeline.errors import (
     OutputWriteError,
     TooManyRejectedError,
 )
-from tests.pipeline.corpora import (
+from tests.support.corpora import (
     as_bytes,
     digest_files,
     made_up_documents,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import run_preprocess
-from tests.pipeline import corpora
+from tests.support import corpora
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.engines.clusters import copy_sources
-from tests.pipeline import corpora
 from tests.remote.conftest import upload
 from tests.remote.dataflow_service import dataflow_service
+from tests.support import corpora
 
 pytestmark = [
     pytest.mark.slow,

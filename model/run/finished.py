@@ -1,0 +1,137 @@
+"""A run that has ended, with all that evaluation, prediction and export need of it."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model.bert.config import BertConfig
+from model.classifier import build_graph
+from model.decoding import has_pairs, index_pairs
+from model.run.directory import RunDir, open_run_dir
+from model.run.weights import load_model_weights
+from pipeline import filesystem
+from pipeline.dataset.info import read_dataset_info
+from pipeline.errors import InputFormatError, SchemaMismatchError
+from pipeline.tokenization.vocabulary import parse_vocab
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run that has ended, with its model.
+
+    Attributes:
+        run: the directory.
+        description: content of its `config.json`.
+        report: content of its `report.json`.
+        model: with the weights of the best epoch; float32.
+    """
+
+    run: RunDir
+    description: Mapping[str, Any]
+    report: Mapping[str, Any]
+    model: tf.keras.Model
+
+    @property
+    def labels(self) -> Mapping[str, Sequence[str]]:
+        """Head -> names of its classes in id order."""
+        labels: Mapping[str, Sequence[str]] = self.description["labels"]
+        return labels
+
+    @property
+    def max_len(self) -> int:
+        """Texts are cut to this many tokens."""
+        return int(self.description["max_len"])
+
+    @property
+    def pairs(self) -> np.ndarray | None:
+        """The pairs of labels that occur in training, int64 [P, 2]; `None` for a run with one head.
+
+        Raises:
+            InputFormatError: the run does not say which.
+        """
+        if not has_pairs(self.labels):
+            return None
+        try:
+            return index_pairs(self.description["label_pairs"], self.labels)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputFormatError(
+                f"{self.run.config}: does not say which labels occur together ({error} in label_pairs); it was "
+                "damaged, or written by an earlier version: train again"
+            ) from None
+
+
+def load_finished_run(path: str) -> FinishedRun:
+    """Load the model of a finished run; everything it needs is in the run's directory.
+
+    Raises:
+        MissingInputError: there is no run here, or it is not finished.
+        InputFormatError: a file of it is damaged.
+    """
+    run = open_run_dir(path)
+    description = run.read_config()
+    report = run.read_report()
+    return FinishedRun(run=run, description=description, report=report, model=load_final_model(run, description))
+
+
+def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Model:
+    """Build the model of a run's `weights.npz`, in float32 whatever it was trained in.
+
+    Args:
+        run: the directory.
+        description: content of its `config.json`.
+
+    Raises:
+        MissingInputError, InputFormatError: `bert_config.json` or `weights.npz` is missing or damaged.
+    """
+    model = build_graph(
+        BertConfig.from_file(run.bert_config),
+        {head: len(names) for head, names in description["labels"].items()},
+        pooling=description["config"]["pooling"],
+        encoder=description["config"]["encoder"],
+        policy="float32",
+    )
+    load_model_weights(run.weights, model)
+    return model
+
+
+def load_run_vocab(finished: FinishedRun) -> dict[str, int]:
+    """Read the vocabulary that a run was trained with, token to id.
+
+    Raises:
+        MissingInputError: it is missing.
+        InputFormatError: it is another one by now.
+    """
+    path = str(finished.run.vocab)
+    data = filesystem.read_bytes(path)
+    expected = finished.description["bert"]["vocab_sha256"]
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise InputFormatError(
+            f"{path}: not the vocabulary this run was trained with (expected SHA-256 {expected[:12]}, "
+            f"got {found[:12]}); copy it back from {finished.run.bert}"
+        )
+    return parse_vocab(data, path)
+
+
+def check_same_labels(finished: FinishedRun, data_dir: str) -> None:
+    """Check that a dataset speaks of the classes, and with the vocabulary, that a run was trained on.
+
+    Raises:
+        MissingInputError, SchemaMismatchError: the dataset cannot be read, or it does not.
+    """
+    info = read_dataset_info(data_dir)
+    if info.vocab_sha256 != finished.description["bert"]["vocab_sha256"]:
+        raise SchemaMismatchError(
+            f"{data_dir}: made with another vocabulary than the run; preprocess with --vocab {finished.run.vocab}"
+        )
+    for head, names in finished.labels.items():
+        found = info.labels[head].names
+        if list(found) != list(names):
+            raise SchemaMismatchError(
+                f"{data_dir}: its {head} labels are {', '.join(found[:3])}, … ({len(found)}), "
+                f"the run's are {', '.join(names[:3])}, … ({len(names)}); give the dataset the run was trained on"
+            )

@@ -1,0 +1,316 @@
+"""Write a finished run as a SavedModel.
+
+It needs TensorFlow and nothing else: the tokenizer is part of the graph (`model.serving.graph_tokenizer`). Two
+signatures:
+
+    serving_default   text: string [B]                           raw UTF-8 text, as it was before preprocessing
+    ids               indices: int32 [B, L], segments: int32 [B, L]   [CLS] … [SEP], padded with 0
+
+Both return for each head, such as `category`:
+
+    category_label           string [B]             the most probable label, or that of the most probable pair
+    category_probability     float32 [B]            its probability
+    category_probabilities   float32 [B, classes]   of all labels, in id order
+
+Before anything is written, the ids of the tokenizer in the graph are compared with those of the training records.
+Records hold ids and not texts, so texts are put together from their tokens, and must give back the records' ids. What
+becomes of marks, capitals, Hangul, white space and line ends no record can show; there the graph is compared with the
+tokenizer that wrote the records, on HARD_TEXTS.
+
+A text of which nothing is left has no labels; where a batch must have some, those of `[CLS] [SEP]` are returned.
+`model.predict` says so instead.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, check_decode
+from model.files import remove, sync_path, temporary_sibling
+from model.run.finished import check_same_labels, load_finished_run, load_run_vocab
+from model.serving.graph_tokenizer import GraphTokenizer
+from pipeline import filesystem
+from pipeline.corpus.documents import normalize_text
+from pipeline.dataset.info import read_dataset_info
+from pipeline.dataset.schema import INDICES, SEGMENTS
+from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
+from pipeline.inspect import iterate_examples
+from pipeline.tokenization.tokenizer import Tokenizer
+from pipeline.tokenization.vocabulary import UNK_TOKEN
+
+TEXT = "text"
+# Of each split. Shards are shuffled globally, so the first records are as good as any.
+RECORDS_COMPARED = 512
+
+# One text for each rule, and some where rules meet.
+HARD_TEXTS = (
+    "",
+    " \t\r\n\u3000\ufeff",
+    "日本队夺冠，中国队第2名！",
+    "\ufeff第一行\r\n\r\n第二行\r第三行\n。。结束\n",
+    "制表\t符\u3000和 全角　空格",
+    "。\t。\u3000。 。\x00。",
+    "BERT tokenizes: unaffable, TensorFlow2.21, 3.14%",
+    "ＡＢＣ１２３，．《》「」“”‘’—…",
+    "Été, naïve, Ångström, Zürich, İstanbul, ĳ, ß, ẞ",
+    "e\u0301te\u0301 a\u0323\u0307 \u1e69 \u0344 \u0f73",
+    "ΟΔΥΣΣΕΥΣ, ΣΑΣ; ΑΣ\u00adΑ ΑΣ' Σ ΑΣ.Σ \u03a3\u0301Σ",
+    "ᾂ ᾳ ῼ ΐ Ω K Å",
+    "대한민국 한글 \u1112\u1161\u11ab 각",
+    "豈更車 \uf900 \U0002f800 〇 ㈱ ㍿ ﬁ ½",
+    "ﾊﾟﾎﾟ ガギグ か\u3099 ㌔",
+    "हिन्दी বাংলা தமிழ் ไทย עִבְרִית العَرَبِيَّة",
+    "\u09cb \u0b4b \u0dda \u1b44\u0301 a\u302f\u0301\u302e \u302f\u034f\u302e \U0001d160",
+    "a\xadb c\u200bd e\u200df g\u2060h \x01\x7f \ufffd \ufffe",
+    "one\u2028two\u2029three\x0bfour\x0cfive\x1csix\x85seven\xa0eight\u1680nine\u202f",
+    "😀👍🏽 ⚽️ ★ \ue000\uf0d8 \U000f0000 \u0378",
+    "Pneumonoultramicroscopicsilicovolcanoconiosis " * 3,
+    "20080808080808 0x1F4A9 a1b2c3",
+    "x" * 700,
+    "中 a" * 700,
+)
+
+TokenizeFn = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+logger = logging.getLogger(__name__)
+
+
+def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, decode: str = INDEPENDENT) -> None:
+    """Write the SavedModel of a finished run; all of it or nothing.
+
+    Args:
+        run_dir: a finished run.
+        output_dir: does not exist, or is empty.
+        data_dir: the dataset the run was trained on, where it is no longer at its place.
+        decode: how labels are chosen, see `model.decoding`.
+
+    Raises:
+        OptionError: `output_dir` is remote, or joint decoding of a run with one head.
+        OutputExistsError: there is something in `output_dir`.
+        MissingInputError: the run or its dataset is missing, or the run is not finished.
+        InputFormatError: a file of the run is damaged.
+        SchemaMismatchError: the dataset is not the run's, or the graph's ids are not those of its records.
+        CorruptShardError: the dataset cannot be read.
+        OutputWriteError: the disk is full, read-only or not ours.
+    """
+    output = _open_output(output_dir)
+    finished = load_finished_run(run_dir)
+    check_decode(decode, finished.labels)
+    pairs = finished.pairs if decode == JOINT else None
+    data_dir = data_dir or finished.description["config"]["data_dir"]
+    check_same_labels(finished, data_dir)
+    vocab = load_run_vocab(finished)
+    tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=finished.max_len))
+    tokenizer = Tokenizer(vocab, max_len=finished.max_len)
+    check_hard_texts(tokenize_fn, tokenizer)
+    num_records = check_records(tokenize_fn, tokenizer, vocab, data_dir)
+    logger.info("ids are equal on %s records and %d hard texts", f"{num_records:,}", len(HARD_TEXTS))
+    write_saved_model(finished.model, finished.labels, tokenize_fn, output, pairs=pairs)
+    logger.info("exported to %s", output)
+
+
+def make_tokenize_fn(tokenizer: GraphTokenizer) -> TokenizeFn:
+    """Return the tokenizer as a graph: string [B] -> indices, segments int32 [B, L]."""
+    tokenize_fn: TokenizeFn = tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string, name=TEXT)])
+    return tokenize_fn
+
+
+def make_signatures(
+    model: tf.keras.Model,
+    labels: Mapping[str, Sequence[str]],
+    tokenize_fn: TokenizeFn,
+    pairs: np.ndarray | None = None,
+) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+    """Return the signatures of the SavedModel by name; for the arguments see `write_saved_model`."""
+
+    def answer(indices: tf.Tensor, segments: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = model([indices, segments], training=False)
+        probabilities = {head: tf.cast(outputs[head], tf.float32) for head in labels}
+        answers = {}
+        for head, best in choose(probabilities).items():
+            answers[f"{head}_label"] = tf.gather(tf.constant(list(labels[head])), best)
+            answers[f"{head}_probability"] = tf.gather(probabilities[head], best, batch_dims=1)
+            answers[f"{head}_probabilities"] = probabilities[head]
+        return answers
+
+    def choose(probabilities: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        if pairs is None:
+            return {head: tf.argmax(values, axis=-1) for head, values in probabilities.items()}
+        # What `model.decoding` does, in the graph.
+        columns = {head: tf.constant(pairs[:, column]) for column, head in enumerate(PAIR_HEADS)}
+        category, second = (tf.gather(probabilities[head], columns[head], axis=1) for head in PAIR_HEADS)
+        best = tf.argmax(category * second, axis=-1)
+        return {head: tf.gather(columns[head], best) for head in labels}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=TEXT)])
+    def from_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(*tokenize_fn(text))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, name=name) for name in (INDICES, SEGMENTS)])
+    def from_ids(indices: tf.Tensor, segments: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(indices, segments)
+
+    return {"serving_default": from_text, "ids": from_ids}
+
+
+def write_saved_model(
+    model: tf.keras.Model,
+    labels: Mapping[str, Sequence[str]],
+    tokenize_fn: TokenizeFn,
+    output: Path,
+    *,
+    pairs: np.ndarray | None = None,
+) -> None:
+    """Write a SavedModel, all of it or nothing.
+
+    Args:
+        model: see `model.classifier.build_classifier`.
+        labels: head -> names of its classes in id order.
+        tokenize_fn: see `make_tokenize_fn`.
+        output: does not exist, or is empty.
+        pairs: int [P, 2], the pairs of labels to choose from; `None` lets each head choose by itself.
+
+    Raises:
+        OutputWriteError: the disk is full, read-only or not ours.
+    """
+    module = tf.Module()
+    # The variables and not the Keras model, which would want its Python classes back when it is loaded.
+    module.weights = list(model.variables)
+    temporary = temporary_sibling(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _without_chatter():
+            tf.saved_model.save(module, str(temporary), signatures=make_signatures(model, labels, tokenize_fn, pairs))
+        for path in (*temporary.rglob("*"), temporary):
+            sync_path(path)
+        temporary.rename(output)
+        sync_path(output.parent)
+    except (OSError, tf.errors.OpError) as error:
+        raise OutputWriteError(f"{output}: cannot write: {error}; free some space or fix it, then run again") from error
+    finally:
+        remove(temporary)
+
+
+def rebuild_text(tokens: Sequence[str], unknown: str) -> str:
+    """Return a text that has these tokens: spaces between words, and `unknown` for [UNK].
+
+    Args:
+        tokens: without [CLS] and [SEP].
+        unknown: a letter that is in no entry of the vocabulary.
+    """
+    parts = []
+    for token in tokens:
+        if token.startswith("##") and len(token) > 2:
+            parts.append(token[2:])
+        else:
+            parts += [" ", unknown if token == UNK_TOKEN else token]
+    return "".join(parts)
+
+
+def check_hard_texts(tokenize_fn: TokenizeFn, tokenizer: Tokenizer) -> None:
+    """Compare the ids of HARD_TEXTS and of their parts.
+
+    Raises:
+        SchemaMismatchError: the graph's are others than the tokenizer's.
+    """
+    # A small max_len leaves little of the texts, so their parts stand for themselves too.
+    texts = list(dict.fromkeys(part for text in HARD_TEXTS for part in (text, *text.split(" "))))
+    got = _rows(tokenize_fn(tf.constant(texts))[0].numpy())
+    for text, ids, expected in zip(texts, got, _encode(tokenizer, texts), strict=True):
+        if ids != expected:
+            raise SchemaMismatchError(
+                f"the graph tokenizes {text[:60]!r} otherwise than preprocessing does: expected ids "
+                f"{_around_difference(expected, ids)}; nothing was exported, please report this"
+            )
+
+
+def check_records(tokenize_fn: TokenizeFn, tokenizer: Tokenizer, vocab: Mapping[str, int], data_dir: str) -> int:
+    """Compare the ids of the first records of every split with those of texts that are put together from them.
+
+    Args:
+        tokenize_fn: see `make_tokenize_fn`.
+        tokenizer: the one that writes records.
+        vocab: token to id.
+        data_dir: the dataset.
+
+    Returns:
+        How many records were compared.
+
+    Raises:
+        SchemaMismatchError: they differ.
+        MissingInputError, CorruptShardError: the dataset cannot be read.
+    """
+    letters = set().union(*vocab)
+    unknown = next(chr(point) for point in range(0xE000, 0xF900) if chr(point) not in letters)
+    num_records = 0
+    dataset = read_dataset_info(data_dir)
+    for split, info in dataset.splits.items():
+        if not info.num_examples:
+            continue
+        examples = itertools.islice(iterate_examples(data_dir, dataset, split), RECORDS_COMPARED)
+        records = [_cut(features[INDICES], tokenizer.max_len) for *_, features in examples]
+        texts = [rebuild_text(tokenizer.tokens(ids[1:-1]), unknown) for ids in records]
+        encoded = _encode(tokenizer, texts)
+        in_graph = _rows(tokenize_fn(tf.constant(texts))[0].numpy())
+        for number, expected in enumerate(records):
+            for whose, ids in (("run_preprocess.py's tokenizer", encoded[number]), ("the graph", in_graph[number])):
+                if ids != expected:
+                    raise SchemaMismatchError(
+                        f"{data_dir}: split {split}, record {number}: {whose} gives other ids for its tokens: expected "
+                        f"{_around_difference(expected, ids)}; nothing was exported; write the dataset again with this "
+                        "version, and train again"
+                    )
+        num_records += len(records)
+    return num_records
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    rows = tokenizer.encode_arrays([normalize_text(text) for text in texts])
+    return [ids.tolist() for ids in np.split(rows.ids, rows.row_splits[1:-1])]
+
+
+def _cut(ids: list[int], max_len: int) -> list[int]:
+    """Return what tokenizing with a shorter max_len would have given."""
+    return ids if len(ids) <= max_len else [*ids[: max_len - 1], ids[-1]]
+
+
+def _rows(indices: np.ndarray) -> list[list[int]]:
+    """Return padded rows without their padding; no token has the id 0."""
+    return [row[row != 0].tolist() for row in indices]
+
+
+def _around_difference(expected: list[int], ids: list[int]) -> str:
+    same = next(
+        (place for place, pair in enumerate(zip(expected, ids, strict=False)) if pair[0] != pair[1]),
+        min(len(expected), len(ids)),
+    )
+    return f"{expected[same : same + 5]} at position {same}, got {ids[same : same + 5]}"
+
+
+def _open_output(output_dir: str) -> Path:
+    if filesystem.is_remote(output_dir):
+        raise OptionError(f"--output {output_dir}: expected a local directory; copy it afterwards")
+    output = Path(os.path.abspath(output_dir))  # `.` has no name, and no siblings
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputExistsError(f"{output}: is there already, and not an empty directory; give another --output")
+    return output
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep TensorFlow from announcing the temporary directory and how it names what nobody sees."""
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+    levels = [chatty.level for chatty in loggers]
+    for chatty in loggers:
+        chatty.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for chatty, level in zip(loggers, levels, strict=True):
+            chatty.setLevel(level)

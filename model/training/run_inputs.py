@@ -1,0 +1,146 @@
+"""What a run starts from, checked before any device is touched: dataset, BERT directory and options must agree."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model.bert.checkpoint import CHECKPOINT_NAME, BertDir, read_bert_dir
+from model.config import TEST_SPLIT, TRAIN_SPLIT, VALIDATION_SPLIT, TrainConfig
+from model.decoding import has_pairs, name_pairs, observed_pairs
+from pipeline import VERSION, filesystem
+from pipeline.dataset.info import VOCAB_NAME, DatasetInfo, read_dataset_info
+from pipeline.errors import OptionError, SchemaMismatchError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """Dataset and BERT directory of a run, found to fit together.
+
+    Attributes:
+        info: the dataset.
+        bert: the BERT directory.
+        max_len: texts are cut to this many tokens.
+        test_split: what the final report measures: `test`, or `dev` where there is no test split.
+    """
+
+    info: DatasetInfo
+    bert: BertDir
+    max_len: int
+    test_split: str
+
+    def head_sizes(self, heads: tuple[str, ...]) -> dict[str, int]:
+        """Return head -> number of classes."""
+        return {head: len(self.info.labels[head]) for head in heads}
+
+    def label_pairs(self, heads: tuple[str, ...]) -> np.ndarray | None:
+        """Return the pairs of labels that occur in training, int64 [P, 2]; `None` without both heads."""
+        return observed_pairs(self.info.split(TRAIN_SPLIT)) if has_pairs(heads) else None
+
+    def describe(self, config: TrainConfig) -> dict[str, Any]:
+        """Return the content of a run's `config.json`: all that evaluation, prediction and export need to know."""
+        labels = {head: list(self.info.labels[head].names) for head in config.heads}
+        pairs = self.label_pairs(config.heads)
+        return {
+            "config": config.describe(),
+            "dataset": {"fingerprint": self.info.fingerprint},
+            "bert": {
+                "vocab_sha256": self.info.vocab_sha256,
+                # The index holds a checksum of every variable, so it identifies the weights without reading them.
+                "checkpoint_index_sha256": _sha256(self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")),
+            },
+            "labels": labels,
+            "label_pairs": None if pairs is None else name_pairs(pairs, labels),
+            "max_len": self.max_len,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what trains."""
+    packages = ("tensorflow", "tf_keras", "keras-bert", "numpy")
+    return {"two-headed-bert": VERSION} | {package: importlib.metadata.version(package) for package in packages}
+
+
+def read_run_inputs(config: TrainConfig) -> RunInputs:
+    """Read what the options name, and check that it fits together.
+
+    Raises:
+        MissingInputError: the dataset or the BERT directory is missing or incomplete.
+        InputFormatError: a file does not hold what it should.
+        SchemaMismatchError: the dataset was made with another vocabulary.
+        OptionError: TensorFlow cannot read the dataset where it is, `max_len` is longer than the texts or the BERT
+            allow, or a head has fewer than two classes.
+        EmptySplitError: there is nothing to train or to validate on.
+    """
+    check_file_system(config.data_dir)
+    info = read_dataset_info(config.data_dir)
+    bert = read_bert_dir(config.bert_dir)
+    _check_vocabulary(config, info, bert)
+    for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
+        info.split(split)
+    for head in config.heads:
+        names = info.labels[head].names
+        if len(names) < 2:
+            raise OptionError(
+                f"--heads {head}: the dataset has {len(names)} class of it ({', '.join(names)}), and nothing to learn; "
+                "leave this head out"
+            )
+    has_test = TEST_SPLIT in info.splits and info.splits[TEST_SPLIT].num_examples > 0
+    return RunInputs(
+        info=info,
+        bert=bert,
+        max_len=_resolve_max_len(config, info, bert),
+        test_split=TEST_SPLIT if has_test else VALIDATION_SPLIT,
+    )
+
+
+def check_file_system(data_dir: str) -> None:
+    """Refuse a dataset that this build of TensorFlow has no file system for, before Beam's own clients are asked.
+
+    Raises:
+        OptionError: it is such a one.
+    """
+    scheme, separator, _ = data_dir.partition("://")
+    known = [name for name in tf.io.gfile.get_registered_schemes() if name]
+    if separator and scheme not in known:
+        raise OptionError(
+            f"--data {data_dir}: this TensorFlow reads local files and {', '.join(f'{name}://' for name in known)}, "
+            f"not {scheme}://; copy the dataset to a local directory, and give that"
+        )
+
+
+def _check_vocabulary(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> None:
+    sha256 = _sha256(bert.vocab_path)
+    if sha256 != info.vocab_sha256:
+        raise SchemaMismatchError(
+            f"{config.data_dir}: its ids refer to another vocabulary than {bert.vocab_path} has (SHA-256 "
+            f"{info.vocab_sha256[:12]}, {info.vocab_size} entries, against {sha256[:12]}, {bert.config.vocab_size}); "
+            f"preprocess with --vocab {bert.vocab_path}, or give the --bert whose vocabulary is "
+            f"{filesystem.join(config.data_dir, VOCAB_NAME)}"
+        )
+
+
+def _resolve_max_len(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> int:
+    max_len = info.max_len if config.max_len is None else config.max_len
+    if max_len > info.max_len:
+        raise OptionError(
+            f"--max_len {max_len} is longer than the {info.max_len} tokens the dataset was written with; "
+            f"use at most {info.max_len}, or preprocess again with --max_len {max_len}"
+        )
+    positions = bert.config.max_position_embeddings
+    if max_len > positions:
+        source = f"--max_len {max_len}" if config.max_len else f"the dataset's max_len {max_len}"
+        raise OptionError(
+            f"{source} is longer than the {positions} positions (max_position_embeddings) of {bert.path}; "
+            f"use --max_len {positions}"
+        )
+    return max_len
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

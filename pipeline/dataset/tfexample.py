@@ -1,0 +1,283 @@
+"""Bytes of `tf.train.Example` and of TFRecord files, without TensorFlow.
+
+A whole batch is serialized at once: the ids of all its documents become varints in a few NumPy passes, and only the
+concatenation is left per document. The bytes are those of protobuf's deterministic serialization (map entries in
+order of their keys, numbers packed); the framing is TFRecord's:
+
+    uint64 length · uint32 masked CRC32C of the length · payload · uint32 masked CRC32C of the payload   (little endian)
+
+Source: tensorflow/core/example/{example,feature}.proto; tensorflow/core/lib/io/record_writer.h.
+"""
+
+import functools
+import gzip
+import io
+import itertools
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+import google_crc32c
+import numpy as np
+
+from pipeline.dataset.schema import EXAMPLE_FEATURES, Feature
+from pipeline.errors import CorruptShardError
+
+RECORD_OVERHEAD_BYTES = 16
+MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
+_HEADER = struct.Struct("<QI")
+HEADER_BYTES = _HEADER.size
+_CRC = struct.Struct("<I")
+CRC_MASK_DELTA = 0xA282EAD8
+
+# A column of a batch: one value per document, or (values of all documents, row splits) where there are several.
+Column = Any
+
+
+def encode_varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encode non-negative integers as protobuf varints.
+
+    Args:
+        values: int [N], each 0 <= value < 2**63.
+
+    Returns:
+        payload: uint8 [M], the varints one after the other.
+        ends: int64 [N], where each varint ends in `payload`.
+
+    Raises:
+        ValueError: a value is negative.
+    """
+    values = np.asarray(values)
+    if values.size and values.min() < 0:
+        raise ValueError(f"expected values >= 0, got {values.min()}")
+    width = max(1, -(-int(values.max(initial=0)).bit_length() // 7))
+    if width == 1:
+        return values.astype(np.uint8), np.arange(1, values.size + 1)
+    # Every varint as wide as the widest, as a row of septets, the lowest first; then the leading zeros are left out.
+    values = values.astype(np.uint32 if width < 5 else np.int64)
+    septets = np.empty([values.size, width], np.uint8)
+    kept = np.ones([values.size, width], bool)
+    num_bytes = np.ones(values.size, np.uint8)
+    for index in range(width):
+        septets[:, index] = values >> 7 * index
+        if index:
+            kept[:, index] = values >= 1 << 7 * index
+            num_bytes += kept[:, index]
+    ends = np.cumsum(num_bytes, dtype=np.int64)
+    payload = np.compress(kept.ravel(), septets.ravel()) | 0x80
+    payload[ends - 1] &= 0x7F
+    return payload, ends
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Return a length-delimited field."""
+    return bytes([number << 3 | 2]) + _varint(len(payload)) + payload
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _entry_header(feature: Feature, payload_bytes: int) -> bytes:
+    """Return what stands before the values of one feature: four nested headers, all fixed by the values' size.
+
+    Features.feature is a map, an entry of which has the key as field 1 and the Feature as field 2; bytes_list is
+    field 1 of a Feature and int64_list field 3; their values are field 1, numbers packed.
+    """
+    key = _field(1, feature.name.encode())
+    payload = bytes(payload_bytes)
+    entry = _field(1, key + _field(2, _field(1 if feature.dtype == "bytes" else 3, _field(1, payload))))
+    return entry[: len(entry) - payload_bytes]
+
+
+def _entries(feature: Feature, column: Column) -> list[bytes]:
+    """Return, for each document, the map entry of one feature."""
+    if feature.dtype == "bytes":
+        payloads = column
+    else:
+        scalar = feature.shape == "scalar"
+        values, row_splits = (np.asarray(column), np.arange(len(column) + 1)) if scalar else column
+        packed, ends = encode_varints(values)
+        # Splits in values become splits in bytes.
+        edges = np.concatenate([[0], ends])[row_splits].tolist()
+        content = packed.tobytes()
+        payloads = [content[start:stop] for start, stop in itertools.pairwise(edges)]
+    headers = {num_bytes: _entry_header(feature, num_bytes) for num_bytes in set(map(len, payloads))}
+    return [headers[len(payload)] + payload for payload in payloads]
+
+
+def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:
+    """Serialize a batch of documents.
+
+    Args:
+        columns: for each feature of the schema: bytes per document for `bytes`, int [B] for an int64 scalar,
+            (int [N], row splits [B + 1]) for a ragged int64 feature.
+
+    Returns:
+        B serialized `tf.train.Example`s.
+    """
+    entries = [_entries(feature, columns[feature.name]) for feature in EXAMPLE_FEATURES]
+    return [_field(1, b"".join(parts)) for parts in zip(*entries, strict=True)]
+
+
+def masked_crc32c(data: bytes | memoryview) -> int:
+    """Return TFRecord's masked CRC32C of some bytes."""
+    crc = google_crc32c.value(bytes(data))
+    return ((crc >> 15 | crc << 17) + CRC_MASK_DELTA) & 0xFFFFFFFF
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _record_header(num_bytes: int) -> bytes:
+    length = struct.pack("<Q", num_bytes)
+    return length + _CRC.pack(masked_crc32c(length))
+
+
+def frame_records(records: Iterable[bytes]) -> bytes:
+    """Return the content of a TFRecord file that holds these records."""
+    parts: list[bytes] = []
+    for record in records:
+        parts += (_record_header(len(record)), record, _CRC.pack(masked_crc32c(record)))
+    return b"".join(parts)
+
+
+def compress(data: bytes, compression: str) -> bytes:
+    """Compress a shard's content: `none` or `gzip` (without time or name, so that equal content gives equal bytes)."""
+    if compression == "none":
+        return data
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=6, mtime=0) as stream:
+        stream.write(data)
+    return buffer.getvalue()
+
+
+def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, payload) of every record, checking both checksums of each.
+
+    Args:
+        stream: the shard's content; a name ending in `.gz` means it is compressed, and offsets are those of the
+            uncompressed content.
+        path: the shard's name, for messages.
+
+    Raises:
+        CorruptShardError: with record number and offset of the first record that is damaged or cut short.
+    """
+    source: Any = gzip.GzipFile(fileobj=stream, mode="rb") if path.endswith(".gz") else stream
+    offset, number = 0, 0
+
+    def corrupt(what: str) -> CorruptShardError:
+        message = f"{path}: record {number} at byte {offset}: {what}; write the dataset again"
+        return CorruptShardError(message, path=path, record=number, offset=offset)
+
+    try:
+        while header := source.read(_HEADER.size):
+            if len(header) < _HEADER.size:
+                raise corrupt(f"the file ends inside the record's header ({len(header)} of {_HEADER.size} bytes)")
+            length, length_crc = _HEADER.unpack(header)
+            if masked_crc32c(header[:8]) != length_crc:
+                raise corrupt("the checksum of the record's length does not match")
+            if length > MAX_RECORD_BYTES:
+                raise corrupt(f"the record claims {length:,} bytes, more than an example can have")
+            body = source.read(length + _CRC.size)
+            if len(body) < length + _CRC.size:
+                raise corrupt(f"the file ends inside the record ({len(body)} of {length + _CRC.size} bytes)")
+            payload = body[:length]
+            if masked_crc32c(payload) != _CRC.unpack(body[length:])[0]:
+                raise corrupt("the checksum of the record's content does not match")
+            yield offset, payload
+            offset += length + RECORD_OVERHEAD_BYTES
+            number += 1
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise corrupt(f"the gzip stream is damaged ({error})") from error
+
+
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if position >= len(data) or shift > 63:
+            raise ValueError(f"varint runs past the end at byte {position}")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+    """Yield (field number, wire type, value) of a protobuf message; the value of wire type 2 is its bytes."""
+    position = 0
+    while position < len(data):
+        tag, position = _read_varint(data, position)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            value, position = _read_varint(data, position)
+            yield number, wire_type, value
+            continue
+        if wire_type == 2:
+            length, position = _read_varint(data, position)
+        elif wire_type in (1, 5):
+            length = 8 if wire_type == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {position}")
+        if position + length > len(data):
+            raise ValueError(f"field {number} runs past the end at byte {position}")
+        yield number, wire_type, data[position : position + length]
+        position += length
+
+
+def _read_int64_list(data: memoryview) -> list[int]:
+    values = []
+    for number, _, value in _fields(data):
+        if number != 1:
+            continue
+        if isinstance(value, int):
+            values.append(value)
+            continue
+        position = 0
+        while position < len(value):
+            item, position = _read_varint(value, position)
+            values.append(item)
+    # Negative numbers travel as their two's complement.
+    return [value - (1 << 64) if value >= 1 << 63 else value for value in values]
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number where a message was expected")
+    return value
+
+
+def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
+    """Parse a serialized `tf.train.Example` into its int64 and bytes features (float features are left out).
+
+    Raises:
+        ValueError: the bytes are not an Example.
+    """
+    features: dict[str, list[int] | list[bytes]] = {}
+    for number, _, example_value in _fields(memoryview(record)):
+        if number != 1:
+            continue
+        for entry_number, _, entry in _fields(_message(example_value)):
+            if entry_number != 1:
+                continue
+            name = ""
+            values: list[int] | list[bytes] | None = None
+            for part_number, _, part in _fields(_message(entry)):
+                if part_number == 1:
+                    name = bytes(_message(part)).decode()
+                elif part_number == 2:
+                    for kind, _, value_list in _fields(_message(part)):
+                        if kind == 1:
+                            values = [bytes(_message(item)) for n, _, item in _fields(_message(value_list)) if n == 1]
+                        elif kind == 3:
+                            values = _read_int64_list(_message(value_list))
+            if values is not None:
+                features[name] = values
+    return features

@@ -1,0 +1,164 @@
+"""The end of a job: describe the dataset, then have it moved into place, `dataset.json` last."""
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from pipeline import VERSION, filesystem
+from pipeline.corpus.documents import Rejection
+from pipeline.dataset.files import LENGTHS_DTYPE, npy_bytes
+from pipeline.dataset.info import (
+    DATASET_INFO_NAME,
+    VOCAB_NAME,
+    DatasetInfo,
+    DocumentCounts,
+    FileInfo,
+    SplitInfo,
+)
+from pipeline.dataset.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
+from pipeline.errors import OutputWriteError
+from pipeline.job.output_dir import REJECTED_NAME, move_into_place
+from pipeline.job.references import DatasetPlan, Job, check_rejected
+from pipeline.job.shard_writer import ShardReport, write_empty_shard
+
+# Four times as many bytes as the lengths, which go to the end of the job as one element; together they would be more
+# than an engine can carry long before a corpus is too large for anything else.
+_NUM_DIGEST_PARTS = 16
+
+
+def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> str:
+    """Write what stands beside the shards, and move everything into place.
+
+    Args:
+        reports: of every shard that has documents, of the first pass's rejections and of what splits share, in any
+            order.
+
+    Returns:
+        The text of `dataset.json`.
+
+    Raises:
+        TooManyRejectedError: more documents were rejected than the options allow.
+        OutputWriteError: the disk is full or read-only, or the engine lost documents.
+    """
+    if _is_published(reports, job):
+        # An engine may run a step twice; the second time there is nothing left to do but what the first left undone.
+        move_into_place(job.config.output_dir, job.staging_dir, overwrite=job.config.overwrite)
+        return filesystem.read_bytes(filesystem.join(job.config.output_dir, DATASET_INFO_NAME)).decode()
+    reports = sorted(reports, key=lambda report: (report.split, report.index))
+    rejections = sorted(rejection for report in reports for rejection in report.rejections)
+    splits = {split: _describe_split(split, reports, plan, job) for split in plan.num_shards}
+    written = sum(info.num_examples for info in splits.values())
+    config = job.config
+    _check_all_arrived(written + len(rejections), plan)
+    unwanted = [rejection for rejection in rejections if rejection.reason != "duplicate"]
+    check_rejected(len(unwanted), written + len(rejections), unwanted, config)
+    rejected = rejected_bytes(rejections)
+    info = DatasetInfo(
+        max_len=config.max_len,
+        compression=config.compression,
+        vocab_sha256=FileInfo.of(VOCAB_NAME, 0, job.vocab_content).sha256,
+        vocab_size=job.vocab_size,
+        labels=plan.labels,
+        splits=splits,
+        documents=DocumentCounts(
+            read=written + len(rejections),
+            written=written,
+            rejected=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
+            duplicates=sum(report.num_duplicates for report in reports),
+            conflicting=sorted(keys for report in reports for keys in report.conflicting),
+            in_several_splits=sum(report.num_in_several_splits for report in reports),
+        ),
+        seed=config.seed,
+        configuration=config.describe_content(),
+        versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
+        rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
+    )
+    stage(job.staging_dir, REJECTED_NAME, rejected)
+    stage(job.staging_dir, VOCAB_NAME, job.vocab_content)
+    stage(job.staging_dir, DATASET_INFO_NAME, info.to_json().encode())
+    move_into_place(config.output_dir, job.staging_dir, overwrite=config.overwrite)
+    return info.to_json()
+
+
+def rejected_bytes(rejections: Sequence[Rejection]) -> bytes:
+    """Return the content of the rejected file."""
+    lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
+    return "".join(lines).encode("utf-8", "backslashreplace")
+
+
+def divide_digests(report: ShardReport) -> Iterator[tuple[int, tuple[str, bytes]]]:
+    """Divide a shard's digests by value, so that equal ones of all shards meet in one part.
+
+    Yields:
+        (part, (split, digests)), none of them empty.
+    """
+    digests = np.frombuffer(report.ids_digests, dtype=np.uint64)
+    part_of = digests % _NUM_DIGEST_PARTS
+    for part in np.unique(part_of).tolist():
+        yield part, (report.split, digests[part_of == part].tobytes())
+
+
+def count_in_several_splits(digests: Iterable[tuple[str, bytes]]) -> int:
+    """Count the values that stand in more than one split, among the (split, digests) of one part."""
+    by_split: dict[str, list[np.ndarray]] = {}
+    for split, values in digests:
+        by_split.setdefault(split, []).append(np.frombuffer(values, dtype=np.uint64))
+    return len(values_in_several(map(np.concatenate, by_split.values())))
+
+
+def values_in_several(groups: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the values that stand in more than one of several arrays, all uint64 [any]."""
+    distinct = [np.unique(group) for group in groups]
+    values, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *distinct]), return_counts=True)
+    return values[counts > 1]
+
+
+def _check_all_arrived(num_documents: int, plan: DatasetPlan) -> None:
+    # Engines have lost and doubled elements without a word; the first pass counted by another way than this one.
+    if num_documents != plan.num_documents:
+        raise OutputWriteError(
+            f"the engine lost documents or made them twice: {plan.num_documents:,} were read, {num_documents:,} "
+            "arrived; nothing is published; run again, and if it happens again, on another engine"
+        )
+
+
+def _is_published(reports: Sequence[ShardReport], job: Job) -> bool:
+    if filesystem.exists(filesystem.join(job.staging_dir, DATASET_INFO_NAME)):
+        return True
+    names = [report.file.name for report in reports if report.file]
+    return not any(filesystem.exists(filesystem.join(job.staging_dir, name)) for name in names[:1])
+
+
+def stage(staging_dir: str, name: str, content: bytes) -> None:
+    """Write a file that `move_into_place` will publish."""
+    filesystem.write_atomically(filesystem.join(staging_dir, name), content)
+
+
+def stage_lengths(staging_dir: str, split: str, lengths: np.ndarray) -> FileInfo:
+    """Write a split's lengths file, and return its description; `lengths` is uint16 [N], in stored order."""
+    file = FileInfo.of(f"{split}-lengths.npy", len(lengths), content := npy_bytes(lengths))
+    stage(staging_dir, file.name, content)
+    return file
+
+
+def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> SplitInfo:
+    """Add up one split's shards, write its lengths file, and an empty file for every shard no document fell into."""
+    by_index = {report.index: report for report in reports if report.split == split}
+    own = [by_index.get(index) or write_empty_shard(split, index, plan, job) for index in range(plan.num_shards[split])]
+    lengths = np.frombuffer(b"".join(report.lengths for report in own), dtype=LENGTHS_DTYPE)
+    joint = np.zeros([len(plan.labels[CATEGORY_HEAD]), len(plan.labels[SECOND_HEAD])], dtype=np.int64)
+    for report in own:
+        for pair, count in report.joint_labels.items():
+            joint[pair] += count
+    return SplitInfo.of(
+        lengths,
+        joint,
+        max_len=job.config.max_len,
+        num_unknown_tokens=sum(report.num_unknown_tokens for report in own),
+        num_truncated=sum(report.num_truncated for report in own),
+        lengths_file=stage_lengths(job.staging_dir, split, lengths),
+        shards=tuple(report.file for report in own if report.file),
+    )

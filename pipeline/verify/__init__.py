@@ -1,0 +1,4 @@
+"""A dataset read back and checked: `python -m pipeline.verify DIR`.
+
+Imports neither TensorFlow nor Beam.
+"""

@@ -1,0 +1,247 @@
+"""What may be done with a directory that is there already."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from model.files import remove
+from model.run import directory as run_dir
+from model.run.directory import RunDir, open_run_dir, run_id
+from pipeline.errors import (
+    InputFormatError,
+    MissingInputError,
+    OptionError,
+    OutputExistsError,
+    OutputWriteError,
+    SchemaMismatchError,
+)
+from tests.support.runs import tiny_config
+
+RESOLVED = {
+    "precision": "float32",
+    "xla": False,
+    "deterministic": True,
+    "strategy": "one_device",
+    "num_replicas": 1,
+    "num_workers": 1,
+    "bucket_lengths": [8, 16],
+    "bucket_rows": [8, 4],
+    "steps_per_epoch": 11,
+}
+
+
+def describe(resolved=RESOLVED, **options):
+    return {
+        "config": tiny_config(**options).describe(),
+        "resolved": resolved,
+        "dataset": {"fingerprint": "a" * 64},
+        "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.locked():
+        run.write_config(describe())
+    return run
+
+
+def test_a_new_or_empty_directory_is_no_run_yet(tmp_path):
+    assert not RunDir(tmp_path / "none").exists()
+    run = RunDir(tmp_path)
+    with run.locked():
+        assert not run.exists()
+    (tmp_path / "config.json.1234.tmp").write_text("{")  # a process that was killed while writing it
+    assert not run.exists()
+
+
+def test_refuses_what_is_no_run(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputExistsError, match=r"not a run \(it holds 'thesis.txt' but no config.json\)"):
+        RunDir(tmp_path).exists()
+    with pytest.raises(OutputExistsError, match="expected a directory, found a file"):
+        RunDir(tmp_path / "thesis.txt").exists()
+    with pytest.raises(OptionError, match="needs a local directory"):
+        open_run_dir("gs://bucket/run")
+
+
+def test_the_same_command_may_continue(run):
+    run.check_resumable(describe(data_dir="moved", save_every=7, keep_states=1, log_every=1))
+
+
+def test_other_devices_may_continue_with_a_warning(run, caplog):
+    # Said otherwise, and the same here.
+    run.check_resumable(describe(strategy="one_device", precision="float32", xla="off", deterministic="on"))
+    assert caplog.messages == []
+    run.check_resumable(
+        describe(RESOLVED | {"strategy": "mirrored", "num_replicas": 2}, cpu_replicas=2, strategy="mirrored")
+    )
+    assert caplog.messages == [
+        "continuing on other devices (strategy: one_device -> mirrored; num_replicas: 1 -> 2): rounding and dropout "
+        "noise will differ from an uninterrupted run"
+    ]
+
+
+def test_what_auto_was_when_the_run_began_holds(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_config(describe(RESOLVED | {"precision": "float16"}))
+    run.check_resumable({name: value for name, value in describe().items() if name != "resolved"})
+    with pytest.raises(OptionError) as error:
+        run.check_resumable(describe())
+    assert "started in float16, and --precision auto is float32 here; give --precision float16" in str(error.value)
+    run.check_resumable(describe(RESOLVED | {"precision": "float16"}, precision="float16"))
+
+
+def test_refuses_other_batches(run):
+    """As --batch_tokens makes them with another number of replicas."""
+    other = RESOLVED | {"num_replicas": 3, "bucket_rows": [6, 3], "steps_per_epoch": 14}
+    with pytest.raises(OptionError) as error:
+        run.check_resumable(describe(other))
+    assert "(bucket_rows: [8, 4] -> [6, 3]; steps_per_epoch: 11 -> 14)" in str(error.value)
+    assert "the replicas, which were 1 and are 3: continue with as many" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({"batch_size": 16}, "batch_size: 8 -> 16"),
+        ({"heads": ("category",)}, "heads: ['category', 'second'] -> ['category']"),
+        ({"seed": 1, "dropout": 0.2}, "dropout: None -> 0.2; seed: 0 -> 1"),
+    ],
+)
+def test_says_which_option_changed(run, options, change):
+    with pytest.raises(OutputExistsError) as error:
+        run.check_resumable(describe(**options))
+    assert f"started with other options ({change})" in str(error.value)
+    assert "--restart" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "field", "option"), [("dataset", "fingerprint", "--data"), ("bert", "vocab_sha256", "--bert")]
+)
+def test_says_which_input_changed(run, what, field, option):
+    new = describe()
+    new[what] = new[what] | {field: "f" * 64}
+    with pytest.raises(SchemaMismatchError, match=rf"another {option} \({field}: .* -> ffffffffffff\)"):
+        run.check_resumable(new)
+
+
+def test_a_run_is_told_from_all_with_another_result():
+    own = run_id(describe())
+    moved = describe(data_dir="moved", output_dir="moved", save_every=7, cpu_replicas=2, strategy="mirrored")
+    assert run_id(moved) == own
+    others = [describe(seed=1), describe(batch_size=16), describe(loss_weights=(("second", 0.5),))]
+    others += [describe() | {what: {"fingerprint": "f" * 64}} for what in ("dataset", "bert")]
+    others.append(describe(resolved=RESOLVED | {"bucket_rows": [6, 4]}))
+    assert len({own, *map(run_id, others)}) == 1 + len(others)
+
+
+def test_a_finished_run_is_not_trained_again(run):
+    run.report.write_text("{}")
+    with pytest.raises(OutputExistsError, match="this run is finished"):
+        run.check_resumable(describe())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"run_format": 1, "config": {}}', '{"run_format": 2, "config": {}, "resolved": 3}']
+)
+def test_refuses_a_damaged_config(run, text):
+    run.config.write_text(text)
+    with pytest.raises(InputFormatError, match="damaged, or not written by this version"):
+        run.read_config()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"split": "test"}'])
+def test_refuses_a_damaged_report(run, content):
+    run.report.write_bytes(content)
+    with pytest.raises(InputFormatError, match=r"report\.json: damaged, or not written by this version"):
+        run.read_report()
+
+
+def test_no_run_to_read(tmp_path):
+    with pytest.raises(MissingInputError, match="no run here"):
+        RunDir(tmp_path).read_config()
+    with pytest.raises(MissingInputError, match="this run is not finished"):
+        RunDir(tmp_path).read_report()
+
+
+def test_clear_removes_all_but_the_lock(run):
+    run.best_weights(3).parent.mkdir()
+    run.best_weights(3).write_text("weights")
+    with run.locked():
+        run.clear()
+        assert [path.name for path in run.path.iterdir()] == [".lock"]
+
+
+def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left(run, monkeypatch):
+    files = [run.vocab, run.report, run.states / "step-00000001", run.weights]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    for killed_after in range(10):
+        removed = []
+
+        def remove_or_die(path, removed=removed, killed_after=killed_after):
+            if len(removed) == killed_after:
+                raise KeyboardInterrupt
+            removed.append(path)
+            remove(path)
+
+        monkeypatch.setattr(run_dir, "remove", remove_or_die)
+        try:
+            run.clear()
+        except KeyboardInterrupt:
+            assert run.exists()
+            assert killed_after == 0 or not run.report.exists()
+        else:
+            assert not run.exists()
+            break
+    assert killed_after == 4
+
+
+def test_says_what_cannot_be_removed(run, monkeypatch):
+    monkeypatch.setattr(run_dir, "remove", lambda path: None)
+    run.vocab.touch()
+    with pytest.raises(OutputWriteError, match=r"vocab\.txt: cannot remove what the last run wrote"):
+        run.clear()
+    assert run.exists()
+
+
+def test_keeps_the_best_weights_alone(run):
+    run.best_weights(1).parent.mkdir()
+    for epoch in (1, 2, 3):
+        run.best_weights(epoch).write_text("weights")
+    run.keep_best_weights({2, 3})
+    assert sorted(path.name for path in run.best_weights(2).parent.iterdir()) == ["epoch-00002.npz", "epoch-00003.npz"]
+
+
+TRIES_TO_LOCK = """
+import sys
+from pathlib import Path
+from model.run.directory import RunDir
+from pipeline.errors import OutputExistsError
+
+try:
+    with RunDir(Path(sys.argv[1])).locked():
+        print("locked")
+except OutputExistsError as error:
+    print(error)
+"""
+
+
+def test_a_second_process_is_refused(run):
+    def try_to_lock():
+        command = [sys.executable, "-c", TRIES_TO_LOCK, str(run.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with run.locked():
+        assert "another process is training here" in try_to_lock()
+    assert try_to_lock() == "locked\n"
+
+
+def test_configuration_is_written_for_people(run):
+    assert json.loads(run.config.read_text())["config"]["batch_size"] == 8
+    assert run.config.read_text().count("\n") > 20

@@ -1,0 +1,156 @@
+"""Epochs after epochs: what decides about them survives an interruption, and each gets the batches that are its own."""
+
+import csv
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import model.trainer
+import model.training.loop
+from model.classifier import build_classifier
+from model.run.directory import RunDir
+from model.run.weights import named_variables, read_arrays
+from model.trainer import train_and_evaluate
+from model.training.loop import TrainingLoop
+from model.training.preemption import PreemptedError
+from model.training.steps import num_sums
+from model.training.strategy import open_devices
+from model.training.training_state import list_states
+from tests.support.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config
+
+# The first epoch is the best one; then nothing improves until early stopping ends the run.
+ACCURACIES = (0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9)
+NUM_EPOCHS = 6
+STEPS_PER_EPOCH = 3
+
+
+@dataclasses.dataclass
+class Course:
+    """What happened in a training.
+
+    Attributes:
+        batches: (seed, epoch, first step) of each stream of batches that was asked for.
+        weights: all weights by name at the end of each epoch.
+    """
+
+    batches: list = dataclasses.field(default_factory=list)
+    weights: list = dataclasses.field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def course():
+    """Give every training of this module the validation accuracies above, and note what happens."""
+    noted = Course()
+    real_validate, real_dataset = TrainingLoop._validate, model.training.loop.train_dataset
+
+    def validate(loop):
+        metrics = real_validate(loop)
+        noted.weights.append({name: value.numpy() for name, value in named_variables(loop.model.weights).items()})
+        return metrics | {"accuracy_mean": ACCURACIES[loop.progress.epoch]}
+
+    def train_dataset(*arguments, **options):
+        asked = inspect.signature(real_dataset).bind(*arguments, **options).arguments
+        noted.batches.append((asked["seed"], asked["epoch"], asked["start_step"]))
+        return real_dataset(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingLoop, "_validate", validate)
+        patched.setattr(model.training.loop, "train_dataset", train_dataset)
+        yield noted
+
+
+@pytest.fixture(scope="module")
+def stopped_early(course, tmp_path_factory):
+    """A run that nothing interrupted, its result, and what happened in it."""
+    path = tmp_path_factory.mktemp("stopped")
+    run = RunDir(path / "run")
+    config = tiny_config(
+        **make_inputs(path),
+        **IN_PROCESS,
+        output_dir=str(run.path),
+        batch_size=30,
+        epochs=len(ACCURACIES),
+        early_stopping_patience=NUM_EPOCHS - 1,
+        plateau_patience=2,
+        seed=5,
+    )
+    report = train_and_evaluate(config)
+    return config, run, report, Course(course.batches[:], course.weights[:])
+
+
+def test_each_epoch_gets_its_own_batches(stopped_early):
+    _, _, _, course = stopped_early
+    assert course.batches == [(5, epoch, 0) for epoch in range(NUM_EPOCHS)]
+
+
+def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
+    config, run, report, _ = stopped_early
+    assert (report["epochs"], report["early_stopped"], report["steps"]) == (NUM_EPOCHS, True, 18)
+    assert (report["best_epoch"], report["best_value"]) == (1, 0.6)
+    with run.metrics.open(newline="") as stream:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(stream)]
+    assert rates == pytest.approx([config.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
+
+
+def test_the_result_has_the_best_epochs_weights(stopped_early):
+    _, run, _, course = stopped_early
+    best, last = course.weights[0], course.weights[-1]
+    found = dict(read_arrays(run.weights))
+    bert = named_variables(build_classifier(run.bert, {"category": 3, "second": 2}).weights)
+    assert found.keys() == best.keys() == bert.keys()
+    for name, expected in best.items():
+        assert not np.array_equal(expected, last[name]), name
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+        if not name.startswith(("category", "second")):
+            np.testing.assert_array_equal(bert[name].numpy(), expected, err_msg=name)
+
+
+def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(stopped_early, course, tmp_path):
+    """By then every counter counts: epochs without a better one, epochs on a plateau, and what the plateau has cut."""
+    config, run, report, _ = stopped_early
+    config = dataclasses.replace(config, output_dir=str(tmp_path))
+    course.batches.clear()
+    with interruption("_step", step=4 * STEPS_PER_EPOCH + 1), pytest.raises(PreemptedError):
+        train_and_evaluate(config)
+    again = train_and_evaluate(config)
+    assert_same_results(tmp_path, run.path)
+    for name in ("heads", "best_epoch", "best_value", "epochs", "steps", "early_stopped"):
+        assert again[name] == report[name]
+    before, after = [(5, epoch, 0) for epoch in range(5)], [(5, 4, 1), (5, 5, 0)]
+    assert course.batches == before + after
+
+
+@pytest.mark.parametrize("worker_index", [0, 1])
+@pytest.mark.parametrize("asked", ["this one", "the other"])
+def test_of_several_workers_all_stop_after_the_same_step(tmp_path, monkeypatch, worker_index, asked):
+    """One process that thinks there is a second one, which computes nothing."""
+    config = tiny_config(**make_inputs(tmp_path), **IN_PROCESS, output_dir=str(tmp_path / "run"), save_every=100)
+    devices = dataclasses.replace(open_devices(config), num_workers=2, worker_index=worker_index, num_replicas=2)
+    real_make_train_step = model.trainer.make_train_step
+    stops = []
+
+    def make_train_step(*arguments, **options):
+        step = real_make_train_step(*arguments, **options)
+
+        def step_fn(batch, number, learning_rate, stop):
+            outcome = step(batch, number, learning_rate, stop)
+            stops.append(float(stop))
+            if asked == "the other" and number == 4:
+                place = num_sums(len(config.heads))
+                return tf.concat([outcome[:place], [1.0], outcome[place + 1 :]], axis=0)
+            return outcome
+
+        return step_fn
+
+    monkeypatch.setattr(model.trainer, "open_devices", lambda config: devices)
+    monkeypatch.setattr(model.trainer, "make_train_step", make_train_step)
+    # Nobody stops alone: this worker says with the next step that it was asked to.
+    with interruption("_step", step=4 if asked == "this one" else -1), pytest.raises(PreemptedError) as raised:
+        train_and_evaluate(config)
+    assert str(raised.value).startswith("stopped by SIGTERM after step 5; the state is saved")
+    assert stops == [0.0, 0.0, 0.0, 0.0, float(asked == "this one")]
+    states = list_states(tmp_path / "run" / "state")
+    assert [state.name for state in states] == (["step-00000005"] if worker_index == 0 else [])

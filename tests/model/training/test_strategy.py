@@ -1,0 +1,173 @@
+"""Which devices are chosen, and what is refused before they are touched; training on several is in test_trainer.py."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from model.training.strategy import (
+    Cluster,
+    Devices,
+    check_batch_sizes,
+    explain_device_errors,
+    open_devices,
+    resolve_deterministic,
+    resolve_policy,
+    resolve_xla,
+)
+from pipeline.errors import OptionError, WorkerDiedError
+from tests.support.runs import tiny_config
+
+TWO_WORKERS = {"worker": ["10.0.0.1:1234", "10.0.0.2:1234"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "index", "count"),
+    [
+        ({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 1}}, 1, 2),
+        # A chief comes before all workers.
+        ({"cluster": TWO_WORKERS | {"chief": ["10.0.0.9:1"]}, "task": {"type": "worker", "index": 1}}, 2, 3),
+        ({"cluster": TWO_WORKERS | {"chief": ["10.0.0.9:1"]}, "task": {"type": "chief", "index": 0}}, 0, 3),
+        ({"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": "0"}}, 0, 1),
+    ],
+)
+def test_reads_tf_config(monkeypatch, content, index, count):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(content))
+    cluster = Cluster.from_environment()
+    assert (cluster.index, len(cluster.addresses)) == (index, count)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        json.dumps({"cluster": TWO_WORKERS}),
+        json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 2}}),
+        json.dumps({"cluster": TWO_WORKERS, "task": {"type": "evaluator", "index": 0}}),
+    ],
+)
+def test_refuses_a_tf_config_it_cannot_use(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(OptionError, match="TF_CONFIG"):
+        Cluster.from_environment()
+
+
+def test_one_device_is_the_default_here(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    devices = open_devices(tiny_config())
+    assert (devices.kind, devices.num_replicas, devices.num_workers, devices.is_chief) == ("one_device", 1, 1, True)
+    assert not devices.on_gpu
+    devices.agree(3)
+
+
+class TwoWorkers:
+    """Stands for a strategy over two processes, of which the other has a number of its own."""
+
+    def __init__(self, others):
+        self._others = tf.constant([others, others**2], tf.int64)
+
+    def run(self, function, args):
+        return function(*args)
+
+    def reduce(self, _, values, axis):
+        assert axis is None
+        return values + self._others
+
+
+@pytest.mark.parametrize(("number", "others"), [(0, 0), (7, 7), (2**30, 2**30), (0, 3), (3, 0), (7, 8)])
+def test_workers_must_be_at_the_same_step(number, others):
+    devices = Devices(
+        strategy=TwoWorkers(others),
+        kind="multi_worker",
+        names=("CPU:0",),
+        num_replicas=2,
+        num_workers=2,
+        worker_index=1,
+        on_gpu=False,
+    )
+    if number == others:
+        devices.agree(number)
+        return
+    with pytest.raises(OptionError, match=f"worker 1 is at step {number}, and others are at .* all workers must see"):
+        devices.agree(number)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "mirrored"}, "--strategy mirrored: TensorFlow sees no GPU"),
+        ({"strategy": "multi_worker"}, "--strategy multi_worker: TF_CONFIG is not set"),
+    ],
+)
+def test_refuses_a_strategy_without_devices(monkeypatch, options, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(OptionError, match=message):
+        open_devices(tiny_config(**options))
+
+
+def test_refuses_replicas_of_a_cpu_beside_other_machines(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 0}}))
+    with pytest.raises(OptionError, match="--cpu_replicas 2: TF_CONFIG names 2 workers"):
+        open_devices(tiny_config(cpu_replicas=2))
+
+
+def test_says_where_a_worker_cannot_start(monkeypatch):
+    def fail():
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 0}}))
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fail)
+    with pytest.raises(OptionError, match=r"cannot start at its address, .* \(Could not start gRPC server\)"):
+        open_devices(tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate_steps", "num_replicas", "advice"),
+    [(32, 1, 3, "use 30 or 33"), (2, 1, 4, "use 4"), (32, 8, 3, "3 replicas × 8 accumulated steps; use 24 or 48")],
+)
+def test_refuses_a_batch_that_replicas_do_not_divide(batch_size, accumulate_steps, num_replicas, advice):
+    config = tiny_config(batch_size=batch_size, accumulate_steps=accumulate_steps)
+    with pytest.raises(OptionError) as error:
+        check_batch_sizes(config, num_replicas)
+    assert f"--batch_size {batch_size} " in str(error.value)
+    assert f"{num_replicas} replicas" in str(error.value)
+    assert advice in str(error.value)
+
+
+def test_accepts_a_batch_that_replicas_divide():
+    check_batch_sizes(tiny_config(batch_size=32, accumulate_steps=4), 8)
+
+
+def test_a_batch_of_positions_is_divided_whatever_the_batch_size():
+    check_batch_sizes(tiny_config(batch_size=32, batch_tokens=4096, accumulate_steps=3), 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "ours", "message"),
+    [
+        (
+            tf.errors.ResourceExhaustedError,
+            OptionError,
+            "does not fit into the memory of a device; use a smaller --x, wi",
+        ),
+        (tf.errors.UnavailableError, WorkerDiedError, "another worker has ended"),
+        (tf.errors.AbortedError, WorkerDiedError, "another worker has ended"),
+        (tf.errors.InternalError, tf.errors.InternalError, "Graph execution error"),
+    ],
+)
+def test_says_what_errors_of_devices_mean(error, ours, message):
+    with pytest.raises(ours, match=message), explain_device_errors("--x"):
+        raise error(None, None, "Graph execution error:\n\nDetected at node")
+
+
+def test_resolves_arithmetic_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    devices = open_devices(tiny_config())
+    assert resolve_policy(tiny_config(), devices) == "float32"
+    assert resolve_policy(tiny_config(precision="bfloat16"), devices) == "mixed_bfloat16"
+    with pytest.raises(OptionError, match="--precision float16: this CPU would emulate it"):
+        resolve_policy(tiny_config(precision="float16"), devices)
+    assert [resolve_xla(tiny_config(xla=xla), devices) for xla in ("auto", "on", "off")] == [False, True, False]
+    found = [resolve_deterministic(tiny_config(deterministic=choice), devices) for choice in ("auto", "on", "off")]
+    assert found == [True, True, False]

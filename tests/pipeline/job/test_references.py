@@ -1,0 +1,242 @@
+"""The first pass: labels, splits and rejections of documents, and the plan that follows from all of them."""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import InputSpec
+from pipeline.corpus.documents import Locator, Rejection, normalize_text
+from pipeline.dataset.shards import Placement, place
+from pipeline.errors import InputFormatError, OptionError, TooManyRejectedError
+from pipeline.job.references import Job, Reference, ReferenceBatch, Survey, check_rejected, plan_dataset
+from tests.support.corpora import first_pass, made_up_documents, make_config, make_job, write_lines, write_tree
+
+
+def read(job: Job) -> tuple[dict[str, tuple[str, Reference]], dict[str, Rejection]]:
+    """Return key → (split, reference) and key → rejection."""
+    references, rejections = {}, {}
+    for batch in first_pass(job):
+        assert batch.num_documents == sum(map(len, batch.by_split.values())) + len(batch.rejections)
+        for split, found in batch.by_split.items():
+            references |= {reference.key: (split, reference) for reference in found}
+        rejections |= {rejection.key: rejection for rejection in batch.rejections}
+    return references, rejections
+
+
+def table_job(tmp_path: Path, lines: list[str], **changes: Any) -> Job:
+    path = write_lines(tmp_path / "t.tsv", lines)
+    return make_job(make_config(tmp_path, path, **changes))
+
+
+def test_a_reference_says_where_a_document_goes(tmp_path: Path) -> None:
+    documents = made_up_documents(40)
+    config = make_config(tmp_path, write_tree(tmp_path / "tree", documents), seed=3)
+    references, rejections = read(make_job(config))
+    assert not rejections
+    assert set(references) == set(documents)
+    for key, (split, reference) in references.items():
+        placement = place(normalize_text(documents[key]), 3)
+        assert reference.digest == placement.digest
+        assert split == placement.split(config.split_weights)
+        assert reference.category == key.split("/")[0]
+        assert reference.second == {"体育": "生活娱乐", "科技": "公共事务", "股票": "经济金融"}[reference.category]
+    assert {split for split, _ in references.values()} == {"train", "dev", "test"}
+
+
+def test_pinned_splits_stay_as_they_are(tmp_path: Path) -> None:
+    tables = {split: write_lines(tmp_path / f"{split}.tsv", ["山水\t体育", "风云\t科技"]) for split in ("dev", "extra")}
+    job = make_job(make_config(tmp_path, *(InputSpec(str(path), split) for split, path in tables.items())))
+    references, _ = read(job)
+    assert {key: split for key, (split, _) in references.items()} == {
+        "dev.tsv:1": "dev",
+        "dev.tsv:2": "dev",
+        "extra.tsv:1": "extra",
+        "extra.tsv:2": "extra",
+    }
+
+
+def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "café")
+    documents = {"café/1.txt": "一山", f"{decomposed}/2.txt": "二山", " café /3.txt": "三山"}
+    job = make_job(make_config(tmp_path, write_tree(tmp_path / "tree", documents), second_label="random"))
+    references, _ = read(job)
+    assert len(references) == 3
+    assert {reference.category for _, reference in references.values()} == {"café"}
+
+
+def test_labels_with_slashes_and_spaces(tmp_path: Path) -> None:
+    columns = ("text", "category", "second")
+    lines = ["山\t辞/离职\t组织 关系", "水\t ../.. \t/"]
+    references, _ = read(table_job(tmp_path, lines, tsv_columns=columns, second_label="column"))
+    labels = {(reference.category, reference.second) for _, reference in references.values()}
+    assert labels == {("辞/离职", "组织 关系"), ("../..", "/")}
+
+
+def test_class_indices_become_names(tmp_path: Path) -> None:
+    names = write_lines(tmp_path / "class.txt", ["财经", "体育", "3"])
+    lines = [
+        "一\t0",
+        "二\t体育",
+        "三\t01",
+        "四\t3",
+        "五\t4",
+        "六\t-1",
+        "七\t天气",
+        "八\t",
+        f"九\t{'9' * 5000}",
+        "十\t²",
+    ]
+    job = table_job(tmp_path, lines, category_names_path=str(names), second_label="random")
+    references, rejections = read(job)
+    assert {key: reference.category for key, (_, reference) in references.items()} == {
+        "t.tsv:1": "财经",
+        "t.tsv:2": "体育",
+        "t.tsv:3": "体育",
+        "t.tsv:4": "3",  # a name goes before an index
+    }
+    assert {key: rejection.reason for key, rejection in rejections.items()} == {
+        "t.tsv:5": "unknown_category",
+        "t.tsv:6": "unknown_category",
+        "t.tsv:7": "unknown_category",
+        "t.tsv:8": "no_category",
+        "t.tsv:9": "unknown_category",
+        "t.tsv:10": "unknown_category",  # a digit to Unicode, but to no one who numbers classes
+    }
+
+
+def test_random_second_labels_are_a_function_of_text_and_seed(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", made_up_documents(60))
+    draws = []
+    for seed, num_labels in [(0, 3), (0, 3), (1, 3), (0, 5)]:
+        config = make_config(tmp_path, tree, second_label="random", seed=seed, num_random_labels=num_labels)
+        references, _ = read(make_job(config))
+        draws.append({key: reference.second for key, (_, reference) in references.items()})
+    assert draws[0] == draws[1] != draws[2]
+    assert set(draws[0].values()) == {"0", "1", "2"}
+    assert set(draws[3].values()) == {"0", "1", "2", "3", "4"}
+
+
+def test_a_category_without_a_parent_stops_the_job(tmp_path: Path) -> None:
+    job = make_job(make_config(tmp_path, write_tree(tmp_path / "tree", {"天气/1.txt": "山"})))
+    with pytest.raises(OptionError, match="category '天气' has no parent"):
+        first_pass(job)
+
+
+def test_taxonomy_of_ones_own(tmp_path: Path) -> None:
+    taxonomy = write_lines(tmp_path / "taxonomy.tsv", ["天气\t自然", "café\tfood"])
+    tree = write_tree(tmp_path / "tree", {"天气/1.txt": "山", "cafe\u0301/1.txt": "水"})
+    references, _ = read(make_job(make_config(tmp_path, tree, taxonomy_path=str(taxonomy))))
+    assert {reference.second for _, reference in references.values()} == {"自然", "food"}
+
+
+def test_unusable_documents_are_rejected_with_a_reason(tmp_path: Path) -> None:
+    columns = ("text", "category", "second")
+    lines = ["山\t体育\t大", "水\t体育\t ", "云\t\t大", "\u3000\t体育\t大", "山水"]
+    job = table_job(tmp_path, lines, tsv_columns=columns, second_label="column")
+    references, rejections = read(job)
+    assert list(references) == ["t.tsv:1"]
+    assert {key: rejection.reason for key, rejection in rejections.items()} == {
+        "t.tsv:2": "no_second_label",
+        "t.tsv:3": "no_category",
+        "t.tsv:4": "empty",
+        "t.tsv:5": "bad_line",
+    }
+
+
+REFERENCES = st.builds(
+    Reference,
+    st.binary(min_size=32, max_size=32),
+    st.text(max_size=5),
+    st.sampled_from("abc"),
+    st.sampled_from("xy"),
+    st.just(Locator("file", b"/x")),
+)
+BATCHES = st.builds(
+    ReferenceBatch,
+    st.dictionaries(st.sampled_from(["train", "dev"]), st.lists(REFERENCES, max_size=3)),
+    st.lists(st.builds(Rejection, st.text(max_size=3), st.just("empty"), st.just("")), max_size=4),
+)
+
+
+def survey_of(batches: list[ReferenceBatch]) -> Survey:
+    survey = Survey()
+    for batch in batches:
+        survey.add(batch)
+    return survey
+
+
+@given(st.lists(BATCHES, max_size=6), st.data())
+def test_surveys_can_be_merged_in_any_order(batches: list[ReferenceBatch], data: st.DataObject) -> None:
+    merged = Survey()
+    for part in data.draw(st.permutations([batches[0::3], batches[1::3], batches[2::3]])):
+        merged.merge(survey_of(data.draw(st.permutations(part))))
+    whole = survey_of(batches)
+    assert merged.num_documents == whole.num_documents
+    assert (merged.labels, merged.num_rejected) == (whole.labels, whole.num_rejected)
+    assert merged.rejections == whole.rejections == sorted(r for batch in batches for r in batch.rejections)[:3]
+
+
+def batch_of(num_documents: int, *, num_rejected: int = 0, split: str = "train") -> ReferenceBatch:
+    reference = Reference(bytes(32), "k", "体育", "生活娱乐", Locator("file", b"/x"))
+    return ReferenceBatch(
+        {split: [reference] * num_documents}, [Rejection(f"r{i}", "empty", "") for i in range(num_rejected)]
+    )
+
+
+def test_plan(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
+    job = make_job(make_config(tmp_path, tree))
+    plan = plan_dataset(survey_of([batch_of(2_000), batch_of(3, split="dev")]), job)
+    assert plan.num_shards == {"train": 4, "dev": 1, "test": 1}
+    assert list(plan.num_shards) == ["train", "dev", "test"]
+    assert plan.labels["category"].names == ("体育",)
+    assert plan.labels["second"].names == ("生活娱乐",)
+    long = make_job(make_config(tmp_path, tree, max_len=65_535))
+    plan = plan_dataset(survey_of([batch_of(2_000), batch_of(300, split="dev")]), long)
+    assert plan.num_shards == {"train": 8, "dev": 2, "test": 1}, "256 of the longest examples fill a shard"
+    names = write_lines(tmp_path / "class.txt", ["财经", "体育"])
+    config = make_config(tmp_path, tree, num_shards=7, second_label="random", category_names_path=str(names))
+    plan = plan_dataset(survey_of([batch_of(1)]), make_job(config))
+    assert plan.num_shards == {"train": 7, "dev": 7, "test": 7}
+    # Given names keep their ids, in use or not; random labels are all there, drawn or not.
+    assert plan.labels["category"].names == ("财经", "体育")
+    assert plan.labels["second"].names == ("0", "1", "2")
+
+
+def test_too_many_rejected_documents_stop_the_job(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
+    job = make_job(make_config(tmp_path, tree, max_rejected_fraction=0.1))
+    plan_dataset(survey_of([batch_of(9, num_rejected=1)]), job)  # exactly as many as allowed
+    with pytest.raises(TooManyRejectedError) as caught:
+        plan_dataset(survey_of([batch_of(8, num_rejected=1)]), job)
+    message = str(caught.value)
+    assert message.startswith("1 of 9 documents rejected (11.1%), at most 10.0% allowed: r0 (empty: )")
+    assert message.endswith("mend them, or raise --max_rejected_fraction")
+    everything = make_job(make_config(tmp_path, tree, max_rejected_fraction=1.0))
+    with pytest.raises(InputFormatError, match=f"no usable document in {tree}"):
+        plan_dataset(survey_of([batch_of(0, num_rejected=5)]), everything)
+    with pytest.raises(InputFormatError, match="no usable document"):
+        plan_dataset(survey_of([]), everything)
+
+
+def test_a_single_rejection_is_told_in_full_and_many_by_example(tmp_path: Path) -> None:
+    config = make_config(tmp_path, tmp_path, max_rejected_fraction=0.0)
+    rejections = [Rejection(f"体育/{i}.txt", "not_utf-8", "byte 0xff at position 0") for i in range(5)]
+    with pytest.raises(
+        TooManyRejectedError, match=r"体育/2\.txt \(not_utf-8: byte 0xff at position 0\); mend"
+    ) as caught:
+        check_rejected(5, 5, rejections, config)
+    assert "体育/3.txt" not in str(caught.value)
+
+
+def test_equal_texts_share_a_digest_whatever_their_layout(tmp_path: Path) -> None:
+    documents = {"体育/1.txt": "山\n\u3000\u3000水\n", "科技/2.txt": "\ufeff山\r\n\t水", "股票/3.txt": "山。水"}
+    references, _ = read(make_job(make_config(tmp_path, write_tree(tmp_path / "tree", documents))))
+    digests = {reference.digest for _, reference in references.values()}
+    assert digests == {place("山。水", 0).digest}
+    assert len({split for split, _ in references.values()}) == 1
+    assert Placement(digests.pop()).shard(1) == 0
