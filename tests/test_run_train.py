@@ -101,9 +101,9 @@ def reads(tree, owners):
 def test_every_field_is_read_by_somebody():
     """To check a value, or to write it down, is not to use it."""
     read = set()
-    for path in (REPOSITORY / "model").glob("*.py"):
+    for path in (REPOSITORY / "model").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        if path.name != "config.py":
+        if path != REPOSITORY / "model" / "config.py":
             read |= reads(tree, {"config"})
             continue
         (options,) = (node for node in tree.body if getattr(node, "name", "") == "TrainConfig")
