@@ -11,6 +11,7 @@ from pipeline.dataset.schema import HEAD_FEATURES
 TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = STANDARD_SPLITS
 
 Pooling = Literal["cls", "max"]
+POOLINGS = get_args(Pooling)
 Encoder = Literal["fused", "keras_bert"]
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["plateau", "linear", "constant"]
@@ -72,7 +73,7 @@ class ModelConfig:
     dropout: float | None = None
 
     def __post_init__(self) -> None:
-        require_choice("pooling", self.pooling, get_args(Pooling))
+        require_choice("pooling", self.pooling, POOLINGS)
         require_choice("encoder", self.encoder, get_args(Encoder))
         known, got = ", ".join(HEAD_FEATURES), ",".join(self.heads)
         for head in self.heads:

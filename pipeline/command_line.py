@@ -113,17 +113,12 @@ class OptionGroup:
         if only_with:
             self._only_with[option] = only_with
         value, factory = self._fields[field].default, self._fields[field].default_factory
-        required = value is factory is dataclasses.MISSING
-        if not required and value is not False:
+        settings = _argument_of(self._hints[field], parse, metavar)
+        if value is factory is dataclasses.MISSING:
+            settings["required"] = True
+        elif value is not False:
             text += f" (default: {value if default is None else default})"
-        self._group.add_argument(
-            f"--{option}",
-            dest=field,
-            default=argparse.SUPPRESS,
-            help=text,
-            **({"required": True} if required else {}),
-            **_argument_of(self._hints[field], parse, metavar),
-        )
+        self._group.add_argument(f"--{option}", dest=field, default=argparse.SUPPRESS, help=text, **settings)
 
 
 def _argument_of(hint: Any, parse: Callable[[str], Any] | None, metavar: str | None) -> dict[str, Any]:
