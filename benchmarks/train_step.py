@@ -137,13 +137,13 @@ def keras_step(classifier: tf.keras.Model, batches: list[Batch], *, xla: bool) -
 
 def product_step(config: BertConfig, batches: list[Batch], *, policy: str, pooling: str) -> StepFn:
     """Return a function that trains our classifier on the next batch as `run_train.py` does, and returns the loss."""
-    options = TrainConfig(
+    options = TrainConfig.from_options(
         data_dir="-", bert_dir="-", output_dir="-", strategy="one_device", learning_rate=LEARNING_RATE
     )
     devices = open_devices(options)
     with devices.strategy.scope():
         logits = logits_model(our_classifier(config, policy=policy, pooling=pooling))
-        optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=options.weight_decay)
+        optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=options.learning.weight_decay)
     losses = head_losses(options, {head: [1] * num_classes for head, num_classes in HEADS.items()})
     train = make_train_step(logits, optimizer, losses, devices, options, xla=False, loss_scale=None)
     turns = enumerate(itertools.cycle(batches))

@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
 
     finished = load_finished_run(arguments.run)
     check_decode(arguments.decode, finished.labels)
-    data_dir = arguments.data or finished.description["config"]["data_dir"]
+    data_dir = arguments.data or finished.description["config"]["paths"]["data_dir"]
     split = arguments.split or finished.report["split"]
     check_file_system(data_dir)
     check_same_labels(finished, data_dir)

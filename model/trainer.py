@@ -57,8 +57,8 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
         PipelineError: one of its subclasses, by what is wrong: input, options, output, loss, or `PreemptedError`.
     """
     inputs = read_run_inputs(config)
-    run = open_run_dir(config.output_dir)
-    if run.exists() and not config.restart:
+    run = open_run_dir(config.paths.output_dir)
+    if run.exists() and not config.saving.restart:
         run.check_resumable(inputs.describe(config))
     setup = _resolve(config, inputs, run, open_devices(config))
     # Not before the devices: where there are several workers, TensorFlow takes SIGTERM for itself when it starts.
@@ -111,11 +111,11 @@ def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devic
         inputs.info.split(TRAIN_SPLIT).length_histogram,
         inputs.info.max_len,
         BatchOptions(
-            global_batch_size=config.batch_size,
+            global_batch_size=config.batches.batch_size,
             max_len=inputs.max_len,
-            buckets=config.buckets,
-            batch_tokens=config.batch_tokens,
-            batch_multiple=devices.num_replicas * config.accumulate_steps,
+            buckets=config.batches.buckets,
+            batch_tokens=config.batches.batch_tokens,
+            batch_multiple=devices.num_replicas * config.batches.accumulate_steps,
         ),
     )
     return _Setup(
@@ -137,7 +137,7 @@ def _write_access(run: RunDir, devices: Devices) -> contextlib.AbstractContextMa
 def _prepare_run_dir(setup: _Setup) -> None:
     """Make a run of the directory, or what one lacks that was killed while it was made."""
     run, bert = setup.run, setup.inputs.bert
-    if setup.config.restart:
+    if setup.config.saving.restart:
         run.clear()
     run.remove_temporary()
     if not run.exists():
@@ -149,23 +149,23 @@ def _prepare_run_dir(setup: _Setup) -> None:
 
 def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
-    if run.exists() and not config.restart:
+    if run.exists() and not config.saving.restart:
         run.check_resumable(setup.description)
     if setup.deterministic:
-        tf.keras.utils.set_random_seed(config.seed % 2**32)
+        tf.keras.utils.set_random_seed(config.learning.seed % 2**32)
         tf.config.experimental.enable_op_determinism()
     with devices.strategy.scope():
         model = build_classifier(
             inputs.bert.path,
-            inputs.head_sizes(config.heads),
-            pooling=config.pooling,
-            encoder=config.encoder,
-            seed=config.seed,
-            dropout=config.dropout,
+            inputs.head_sizes(config.model.heads),
+            pooling=config.model.pooling,
+            encoder=config.model.encoder,
+            seed=config.learning.seed,
+            dropout=config.model.dropout,
             policy=setup.policy,
         )
         logits = logits_model(model)
-        weight_decay = config.weight_decay if config.optimizer == "adamw" else 0.0
+        weight_decay = config.learning.weight_decay if config.learning.optimizer == "adamw" else 0.0
         optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
         loss_scale = LossScale() if setup.policy == "mixed_float16" else None
     # Not before options and inputs have proved right, for a run continues with those it began with; nor before every
@@ -187,7 +187,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         devices=devices,
         plan=setup.plan,
         max_len=inputs.max_len,
-        schedule=Schedule.of(config, setup.plan.steps_per_epoch * config.epochs),
+        schedule=Schedule.of(config, setup.plan.steps_per_epoch * config.learning.epochs),
         model=model,
         train_step=make_train_step(logits, optimizer, losses, devices, config, xla=setup.xla, loss_scale=loss_scale),
         eval_step=make_eval_step(logits, config, devices),
@@ -218,7 +218,7 @@ def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
     """Say what is about to happen, in one block."""
     config, inputs, devices, plan = setup.config, setup.inputs, setup.devices, setup.plan
     info = inputs.info
-    options = " ".join(f"{name}={value}" for name, value in config.describe().items())
+    options = " ".join(f"{name}={value}" for name, value in config.options.items())
     yield from textwrap.wrap(
         options,
         110,
@@ -228,25 +228,26 @@ def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    yield f"dataset      {config.data_dir}, fingerprint {info.fingerprint[:12]}, max_len {inputs.max_len}"
+    yield f"dataset      {config.paths.data_dir}, fingerprint {info.fingerprint[:12]}, max_len {inputs.max_len}"
     for name, split in info.splits.items():
         yield f"  {name:<10} {split.num_examples:,} examples, {split.num_tokens:,} tokens"
-        for head in config.heads:
+        for head in config.model.heads:
             names = info.labels[head].names
             counts = zip(names, split.label_counts[head], strict=True)
             yield f"    {head:<10} " + ", ".join(f"{label} {count:,}" for label, count in counts)
     parameters = sum(int(tf.size(weight)) for weight in loop.model.trainable_weights)
     bert = inputs.bert.config
+    compiled = ", XLA" if setup.xla else ""
     yield (
-        f"model        {config.encoder} BERT, {bert.num_hidden_layers} layers, hidden {bert.hidden_size}, "
-        f"pooling {config.pooling}, {parameters:,} trainable parameters, {setup.policy}{', XLA' if setup.xla else ''}"
+        f"model        {config.model.encoder} BERT, {bert.num_hidden_layers} layers, hidden {bert.hidden_size}, "
+        f"pooling {config.model.pooling}, {parameters:,} trainable parameters, {setup.policy}{compiled}"
     )
     workers = f" on {devices.num_workers} workers" if devices.num_workers > 1 else ""
     device_names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
     yield f"devices      {devices.kind}, {devices.num_replicas} replicas{workers}: {device_names}"
     rows = "/".join(str(rows) for rows in dict.fromkeys(plan.rows))
     each = "/".join(str(rows // devices.num_replicas) for rows in dict.fromkeys(plan.rows))
-    parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
+    parts = f" in {config.batches.accumulate_steps} parts" if config.batches.accumulate_steps > 1 else ""
     yield f"batches      {rows} examples, {each} per replica{parts}, padded to {', '.join(map(str, plan.edges))}"
     fixed = f"{plan.fixed_padding_share:.1%} if all were padded to {plan.max_len}"
     yield f"padding      {plan.padding_share:.1%} of positions; {fixed}"
@@ -277,14 +278,14 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
     report = {
         **evaluate_split(
             model,
-            config.data_dir,
+            config.paths.data_dir,
             inputs.test_split,
-            labels={head: inputs.info.labels[head].names for head in config.heads},
-            pairs=inputs.label_pairs(config.heads),
+            labels={head: inputs.info.labels[head].names for head in config.model.heads},
+            pairs=inputs.label_pairs(config.model.heads),
             max_len=inputs.max_len,
-            batch_size=config.eval_batch_size,
+            batch_size=config.batches.eval_batch_size,
         ),
-        "monitored": config.monitored,
+        "monitored": config.learning.monitored,
         "best_value": monitor.best,
         "best_epoch": monitor.best_epoch,
         "epochs": progress.epoch,
@@ -294,7 +295,7 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
         "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
     }
     save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
-    write_report(run, report, config.data_dir, run.path)
+    write_report(run, report, config.paths.data_dir, run.path)
     logger.info(
         "trained %d epochs, %s steps, in %s; the best was epoch %d; report in %s",
         *(progress.epoch, f"{progress.step:,}", format_seconds(progress.train_seconds)),

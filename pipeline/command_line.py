@@ -1,15 +1,18 @@
 """What every command shares: one-line errors with the right exit status, logging, `--version` and `--debug`."""
 
 import argparse
+import dataclasses
 import io
 import logging
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn, TextIO
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
 from pipeline import VERSION
+from pipeline.config import require
 from pipeline.errors import OptionError, PipelineError
 
 _INSTALLED_PREFIX = "two-headed-bert-"
@@ -40,11 +43,121 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
+        self.only_with: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error and Beam's own messages")
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message}; see {self.prog} --help")
+
+    def require_effect(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Refuse options that have no effect beside the others.
+
+        Args:
+            given: the parsed arguments; options that are not given are absent.
+            values: option → resolved value, of all options.
+
+        Raises:
+            OptionError: an option is given that is only used with another value of another option.
+        """
+        for option, (other, used_with) in self.only_with.items():
+            require(
+                option not in given or values[other] in used_with,
+                f"--{option}: only used with --{other} {' or '.join(used_with)}, not {values[other]}",
+            )
+
+
+class OptionGroup:
+    """Adds options whose types and defaults are those of a configuration dataclass's fields.
+
+    An option that is not given is absent from the parsed arguments: the dataclass alone holds its default. An option
+    whose field has no default is required.
+
+    Args:
+        parser: gets the options.
+        title: of the group in the help.
+        config_type: the dataclass.
+    """
+
+    def __init__(self, parser: CommandParser, title: str, config_type: type):
+        self._only_with = parser.only_with
+        self._group = parser.add_argument_group(title)
+        self._fields = {field.name: field for field in dataclasses.fields(config_type)}
+        self._hints = get_type_hints(config_type)
+
+    def add(
+        self,
+        option: str,
+        text: str,
+        *,
+        field: str | None = None,
+        parse: Callable[[str], Any] | None = None,
+        metavar: str | None = None,
+        default: str | None = None,
+        only_with: tuple[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """Add an option.
+
+        Args:
+            option: its name, without dashes.
+            text: its help.
+            field: the name of its field, where that is another.
+            parse: reads its value, where the field is neither a number, a string, a choice nor a switch; raises
+                `argparse.ArgumentTypeError`.
+            metavar: the name of its value in the help.
+            default: the default as the help describes it, where the value itself does not say it.
+            only_with: another option and those of its values beside which this option has an effect; see
+                `CommandParser.require_effect`.
+        """
+        field = field or option
+        if only_with:
+            self._only_with[option] = only_with
+        value, factory = self._fields[field].default, self._fields[field].default_factory
+        settings = _argument_of(self._hints[field], parse, metavar)
+        if value is factory is dataclasses.MISSING:
+            settings["required"] = True
+        elif value is not False:
+            text += f" (default: {value if default is None else default})"
+        self._group.add_argument(f"--{option}", dest=field, default=argparse.SUPPRESS, help=text, **settings)
+
+
+def _argument_of(hint: Any, parse: Callable[[str], Any] | None, metavar: str | None) -> dict[str, Any]:
+    """Return how argparse reads a field of this type."""
+    if parse is not None:
+        return {"type": parse, "metavar": metavar}
+    if get_origin(hint) is types.UnionType:
+        (hint,) = (kind for kind in get_args(hint) if kind is not types.NoneType)
+    if hint is bool:
+        return {"action": "store_true"}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    return {"type": hint, "metavar": metavar or {int: "N", float: "X"}.get(hint)}
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Parse `NAME,…`."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def parse_named_numbers(text: str) -> dict[str, float]:
+    """Parse `NAME=NUMBER,…`.
+
+    Raises:
+        argparse.ArgumentTypeError: the text has another form, or names something twice.
+    """
+    values: dict[str, float] = {}
+    for item in text.split(","):
+        name, equals, number = (part.strip() for part in item.partition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise argparse.ArgumentTypeError(f"expected NAME=NUMBER,…, got {item!r} in {text!r}")
+        if name in values:
+            raise argparse.ArgumentTypeError(f"{name!r} is named twice in {text!r}")
+        values[name] = value
+    return values
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

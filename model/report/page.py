@@ -74,7 +74,7 @@ def _content(run: RunDir, report: Mapping[str, Any], info: DatasetInfo, data_dir
         "configuration": _table(
             "option:code value:code",
             (
-                *((name, _plain(value)) for name, value in description["config"].items()),
+                *((name, _plain(value)) for group in description["config"].values() for name, value in group.items()),
                 *((f"resolved: {name}", _plain(value)) for name, value in description["resolved"].items()),
             ),
         ),

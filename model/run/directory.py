@@ -26,7 +26,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.config import FREE_FIELDS, RESOLVED_FIELDS, changed_options, changes
+from model.config import FREE_OPTIONS, RESOLVED_OPTIONS, changed_options, changes
 from model.decoding import INDEPENDENT
 from model.files import remove, remove_temporary, write_text
 from pipeline.errors import (
@@ -39,7 +39,7 @@ from pipeline.errors import (
 )
 from pipeline.filesystem import TEMPORARY_SUFFIX, is_remote
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 # What `config.json` says about them identifies their content.
 INPUTS = {"dataset": "--data", "bert": "--bert"}
 # What of `resolved` decides which examples make a batch; and what changes rounding and dropout noise, which is worth a
@@ -229,7 +229,7 @@ class RunDir:
                     "give that one to continue it, or --restart, or another --output"
                 )
         if "resolved" in new:
-            self._check_resolved(old["resolved"], new["resolved"], new["config"]["precision"])
+            self._check_resolved(old["resolved"], new["resolved"], new["config"]["devices"]["precision"])
 
     def _check_resolved(self, old: Mapping[str, Any], new: Mapping[str, Any], given_precision: str) -> None:
         if old.get("precision") != new["precision"]:
@@ -327,8 +327,9 @@ def run_id(description: Mapping[str, Any]) -> str:
     Args:
         description: the content of `config.json`.
     """
-    free = FREE_FIELDS | RESOLVED_FIELDS
-    config = {name: value for name, value in description["config"].items() if name not in free}
+    free = FREE_OPTIONS | RESOLVED_OPTIONS
+    groups = description["config"].values()
+    config = {option: value for group in groups for option, value in group.items() if option not in free}
     # With `--batch_tokens` the rows depend on the number of replicas, and with them what the number of a step means.
     batch_rows = description["resolved"]["bucket_rows"]
     content = {"config": config, "batch_rows": batch_rows, **{what: description[what] for what in INPUTS}}

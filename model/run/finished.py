@@ -90,8 +90,8 @@ def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Mo
     model = build_graph(
         BertConfig.from_file(run.bert_config),
         {head: len(names) for head, names in description["labels"].items()},
-        pooling=description["config"]["pooling"],
-        encoder=description["config"]["encoder"],
+        pooling=description["config"]["model"]["pooling"],
+        encoder=description["config"]["model"]["encoder"],
         policy="float32",
     )
     load_model_weights(run.weights, model)

@@ -103,7 +103,7 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, de
     finished = load_finished_run(run_dir)
     check_decode(decode, finished.labels)
     pairs = finished.pairs if decode == JOINT else None
-    data_dir = data_dir or finished.description["config"]["data_dir"]
+    data_dir = data_dir or finished.description["config"]["paths"]["data_dir"]
     check_same_labels(finished, data_dir)
     vocab = load_run_vocab(finished)
     tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=finished.max_len))

@@ -60,25 +60,25 @@ class Monitor:
         Returns:
             Whether this is the best epoch so far.
         """
-        sign = -1.0 if config.monitor == "loss" else 1.0
+        sign = -1.0 if config.learning.monitor == "loss" else 1.0
         is_best = self.best is None or sign * value > sign * self.best
         if is_best:
             self.best, self.best_epoch, self.epochs_without_best = value, epoch, 0
         else:
             self.epochs_without_best += 1
-        if config.schedule == "plateau":
+        if config.learning.schedule == "plateau":
             if self.plateau_best is None or sign * value > sign * self.plateau_best + PLATEAU_MIN_DELTA:
                 self.plateau_best, self.epochs_on_plateau = value, 0
             else:
                 self.epochs_on_plateau += 1
-            if self.epochs_on_plateau >= config.plateau_patience:
-                self.learning_rate_scale *= config.plateau_factor
+            if self.epochs_on_plateau >= config.learning.plateau_patience:
+                self.learning_rate_scale *= config.learning.plateau_factor
                 self.epochs_on_plateau = 0
         return is_best
 
     def wants_to_stop(self, config: TrainConfig) -> bool:
         """Tell whether early stopping ends the run."""
-        return 0 < config.early_stopping_patience <= self.epochs_without_best
+        return 0 < config.learning.early_stopping_patience <= self.epochs_without_best
 
     def to_json(self) -> dict[str, Any]:
         """Return the counters as JSON values; `Monitor(**values)` has them again."""

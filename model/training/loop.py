@@ -14,7 +14,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -84,7 +84,7 @@ class TrainingLoop:
         self._pending: list[tuple[int, float, tf.Tensor]] = []
         self._undrained = Throughput()
         self._since_log = Throughput()
-        self._log_sums = np.zeros(num_sums(len(self.config.heads)))
+        self._log_sums = np.zeros(num_sums(len(self.config.model.heads)))
         self._mark = time.monotonic()
         self._is_traced = False
 
@@ -92,7 +92,8 @@ class TrainingLoop:
     def last_step(self) -> int:
         """Number of steps after which the run ends at the latest."""
         planned = self.schedule.num_steps
-        return planned if self.config.limit_steps is None else min(planned, self.config.limit_steps)
+        limit = self.config.learning.limit_steps
+        return planned if limit is None else min(planned, limit)
 
     @property
     def is_done(self) -> bool:
@@ -127,7 +128,7 @@ class TrainingLoop:
         start = self.progress
         num_steps = min(self.plan.steps_per_epoch, start.epoch_step + self.last_step - start.step)
         display = EpochDisplay(
-            f"epoch {start.epoch + 1}/{self.config.epochs}",
+            f"epoch {start.epoch + 1}/{self.config.learning.epochs}",
             first_step=start.epoch_step,
             num_steps=num_steps,
             visible=self.devices.is_chief,
@@ -139,7 +140,7 @@ class TrainingLoop:
             while self.progress.epoch_step < num_steps:
                 self._step(batches)
                 step = self.progress.step
-                saves = step % self.config.save_every == 0 and self.progress.epoch_step < num_steps
+                saves = step % self.config.saving.save_every == 0 and self.progress.epoch_step < num_steps
                 if saves or self._drain_is_due() or self.progress.epoch_step == num_steps:
                     recent, num_stopping = self._drain()
                     total.add(recent)
@@ -157,16 +158,16 @@ class TrainingLoop:
         if start.epoch_step == num_steps:
             return iter(())
         dataset = train_dataset(
-            self.config.data_dir,
-            self.config.batch_size,
+            self.config.paths.data_dir,
+            self.config.batches.batch_size,
             self.max_len,
-            self.config.buckets,
-            self.config.seed,
+            self.config.batches.buckets,
+            self.config.learning.seed,
             start.epoch,
             start.epoch_step,
             split=TRAIN_SPLIT,
-            batch_tokens=self.config.batch_tokens,
-            batch_multiple=self.devices.num_replicas * self.config.accumulate_steps,
+            batch_tokens=self.config.batches.batch_tokens,
+            batch_multiple=self.devices.num_replicas * self.config.batches.accumulate_steps,
             num_workers=self.devices.num_workers,
             worker_index=self.devices.worker_index,
         )
@@ -176,7 +177,7 @@ class TrainingLoop:
     def _step(self, batches: Iterator[Batch]) -> None:
         """Start one training step; its result is looked at later."""
         before = time.monotonic()
-        with explain_read_errors(self.config.data_dir, TRAIN_SPLIT):
+        with explain_read_errors(self.config.paths.data_dir, TRAIN_SPLIT):
             batch = self._for_heads(next(batches))
         self._undrained.wait_seconds += time.monotonic() - before
         step = self.progress.step
@@ -192,7 +193,7 @@ class TrainingLoop:
         self.progress = dataclasses.replace(self.progress, step=step + 1, epoch_step=self.progress.epoch_step + 1)
 
     def _explained_errors(self) -> contextlib.AbstractContextManager[None]:
-        option = "--batch_size" if self.config.batch_tokens is None else "--batch_tokens"
+        option = "--batch_size" if self.config.batches.batch_tokens is None else "--batch_tokens"
         return explain_device_errors(f"{option}, or a larger --accumulate_steps")
 
     def _stop_wanted(self) -> tf.Tensor:
@@ -201,7 +202,7 @@ class TrainingLoop:
 
     def _for_heads(self, batch: Batch) -> Batch:
         inputs, labels, weights = batch
-        return inputs, {head: labels[head] for head in self.config.heads}, weights
+        return inputs, {head: labels[head] for head in self.config.model.heads}, weights
 
     def _drain_is_due(self) -> bool:
         # Several workers must stop after the same step, so each looks at every step's result, where all find the same.
@@ -234,7 +235,7 @@ class TrainingLoop:
             self._undrained.steps += 1
             self._undrained.examples += float(outcome.sums[EXAMPLES])
             self._undrained.tokens += float(outcome.sums[TOKENS])
-            if (step + 1) % self.config.log_every == 0:
+            if (step + 1) % self.config.saving.log_every == 0:
                 self._log_step(step + 1, {"learning_rate": learning_rate, "gradient_norm": outcome.gradient_norm})
         self._pending.clear()
         recent, self._undrained = self._undrained, Throughput()
@@ -268,7 +269,7 @@ class TrainingLoop:
 
     def _check_finite(self, outcome: Outcome, step: int) -> None:
         metrics, norm = metrics_from_sums(outcome.sums, self.config), outcome.gradient_norm
-        head = next((head for head in self.config.heads if not math.isfinite(metrics[f"{head}_loss"])), None)
+        head = next((head for head in self.config.model.heads if not math.isfinite(metrics[f"{head}_loss"])), None)
         # A scaled loss's gradient overflows now and then by design: the step was left out, and the scale is halved.
         if head is None and (math.isfinite(norm) or outcome.loss_scale > MIN_LOSS_SCALE):
             return
@@ -278,14 +279,14 @@ class TrainingLoop:
         raise NonFiniteLossError(
             f"{what} at step {step + 1} (epoch {self.progress.epoch + 1}); {last_good}; "
             "try a lower --learning_rate, --warmup, or --precision float32, with --restart or another --output",
-            head=head or "+".join(self.config.heads),
+            head=head or "+".join(self.config.model.heads),
             step=step + 1,
         )
 
     def _validate(self) -> dict[str, float]:
         """Measure the validation split; every example counts exactly once, whatever the replicas."""
         sums = np.zeros_like(self._log_sums)
-        with explain_read_errors(self.config.data_dir, VALIDATION_SPLIT):
+        with explain_read_errors(self.config.paths.data_dir, VALIDATION_SPLIT):
             for batch in self._validation_batches:
                 with explain_device_errors("--eval_batch_size"):
                     outcome = Outcome.fetch(self.eval_step(self._for_heads(batch), self._stop_wanted()), self.config)
@@ -298,9 +299,11 @@ class TrainingLoop:
     @functools.cached_property
     def _validation_batches(self) -> tf.data.Dataset:
         """The validation split in whole batches, the same in every epoch."""
-        local_rows = -(-self.config.eval_batch_size // self.devices.num_replicas) * self.devices.num_local_replicas
+        local_rows = (
+            -(-self.config.batches.eval_batch_size // self.devices.num_replicas) * self.devices.num_local_replicas
+        )
         dataset = eval_dataset(
-            self.config.data_dir,
+            self.config.paths.data_dir,
             VALIDATION_SPLIT,
             local_rows * self.devices.num_workers,
             self.max_len,
@@ -315,7 +318,7 @@ class TrainingLoop:
         learning_rate = self.schedule.learning_rate(self.progress.step - 1, scale=self.monitor.learning_rate_scale)
         row = {"epoch": epoch, "step": self.progress.step, "learning_rate": learning_rate, **train}
         row |= {f"val_{name}": value for name, value in validation.items()}
-        is_best = self.monitor.update(row[self.config.monitored], epoch, self.config)
+        is_best = self.monitor.update(row[self.config.learning.monitored], epoch, self.config)
         self.progress = dataclasses.replace(
             self.progress, epoch=epoch, epoch_step=0, epoch_sums=(), rows=(*self.progress.rows, row)
         )
@@ -333,7 +336,8 @@ class TrainingLoop:
                 )
             logger.info(
                 "epoch %d/%d, step %d: loss %.4f, validation: %s%s; learning rate %.3g; %s, %s",
-                *(epoch, self.config.epochs, self.progress.step, train["loss"], _in_words(validation, self.config)),
+                *(epoch, self.config.learning.epochs, self.progress.step, train["loss"]),
+                _in_words(validation, self.config.model.heads),
                 *(" (best)" if is_best else "", learning_rate, done, format_seconds(done.seconds)),
             )
 
@@ -341,7 +345,7 @@ class TrainingLoop:
         """Put the state on disk."""
         if self.devices.is_chief:
             progress = dataclasses.replace(self.progress, monitor=self.monitor.to_json())
-            save_state(self.run.states, progress, self.variables, keep=self.config.keep_states)
+            save_state(self.run.states, progress, self.variables, keep=self.config.saving.keep_states)
         self._mark = time.monotonic()
 
     def _stop(self) -> None:
@@ -353,8 +357,8 @@ class TrainingLoop:
         )
 
 
-def _in_words(metrics: Mapping[str, float], config: TrainConfig) -> str:
-    parts = [f"loss {metrics['loss']:.4f}", *(f"{head} {metrics[f'{head}_accuracy']:.2%}" for head in config.heads)]
-    if len(config.heads) > 1:
+def _in_words(metrics: Mapping[str, float], heads: Sequence[str]) -> str:
+    parts = [f"loss {metrics['loss']:.4f}", *(f"{head} {metrics[f'{head}_accuracy']:.2%}" for head in heads)]
+    if len(heads) > 1:
         parts.append(f"all heads right {metrics['exact_match']:.2%}")
     return ", ".join(parts)

@@ -146,10 +146,10 @@ class Schedule:
     def of(cls, config: TrainConfig, num_steps: int) -> "Schedule":
         """Return the schedule of a run over this many steps."""
         return cls(
-            peak=config.learning_rate,
-            warmup_steps=math.ceil(config.warmup_share * num_steps),
+            peak=config.learning.learning_rate,
+            warmup_steps=math.ceil(config.learning.warmup_share * num_steps),
             num_steps=num_steps,
-            decays=config.schedule == "linear",
+            decays=config.learning.schedule == "linear",
         )
 
     def learning_rate(self, step: int, *, scale: float = 1.0) -> float:

@@ -43,8 +43,8 @@ class RunInputs:
 
     def describe(self, config: TrainConfig) -> dict[str, Any]:
         """Return the content of a run's `config.json`: all that evaluation, prediction and export need to know."""
-        labels = {head: list(self.info.labels[head].names) for head in config.heads}
-        pairs = self.label_pairs(config.heads)
+        labels = {head: list(self.info.labels[head].names) for head in config.model.heads}
+        pairs = self.label_pairs(config.model.heads)
         return {
             "config": config.describe(),
             "dataset": {"fingerprint": self.info.fingerprint},
@@ -77,13 +77,13 @@ def read_run_inputs(config: TrainConfig) -> RunInputs:
             allow, or a head has fewer than two classes.
         EmptySplitError: there is nothing to train or to validate on.
     """
-    check_file_system(config.data_dir)
-    info = read_dataset_info(config.data_dir)
-    bert = read_bert_dir(config.bert_dir)
+    check_file_system(config.paths.data_dir)
+    info = read_dataset_info(config.paths.data_dir)
+    bert = read_bert_dir(config.paths.bert_dir)
     _check_vocabulary(config, info, bert)
     for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
         info.split(split)
-    for head in config.heads:
+    for head in config.model.heads:
         names = info.labels[head].names
         if len(names) < 2:
             raise OptionError(
@@ -118,15 +118,15 @@ def _check_vocabulary(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> 
     sha256 = _sha256(bert.vocab_path)
     if sha256 != info.vocab_sha256:
         raise SchemaMismatchError(
-            f"{config.data_dir}: its ids refer to another vocabulary than {bert.vocab_path} has (SHA-256 "
+            f"{config.paths.data_dir}: its ids refer to another vocabulary than {bert.vocab_path} has (SHA-256 "
             f"{info.vocab_sha256[:12]}, {info.vocab_size} entries, against {sha256[:12]}, {bert.config.vocab_size}); "
             f"preprocess with --vocab {bert.vocab_path}, or give the --bert whose vocabulary is "
-            f"{filesystem.join(config.data_dir, VOCAB_NAME)}"
+            f"{filesystem.join(config.paths.data_dir, VOCAB_NAME)}"
         )
 
 
 def _resolve_max_len(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> int:
-    max_len = info.max_len if config.max_len is None else config.max_len
+    max_len = info.max_len if config.batches.max_len is None else config.batches.max_len
     if max_len > info.max_len:
         raise OptionError(
             f"--max_len {max_len} is longer than the {info.max_len} tokens the dataset was written with; "
@@ -134,7 +134,7 @@ def _resolve_max_len(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> i
         )
     positions = bert.config.max_position_embeddings
     if max_len > positions:
-        source = f"--max_len {max_len}" if config.max_len else f"the dataset's max_len {max_len}"
+        source = f"--max_len {max_len}" if config.batches.max_len else f"the dataset's max_len {max_len}"
         raise OptionError(
             f"{source} is longer than the {positions} positions (max_position_embeddings) of {bert.path}; "
             f"use --max_len {positions}"

@@ -68,15 +68,17 @@ def head_losses(config: TrainConfig, label_counts: Mapping[str, Sequence[int]]) 
         label_counts: head -> examples of each class in the training split.
     """
     losses = {}
-    for head in config.heads:
+    for head in config.model.heads:
         counts = np.asarray(label_counts[head], np.float64)
         weights = np.ones_like(counts)
-        if head in config.balance_classes:
+        if head in config.model.balance_classes:
             # Mean 1 over the examples, so that balancing leaves the learning rate's meaning alone.
             present = counts > 0
             weights[present] = counts.sum() / (present.sum() * counts[present])
         losses[head] = HeadLoss(
-            weight=config.loss_weight(head), smoothing=config.smoothing(head), class_weights=tuple(weights.tolist())
+            weight=config.model.loss_weight(head),
+            smoothing=config.model.smoothing(head),
+            class_weights=tuple(weights.tolist()),
         )
     return losses
 
@@ -117,7 +119,7 @@ class Outcome:
     def fetch(cls, vector: tf.Tensor, config: TrainConfig) -> "Outcome":
         """Wait for what a step returned."""
         values = vector.numpy().astype(np.float64)
-        end = num_sums(len(config.heads))
+        end = num_sums(len(config.model.heads))
         return cls(values[:end], int(values[end]), *values[end + 1 :].tolist())
 
 
@@ -142,11 +144,12 @@ def metrics_from_sums(sums: Sequence[float] | np.ndarray, config: TrainConfig) -
     """
     count = max(float(sums[EXAMPLES]), 1.0)
     metrics = {"loss": 0.0}
-    for index, head in enumerate(config.heads):
+    heads = config.model.heads
+    for index, head in enumerate(heads):
         metrics[f"{head}_loss"] = float(sums[NUM_COMMON_SUMS + 2 * index]) / count
         metrics[f"{head}_accuracy"] = float(sums[NUM_COMMON_SUMS + 1 + 2 * index]) / count
-        metrics["loss"] += config.loss_weight(head) * metrics[f"{head}_loss"]
-    metrics["accuracy_mean"] = sum(metrics[f"{head}_accuracy"] for head in config.heads) / len(config.heads)
+        metrics["loss"] += config.model.loss_weight(head) * metrics[f"{head}_loss"]
+    metrics["accuracy_mean"] = sum(metrics[f"{head}_accuracy"] for head in heads) / len(heads)
     metrics["exact_match"] = float(sums[ALL_RIGHT]) / count
     return metrics
 
@@ -179,13 +182,13 @@ def make_train_step(
         returning what the module's docstring says, float32 [3 + 2·H + 3].
         Weights stay as they are where the gradient is not finite.
     """
-    num_parts = config.accumulate_steps
+    num_parts = config.batches.accumulate_steps
     variables = model.trainable_variables
     scale = tf.constant(MIN_LOSS_SCALE) if loss_scale is None else loss_scale.scale
 
     def gradients_of_part(part: Batch, noise_step: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         inputs, labels, weights = part
-        with tf.GradientTape() as tape, dropout_rng(config.seed, noise_step):
+        with tf.GradientTape() as tape, dropout_rng(config.learning.seed, noise_step):
             logits = model([inputs[INDICES], inputs[SEGMENTS]], training=True)
             per_example = {head: loss(labels[head], logits[head]) for head, loss in losses.items()}
             total = tf.add_n([losses[head].weight * tf.reduce_sum(per_example[head] * weights) for head in losses])
@@ -222,7 +225,9 @@ def make_train_step(
         if devices.num_replicas > 1:
             gradients, sums = replica.all_reduce("SUM", [gradients, sums])
         # The mean over the whole batch's real examples: a mean of means would weigh examples by their replica.
-        gradients, norm = clip_by_norm(gradients, config.clip_norm, num_summed=tf.maximum(sums[EXAMPLES], 1.0) * scale)
+        gradients, norm = clip_by_norm(
+            gradients, config.learning.clip_norm, num_summed=tf.maximum(sums[EXAMPLES], 1.0) * scale
+        )
         finite = tf.reduce_all(tf.math.is_finite(sums)) & tf.math.is_finite(norm)
         return gradients, tf.concat([sums, [norm, scale]], axis=0), finite
 
@@ -232,7 +237,7 @@ def make_train_step(
     # No Python here depends on a tensor; rewriting it for that case (autograph) would take half of the tracing time.
     # One trace for batches of all shapes: tracing BERT-base takes many seconds, and buckets make many shapes. A trace
     # that became general only at the second shape would also compute the first otherwise after a restart than before.
-    @tf.function(input_signature=[batch_signature(config.heads), *STEP_SIGNATURE], autograph=False)
+    @tf.function(input_signature=[batch_signature(config.model.heads), *STEP_SIGNATURE], autograph=False)
     def train_step(batch: Batch, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         gradients, outcome, finite = devices.strategy.run(replica_step, args=(batch, step, stop))
         is_finite = first(finite)
@@ -264,11 +269,11 @@ def make_eval_step(
         logits = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
         losses = {
             head: tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels[head], logits=logits[head])
-            for head in config.heads
+            for head in config.model.heads
         }
         return tf.concat([_batch_sums(losses, logits, (inputs, labels, weights)), [stop]], axis=0)
 
-    @tf.function(input_signature=[batch_signature(config.heads), STOP_SIGNATURE], autograph=False)
+    @tf.function(input_signature=[batch_signature(config.model.heads), STOP_SIGNATURE], autograph=False)
     def eval_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:
         sums = devices.strategy.run(replica_step, args=(batch, stop))
         return devices.strategy.reduce("SUM", sums, axis=None)

@@ -165,13 +165,14 @@ def check_batch_sizes(config: TrainConfig, num_replicas: int) -> None:
     Raises:
         OptionError: they do not.
     """
-    parts = num_replicas * config.accumulate_steps
-    if config.batch_tokens is None and config.batch_size % parts:
-        below = config.batch_size // parts * parts
+    batches = config.batches
+    parts = num_replicas * batches.accumulate_steps
+    if batches.batch_tokens is None and batches.batch_size % parts:
+        below = batches.batch_size // parts * parts
         nearest = f"{below} or {below + parts}" if below else f"{parts}"
-        steps = f" × {config.accumulate_steps} accumulated steps" if config.accumulate_steps > 1 else ""
+        steps = f" × {batches.accumulate_steps} accumulated steps" if batches.accumulate_steps > 1 else ""
         raise OptionError(
-            f"--batch_size {config.batch_size} is the global batch and must be a multiple of the {num_replicas} "
+            f"--batch_size {batches.batch_size} is the global batch and must be a multiple of the {num_replicas} "
             f"replicas{steps}; use {nearest}"
         )
 
@@ -185,14 +186,16 @@ def open_devices(config: TrainConfig) -> Devices:
     cluster = Cluster.from_environment()
     gpus = tf.config.list_physical_devices("GPU")
     kind = _resolve_kind(config, cluster, num_gpus=len(gpus))
-    use_gpus = bool(gpus) and config.cpu_replicas is None
+    use_gpus = bool(gpus) and config.devices.cpu_replicas is None
     if use_gpus:
         _grow_memory_on_demand(gpus)
     if kind == "multi_worker":
         strategy: tf.distribute.Strategy = _join_cluster()
     elif kind == "mirrored":
         strategy = tf.distribute.MirroredStrategy(
-            [f"GPU:{index}" for index in range(len(gpus))] if use_gpus else _logical_cpus(config.cpu_replicas or 1)
+            [f"GPU:{index}" for index in range(len(gpus))]
+            if use_gpus
+            else _logical_cpus(config.devices.cpu_replicas or 1)
         )
     else:
         strategy = tf.distribute.OneDeviceStrategy("GPU:0" if use_gpus else "CPU:0")
@@ -210,23 +213,23 @@ def open_devices(config: TrainConfig) -> Devices:
 def _resolve_kind(
     config: TrainConfig, cluster: Cluster | None, *, num_gpus: int
 ) -> Literal["one_device", "mirrored", "multi_worker"]:
-    if config.strategy == "multi_worker" and cluster is None:
+    if config.devices.strategy == "multi_worker" and cluster is None:
         raise OptionError("--strategy multi_worker: TF_CONFIG is not set; it names the workers and which one this is")
-    if config.strategy == "mirrored" and not num_gpus and config.cpu_replicas is None:
+    if config.devices.strategy == "mirrored" and not num_gpus and config.devices.cpu_replicas is None:
         raise OptionError(
             "--strategy mirrored: TensorFlow sees no GPU; use --strategy one_device, or --cpu_replicas N to use "
             "this machine's CPU as N devices"
         )
-    if config.strategy != "auto":
-        return config.strategy
+    if config.devices.strategy != "auto":
+        return config.devices.strategy
     if cluster is not None and len(cluster.addresses) > 1:
-        if config.cpu_replicas is not None:
+        if config.devices.cpu_replicas is not None:
             raise OptionError(
-                f"--cpu_replicas {config.cpu_replicas}: TF_CONFIG names {len(cluster.addresses)} workers, with "
+                f"--cpu_replicas {config.devices.cpu_replicas}: TF_CONFIG names {len(cluster.addresses)} workers, with "
                 "one CPU device each; leave it out, or give --strategy mirrored to train on this machine alone"
             )
         return "multi_worker"
-    return "mirrored" if num_gpus > 1 or config.cpu_replicas is not None else "one_device"
+    return "mirrored" if num_gpus > 1 or config.devices.cpu_replicas is not None else "one_device"
 
 
 def _join_cluster() -> tf.distribute.Strategy:
@@ -270,18 +273,18 @@ def resolve_policy(config: TrainConfig, devices: Devices) -> str:
     Raises:
         OptionError: float16 on a CPU.
     """
-    if config.precision == "float16" and not devices.on_gpu:
+    if config.devices.precision == "float16" and not devices.on_gpu:
         raise OptionError(
             "--precision float16: this CPU would emulate it, slower than float32; use bfloat16 or float32 on a CPU"
         )
-    if config.precision == "auto":
-        if not devices.on_gpu or config.encoder == "keras_bert":
+    if config.devices.precision == "auto":
+        if not devices.on_gpu or config.model.encoder == "keras_bert":
             return "float32"
         capability = _least_compute_capability()
         if capability >= FIRST_BFLOAT16_CAPABILITY:
             return "mixed_bfloat16"
         return "mixed_float16" if capability >= FIRST_FLOAT16_CAPABILITY else "float32"
-    return "float32" if config.precision == "float32" else f"mixed_{config.precision}"
+    return "float32" if config.devices.precision == "float32" else f"mixed_{config.devices.precision}"
 
 
 def _least_compute_capability() -> tuple[int, int]:
@@ -292,9 +295,9 @@ def _least_compute_capability() -> tuple[int, int]:
 
 def resolve_xla(config: TrainConfig, devices: Devices) -> bool:
     """Tell whether XLA compiles the replica's step; `auto` only on GPUs: on a CPU it compiles long and runs slower."""
-    return config.xla == "on" or (config.xla == "auto" and devices.on_gpu)
+    return config.devices.xla == "on" or (config.devices.xla == "auto" and devices.on_gpu)
 
 
 def resolve_deterministic(config: TrainConfig, devices: Devices) -> bool:
     """Tell whether TensorFlow is held to deterministic kernels; `auto` only on CPUs, where that costs nothing."""
-    return config.deterministic == "on" or (config.deterministic == "auto" and not devices.on_gpu)
+    return config.devices.deterministic == "on" or (config.devices.deterministic == "auto" and not devices.on_gpu)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.config import TrainConfig, changed_options, parse_buckets, parse_head_values
+from model.config import LearningConfig, TrainConfig, changed_options
 from pipeline.errors import OptionError
 
 PATHS = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
@@ -18,16 +18,16 @@ PATHS = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
         ),
         ({"heads": ()}, "--heads: expected one or more"),
         ({"heads": ("second", "second")}, "--heads: expected one or more of category, second, got 'second,second'"),
-        ({"heads": ("category",), "loss_weights": (("second", 1.0),)}, "--loss_weights: there is no head 'second'"),
+        ({"heads": ("category",), "loss_weights": {"second": 1.0}}, "--loss_weights: there is no head 'second'"),
         (
-            {"heads": ("category",), "label_smoothing": (("second", 0.1),)},
+            {"heads": ("category",), "label_smoothing": {"second": 0.1}},
             "--label_smoothing: there is no head 'second'",
         ),
         ({"heads": ("category",), "balance_classes": ("second",)}, "--balance_classes: there is no head 'second'"),
-        ({"loss_weights": (("category", -1.0),)}, "--loss_weights: expected 0 or more, got category=-1"),
-        ({"loss_weights": (("category", float("nan")),)}, "--loss_weights: expected 0 or more"),
-        ({"loss_weights": (("category", 0.0), ("second", 0.0))}, "every head weighs 0"),
-        ({"label_smoothing": (("category", 1.0),)}, "--label_smoothing: expected 0 or more and below 1"),
+        ({"loss_weights": {"category": -1.0}}, "--loss_weights: expected 0 or more, got category=-1"),
+        ({"loss_weights": {"category": float("nan")}}, "--loss_weights: expected 0 or more"),
+        ({"loss_weights": {"category": 0.0, "second": 0.0}}, "every head has weight 0"),
+        ({"label_smoothing": {"category": 1.0}}, "--label_smoothing: expected 0 or more and below 1"),
         ({"pooling": "mean"}, "--pooling: expected one of cls, max, got 'mean'"),
         ({"buckets": (64, 32)}, "--buckets: expected 1 to 64 lengths in rising order, got '64,32'"),
         ({"buckets": (2, 32)}, "--buckets: expected lengths from 3"),
@@ -37,7 +37,6 @@ PATHS = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
         ({"max_len": 2}, "--max_len: expected 3 or more, got 2"),
         ({"limit_steps": 0}, "--limit_steps: expected 1 or more"),
         ({"cpu_replicas": 65}, "--cpu_replicas: expected 1 to 64, got 65"),
-        ({"cpu_replicas": 2, "strategy": "one_device"}, "--cpu_replicas: only used with --strategy mirrored"),
         ({"learning_rate": 0.0}, "--learning_rate: expected above 0"),
         ({"learning_rate": float("nan")}, "--learning_rate: expected above 0"),
         ({"warmup": 1.0}, "--warmup: expected 0 or more and below 1"),
@@ -53,15 +52,16 @@ PATHS = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
 )
 def test_refuses_wrong_options(options, message):
     with pytest.raises(OptionError) as error:
-        TrainConfig(**(PATHS | options))
+        TrainConfig.from_options(**(PATHS | options))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_defaults_are_those_of_the_contract():
-    config = TrainConfig(**PATHS)
-    assert (config.heads, config.batch_size, config.epochs) == (("category", "second"), 32, 10)
-    assert (config.learning_rate, config.schedule, config.early_stopping_patience) == (1e-5, "plateau", 3)
+    config = TrainConfig.from_options(**PATHS)
+    assert (config.model.heads, config.batches.batch_size, config.learning.epochs) == (("category", "second"), 32, 10)
+    learning = config.learning
+    assert (learning.learning_rate, learning.schedule, learning.early_stopping_patience) == (1e-5, "plateau", 3)
 
 
 @pytest.mark.parametrize(
@@ -75,39 +75,17 @@ def test_defaults_are_those_of_the_contract():
     ],
 )
 def test_warmup_depends_on_the_schedule_unless_it_is_given(schedule, warmup, share):
-    assert TrainConfig(**PATHS, schedule=schedule, warmup=warmup).warmup_share == share
+    assert LearningConfig(schedule=schedule, warmup=warmup).warmup_share == share
 
 
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("category=1,second=0.5", (("category", 1.0), ("second", 0.5))),
-        ("second=1e-1", (("second", 0.1),)),
-        # Not a number, no head, no equals sign, twice.
-        ("category=much", None),
-        ("=1", None),
-        ("0.5", None),
-        ("category=1,category=2", None),
-        ("", None),
-    ],
-)
-def test_parses_a_number_for_each_head(text, values):
-    if values is not None:
-        assert parse_head_values("loss_weights", text) == values
-        return
-    with pytest.raises(OptionError, match="--loss_weights"):
-        parse_head_values("loss_weights", text)
-
-
-def test_parses_buckets():
-    assert [parse_buckets(text) for text in ("auto", "off", "64,128")] == ["auto", "off", (64, 128)]
-    with pytest.raises(OptionError, match="--buckets: expected auto, off or lengths"):
-        parse_buckets("64;128")
+def test_refuses_options_that_do_not_exist():
+    with pytest.raises(TypeError, match="unknown training options: batchsize"):
+        TrainConfig.from_options(**PATHS, batchsize=3)
 
 
 def test_names_what_changed_between_two_commands():
-    old = TrainConfig(**PATHS, loss_weights=(("second", 0.5),), cpu_replicas=2).describe()
-    new = TrainConfig(
+    old = TrainConfig.from_options(**PATHS, loss_weights={"second": 0.5}, cpu_replicas=2).describe()
+    new = TrainConfig.from_options(
         data_dir="moved", bert_dir="bert", output_dir="elsewhere", batch_size=16, save_every=7, cpu_replicas=1
     ).describe()
     assert changed_options(old, new) == ["loss_weights: {'second': 0.5} -> {}", "batch_size: 32 -> 16"]

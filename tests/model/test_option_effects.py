@@ -83,7 +83,7 @@ def train(inputs, path, **options):
         patched.setattr(model.trainer, "_finish", lambda setup, loop: loop)
         loop: TrainingLoop = train_and_evaluate(config)
     assert len(rates) == NUM_STEPS
-    num_parts = NUM_STEPS * config.accumulate_steps
+    num_parts = NUM_STEPS * config.batches.accumulate_steps
     with (path / "metrics.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     return Outcome(
@@ -135,8 +135,8 @@ LEARNS_OTHERWISE = {
     "seed": (1, {"new_weights", "parts", "weights"}),
     "clip_norm": (0.0, {"weights"}),
     "learning_rate": (RATE / 5, {"rates", "weights"}),
-    "loss_weights": ((("second", 0.0),), {"weights"}),
-    "label_smoothing": ((("category", 0.3),), {"weights"}),
+    "loss_weights": ({"second": 0.0}, {"weights"}),
+    "label_smoothing": ({"category": 0.3}, {"weights"}),
     "balance_classes": (("category",), {"weights"}),
     "dropout": (0.5, {"weights"}),
     "pooling": ("max", {"weights"}),

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import csv
-import dataclasses
 import itertools
 import json
 import logging
@@ -54,6 +53,7 @@ from tests.support.runs import (
     make_inputs,
     result_bytes,
     tiny_config,
+    with_options,
 )
 from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
@@ -145,7 +145,7 @@ def test_can_be_measured_again_from_its_directory(finished, capsys):
     assert again.pop("evaluate_seconds") > 0
     assert again == {name: value for name, value in report.items() if name != "evaluate_seconds"}
     loaded = load_finished_run(str(run))
-    dev = predict_split(loaded.model, config.data_dir, "dev", heads=["category"], batch_size=7)
+    dev = predict_split(loaded.model, config.paths.data_dir, "dev", heads=["category"], batch_size=7)
     assert dev.labels["category"].shape == (NUM_EXAMPLES["dev"],)
     np.testing.assert_allclose(dev.probabilities["category"].sum(axis=1), 1.0, rtol=1e-5)
     accuracy = (dev.probabilities["category"].argmax(axis=1) == dev.labels["category"]).mean()
@@ -178,7 +178,7 @@ def test_a_finished_run_is_left_alone(finished):
 
 def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
     config, run, report = undisturbed
-    config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
+    config = with_options(config, output_dir=str(tmp_path / "run"))
     handler = signal.getsignal(signal.SIGTERM)
 
     # SIGTERM inside an epoch, after its last step, after the last epoch; an interrupt from the keyboard saves nothing.
@@ -219,7 +219,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_state(inputs, tmp_path, monkeypa
         train_and_evaluate(config)
     assert [path.name for path in list_states(tmp_path / "state")] == ["step-00000004", "step-00000008"]
     with pytest.raises(OutputExistsError, match="started with other options"):
-        train_and_evaluate(dataclasses.replace(config, seed=1))
+        train_and_evaluate(with_options(config, seed=1))
     monkeypatch.undo()
     assert train_and_evaluate(config)["steps"] == STEPS_PER_EPOCH
 
@@ -228,7 +228,7 @@ def test_restart_starts_over(inputs, tmp_path):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=1, limit_steps=3)
     report = train_and_evaluate(config)
     assert (report["steps"], report["epochs"]) == (3, 1)
-    restarted = dataclasses.replace(config, heads=("second",), restart=True, pooling="max")
+    restarted = with_options(config, heads=("second",), restart=True, pooling="max")
     report = train_and_evaluate(restarted)
     assert list(report["heads"]) == ["second"]
     assert report["exact_match"] == report["heads"]["second"]["accuracy"]
@@ -239,7 +239,7 @@ def test_restart_starts_over(inputs, tmp_path):
 
 def test_the_state_of_another_run_is_refused(inputs, tmp_path):
     own = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "own"))
-    foreign = dataclasses.replace(own, output_dir=str(tmp_path / "foreign"), seed=1)
+    foreign = with_options(own, output_dir=str(tmp_path / "foreign"), seed=1)
     for config in (own, foreign):
         with interruption("_step", step=2), pytest.raises(PreemptedError):
             train_and_evaluate(config)
@@ -250,7 +250,7 @@ def test_the_state_of_another_run_is_refused(inputs, tmp_path):
     # A state may move with its whole run.
     (tmp_path / "foreign").rename(tmp_path / "moved")
     with interruption("_step", step=3), pytest.raises(PreemptedError):
-        train_and_evaluate(dataclasses.replace(foreign, output_dir=str(tmp_path / "moved")))
+        train_and_evaluate(with_options(foreign, output_dir=str(tmp_path / "moved")))
     assert list_states(tmp_path / "moved" / "state")[-1].name == "step-00000003"
 
 
@@ -373,7 +373,7 @@ def test_says_at_the_start_what_it_will_do(inputs, tmp_path, monkeypatch, caplog
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options)
     lines = messages_at_start(config, monkeypatch, caplog)
     said = " ".join(line.removeprefix("options").strip() for line in itertools.takewhile(is_about_options, lines))
-    assert said.split() == " ".join(f"{name}={value}" for name, value in config.describe().items()).split()
+    assert said.split() == " ".join(f"{name}={value}" for name, value in config.options.items()).split()
     assert {"batch_size=8", "seed=3", "limit_steps=15"} <= set(said.split())
 
     fingerprint = json.loads((tmp_path / "config.json").read_text())["dataset"]["fingerprint"]
@@ -419,7 +419,7 @@ def test_what_fails_before_the_first_step_may_be_corrected(inputs, tmp_path, mon
     damaged = shutil.copytree(inputs["bert_dir"], tmp_path / "bert")
     (damaged / "bert_model.ckpt.data-00000-of-00001").write_bytes(b"")
     with pytest.raises(InputFormatError, match="the checkpoint is damaged"):
-        train_and_evaluate(dataclasses.replace(config, bert_dir=str(damaged), seed=1))
+        train_and_evaluate(with_options(config, bert_dir=str(damaged), seed=1))
     assert not run.exists()
 
     def no_space(source, copy):
@@ -543,8 +543,8 @@ def test_many_options_together(inputs, tmp_path):
             buckets=(8, 12),
             max_len=12,
             pooling="max",
-            loss_weights=(("second", 0.5),),
-            label_smoothing=(("second", 0.1),),
+            loss_weights={"second": 0.5},
+            label_smoothing={"second": 0.1},
             balance_classes=("second",),
             monitor="loss",
             warmup=0.1,

@@ -1,17 +1,20 @@
 """What all commands share: exit statuses, one line for each error, and output that ends well."""
 
+import argparse
+import dataclasses
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import apache_beam
 import pytest
 
 from pipeline import VERSION
-from pipeline.command_line import CommandParser, run_command
+from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
 from pipeline.errors import CorruptShardError, NonFiniteLossError, OptionError, OutputWriteError, PipelineError
 from tests.support.corpora import own_logging
 
@@ -156,3 +159,80 @@ def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None
     assert "what to run --count" in text
     assert "how many (default: 64) --split" in text
     assert text.endswith("which one (default: all)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cake:
+    baker_name: str
+    layers: int = 2
+    sugar: float | None = None
+    filling: Literal["cream", "jam"] = "cream"
+    toppings: tuple[str, ...] = ()
+    shared: bool = False
+
+
+def cake_parser() -> CommandParser:
+    parser = CommandParser(prog="bake", description="Bakes.")
+    group = OptionGroup(parser, "cake", Cake)
+    group.add("baker", "who bakes", field="baker_name", metavar="NAME")
+    group.add("layers", "how high")
+    group.add("sugar", "how sweet", default="to taste", only_with=("filling", ("jam",)))
+    group.add("filling", "between layers")
+    group.add("toppings", "on top", parse=parse_names, metavar="NAME,…", default="none")
+    group.add("shared", "for everybody")
+    return parser
+
+
+def bake(*arguments: str) -> Cake:
+    parser = cake_parser()
+    given = vars(parser.parse_args(arguments))
+    del given["debug"]
+    cake = Cake(**given)
+    parser.require_effect(given, dataclasses.asdict(cake))
+    return cake
+
+
+def test_options_set_the_fields_of_a_dataclass_and_have_its_defaults() -> None:
+    assert bake("--baker", "Ada") == Cake(baker_name="Ada")
+    options = ["--layers", "3", "--sugar", "0.5", "--filling", "jam", "--toppings", "nuts, icing", "--shared"]
+    assert bake("--baker", "Ada", *options) == Cake(
+        baker_name="Ada", layers=3, sugar=0.5, filling="jam", toppings=("nuts", "icing"), shared=True
+    )
+    text = " ".join(cake_parser().format_help().split())
+    assert "--baker NAME who bakes --layers N how high (default: 2) --sugar X how sweet (default: to taste)" in text
+    assert "--shared for everybody" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --baker"),
+        (["--baker", "Ada", "--layers", "high"], "argument --layers: invalid int value: 'high'"),
+        (["--baker", "Ada", "--filling", "air"], "argument --filling: invalid choice: 'air'"),
+        (["--baker", "Ada", "--sugar", "1"], "--sugar: only used with --filling jam, not cream"),
+    ],
+)
+def test_refuses_options_that_do_not_fit(arguments: list[str], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        bake(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("category=1,second=0.5", {"category": 1.0, "second": 0.5}),
+        ("second = 1e-1", {"second": 0.1}),
+        # Not a number, no name, no equals sign, twice.
+        ("category=much", None),
+        ("=1", None),
+        ("0.5", None),
+        ("category=1,category=2", None),
+        ("", None),
+    ],
+)
+def test_parses_a_number_for_each_name(text: str, values: dict[str, float] | None) -> None:
+    if values is not None:
+        assert parse_named_numbers(text) == values
+        return
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected NAME=NUMBER|is named twice"):
+        parse_named_numbers(text)

@@ -73,17 +73,17 @@ def make_finished_run(path: Path, **options: object) -> Path:
     run.bert_config.write_bytes((bert_dir / "bert_config.json").read_bytes())
     run.write_config(inputs.describe(config) | {"resolved": {"precision": "float32"}})
     model = build_classifier(
-        bert_dir, inputs.head_sizes(config.heads), config.pooling, config.encoder, policy="float32"
+        bert_dir, inputs.head_sizes(config.model.heads), config.model.pooling, config.model.encoder, policy="float32"
     )
     _spread_labels(model, inputs, str(data_dir))
     save_model_weights(run.weights, model)
     save_bert_dir(model, run.bert_config, run.vocab, run.bert)
-    names = ["loss", *(f"{head}_{what}" for head in config.heads for what in ("loss", "accuracy")), "exact_match"]
+    names = ["loss", *(f"{head}_{what}" for head in config.model.heads for what in ("loss", "accuracy")), "exact_match"]
     metrics = dict.fromkeys([*names, *(f"val_{name}" for name in names)], 0.5)
     write_metrics_csv(run.metrics, [{"epoch": 1, "step": 2, "learning_rate": 1e-3, **metrics}])
     report = {
         "split": "test",
-        "monitored": config.monitored,
+        "monitored": config.learning.monitored,
         "best_value": 0.5,
         "best_epoch": 1,
         "epochs": 1,

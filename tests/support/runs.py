@@ -88,7 +88,12 @@ def tiny_config(**options: Any) -> TrainConfig:
         "log_every": 5,
     }
     paths = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
-    return TrainConfig(**(paths | defaults | options))
+    return TrainConfig.from_options(**(paths | defaults | options))
+
+
+def with_options(config: TrainConfig, **options: Any) -> TrainConfig:
+    """Return a configuration with some other options."""
+    return TrainConfig.from_options(**(config.options | options))
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
     run.bert_config.write_text(TINY_BERT.to_json(), "utf-8")
     run.write_config(
         {
-            "config": tiny_config(heads=heads, loss_weights=((heads[0], 0.5),)).describe(),
+            "config": tiny_config(heads=heads, loss_weights={heads[0]: 0.5}).describe(),
             "resolved": {"precision": "bfloat16", "bucket_lengths": [8, 16]},
             "dataset": {"fingerprint": info.fingerprint},
             "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},

@@ -133,7 +133,7 @@ def test_a_run_is_told_from_all_with_another_result():
     own = run_id(describe())
     moved = describe(data_dir="moved", output_dir="moved", save_every=7, cpu_replicas=2, strategy="mirrored")
     assert run_id(moved) == own
-    others = [describe(seed=1), describe(batch_size=16), describe(loss_weights=(("second", 0.5),))]
+    others = [describe(seed=1), describe(batch_size=16), describe(loss_weights={"second": 0.5})]
     others += [describe() | {what: {"fingerprint": "f" * 64}} for what in ("dataset", "bert")]
     others.append(describe(resolved=RESOLVED | {"bucket_rows": [6, 4]}))
     assert len({own, *map(run_id, others)}) == 1 + len(others)
@@ -146,7 +146,7 @@ def test_a_finished_run_is_not_trained_again(run):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"run_format": 1, "config": {}}', '{"run_format": 2, "config": {}, "resolved": 3}']
+    "text", ["", "{}", "[]", '{"run_format": 1, "config": {}}', '{"run_format": 3, "config": {}, "resolved": 3}']
 )
 def test_refuses_a_damaged_config(run, text):
     run.config.write_text(text)

@@ -19,7 +19,7 @@ from model.training.preemption import PreemptedError
 from model.training.steps import num_sums
 from model.training.strategy import open_devices
 from model.training.training_state import list_states
-from tests.support.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config
+from tests.support.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config, with_options
 
 # The first epoch is the best one; then nothing improves until early stopping ends the run.
 ACCURACIES = (0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9)
@@ -92,7 +92,7 @@ def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
     assert (report["best_epoch"], report["best_value"]) == (1, 0.6)
     with run.metrics.open(newline="") as stream:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(stream)]
-    assert rates == pytest.approx([config.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
+    assert rates == pytest.approx([config.learning.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
 
 
 def test_the_result_has_the_best_epochs_weights(stopped_early):
@@ -111,7 +111,7 @@ def test_the_result_has_the_best_epochs_weights(stopped_early):
 def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(stopped_early, course, tmp_path):
     """By then every counter counts: epochs without a better one, epochs on a plateau, and what the plateau has cut."""
     config, run, report, _ = stopped_early
-    config = dataclasses.replace(config, output_dir=str(tmp_path))
+    config = with_options(config, output_dir=str(tmp_path))
     course.batches.clear()
     with interruption("_step", step=4 * STEPS_PER_EPOCH + 1), pytest.raises(PreemptedError):
         train_and_evaluate(config)
@@ -139,7 +139,7 @@ def test_of_several_workers_all_stop_after_the_same_step(tmp_path, monkeypatch, 
             outcome = step(batch, number, learning_rate, stop)
             stops.append(float(stop))
             if asked == "the other" and number == 4:
-                place = num_sums(len(config.heads))
+                place = num_sums(len(config.model.heads))
                 return tf.concat([outcome[:place], [1.0], outcome[place + 1 :]], axis=0)
             return outcome
 

@@ -43,7 +43,7 @@ def make_batch(num_real=8, num_padded=0, seed=0):
 def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options):
     config = tiny_config(**options)
     devices = open_devices(config)
-    model = build_classifier(bert_dir, HEADS, dropout=config.dropout, policy=policy)
+    model = build_classifier(bert_dir, HEADS, dropout=config.model.dropout, policy=policy)
     logits = logits_model(model)
     optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=0.0)
     losses = head_losses(config, LABEL_COUNTS)
@@ -88,7 +88,7 @@ def test_sums_are_those_of_the_probabilities(bert_dir):
     )
 
 
-def loss_by_hand(model, batch, *, loss_weights=(), label_smoothing=(), balance_classes=()):
+def loss_by_hand(model, batch, *, loss_weights=None, label_smoothing=None, balance_classes=()):
     """Return each head's summed loss and the mean loss's gradient, from the formulas in float64."""
     inputs, labels, weights = batch
     with tf.GradientTape() as tape:
@@ -98,22 +98,22 @@ def loss_by_hand(model, batch, *, loss_weights=(), label_smoothing=(), balance_c
     for head, num_classes in HEADS.items():
         exponentials = np.exp(logits[head].numpy().astype(np.float64))
         probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-        smoothing = dict(label_smoothing).get(head, 0.0)
+        smoothing = (label_smoothing or {}).get(head, 0.0)
         targets = (1 - smoothing) * np.eye(num_classes)[labels[head]] + smoothing / num_classes
         factors = weights.numpy().astype(np.float64)
         if head in balance_classes:
             counts = np.array(LABEL_COUNTS[head])
             factors *= (counts.sum() / num_classes / counts)[labels[head]]
         sums[head] = -(factors[:, None] * targets * np.log(probabilities)).sum()
-        factors *= dict(loss_weights).get(head, 1.0) / weights.numpy().sum()
+        factors *= (loss_weights or {}).get(head, 1.0) / weights.numpy().sum()
         slopes[head] = tf.constant(factors[:, None] * (probabilities - targets), tf.float32)
     gradients = tape.gradient(logits, view.trainable_variables, output_gradients=slopes)
     return sums, [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
 
 
 LOSSES = {
-    "loss_weights": {"loss_weights": (("category", 2.0), ("second", 0.25))},
-    "label_smoothing": {"label_smoothing": (("category", 0.1), ("second", 0.4))},
+    "loss_weights": {"loss_weights": {"category": 2.0, "second": 0.25}},
+    "label_smoothing": {"label_smoothing": {"category": 0.1, "second": 0.4}},
     "balance_classes": {"balance_classes": ("category", "second")},
 }
 LOSSES["all"] = LOSSES["loss_weights"] | LOSSES["label_smoothing"] | LOSSES["balance_classes"]
@@ -256,7 +256,7 @@ def test_head_loss_is_keras_cross_entropy(smoothing):
 
 
 def test_balanced_classes_weigh_one_on_average():
-    config = tiny_config(balance_classes=("category",), loss_weights=(("second", 0.5),))
+    config = tiny_config(balance_classes=("category",), loss_weights={"second": 0.5})
     losses = head_losses(config, {"category": [30, 10, 0], "second": [20, 20]})
     # As scikit-learn's "balanced"; a class without examples keeps 1.
     assert losses["category"].class_weights == pytest.approx((40 / 60, 40 / 20, 1.0))
@@ -265,7 +265,7 @@ def test_balanced_classes_weigh_one_on_average():
 
 
 def test_metrics_divide_sums_once():
-    config = tiny_config(loss_weights=(("second", 0.5),))
+    config = tiny_config(loss_weights={"second": 0.5})
     metrics = metrics_from_sums([4.0, 100.0, 1.0, 8.0, 2.0, 4.0, 3.0], config)
     assert metrics == {
         "loss": 2.5,
