@@ -31,19 +31,19 @@ MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _CRC_MASK_DELTA = 0xA282EAD8
-# tf.train.Example for parsing, without float features; a map is a list of its entries.
+# tf.train.Example for parsing, without float features: a map as the list of its entries, an Int64List by its bytes.
 _EXAMPLE_PROTO = """
-name: "example.proto" syntax: "proto3"
+name: "example.proto" syntax: "proto2"
 message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
 message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
 message_type {
   name: "Feature"
   field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".BytesList" label: LABEL_OPTIONAL }
-  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".Int64List" label: LABEL_OPTIONAL }
+  field { name: "int64_list" number: 3 type: TYPE_BYTES label: LABEL_OPTIONAL }
 }
 message_type {
   name: "Entry"
-  field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+  field { name: "key" number: 1 type: TYPE_BYTES label: LABEL_OPTIONAL }
   field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".Feature" label: LABEL_OPTIONAL }
 }
 message_type {
@@ -55,6 +55,7 @@ message_type {
   field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".Features" label: LABEL_OPTIONAL }
 }
 """
+_CONTINUED = bytes(range(0x80, 0x100))
 
 # A column of a batch: one value per document, or (values of all documents, row splits) where there are several.
 Column = Any
@@ -95,6 +96,25 @@ def encode_varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return payload, ends
 
 
+def decode_varints(payload: bytes) -> np.ndarray:
+    """Decode protobuf varints, one after the other; return int64 [N]."""
+    octets = np.frombuffer(payload, np.uint8)
+    last = np.flatnonzero(octets < 0x80)
+    first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
+    values = (octets[first] & 0x7F).astype(np.uint64)
+    index, more = 1, np.flatnonzero(last > first)
+    while len(more):
+        values[more] |= (octets[first[more] + index] & 0x7F).astype(np.uint64) << np.uint64(7 * index)
+        index, more = index + 1, more[last[more] > first[more] + index]
+    return values.view(np.int64)
+
+
+def count_varints(payload: bytes) -> int:
+    """Return how many varints there are."""
+    return len(payload.translate(None, _CONTINUED))
+
+
+@functools.lru_cache(maxsize=1 << 14)
 def _varint(value: int) -> bytes:
     encoded = bytearray()
     while value >= 0x80:
@@ -222,11 +242,11 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
 
 
 @functools.cache
-def _example_class() -> Any:
-    """Return the class of protobuf messages that `_EXAMPLE_PROTO` describes, in a pool apart from TensorFlow's own."""
+def _message_class(name: str) -> Any:
+    """Return the class of a message of `_EXAMPLE_PROTO`, in a pool apart from TensorFlow's own messages."""
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
@@ -235,15 +255,47 @@ def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
     Raises:
         ValueError: the bytes are not an Example.
     """
+    features = parse_features(record).items()
+    return {name: decode_varints(value).tolist() if isinstance(value, bytes) else value for name, value in features}
+
+
+def parse_features(record: bytes) -> dict[str, bytes | list[bytes]]:
+    """Parse a serialized `tf.train.Example` without decoding its numbers.
+
+    Returns:
+        Feature → its varints, one after the other, of an int64 feature; its values, of a bytes feature.
+
+    Raises:
+        ValueError: the bytes are not an Example.
+    """
+    features: dict[str, bytes | list[bytes]] = {}
     try:
-        entries = _example_class().FromString(record).features.feature
-    except DecodeError as error:
+        for entry in _message_class("Example").FromString(record).features.feature:
+            feature = entry.value
+            if feature.HasField("int64_list"):
+                features[entry.key.decode()] = _packed_values(feature.int64_list)
+            elif feature.HasField("bytes_list"):
+                features[entry.key.decode()] = feature.bytes_list.value[:]
+    except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not a tf.train.Example ({error})") from None
-    features: dict[str, list[int] | list[bytes]] = {}
-    for entry in entries:
-        feature = entry.value
-        if feature.HasField("int64_list"):
-            features[entry.key] = feature.int64_list.value[:]
-        elif feature.HasField("bytes_list"):
-            features[entry.key] = feature.bytes_list.value[:]
     return features
+
+
+def _packed_values(int64_list: bytes) -> bytes:
+    """Return the varints of a serialized Int64List."""
+    values = int64_list
+    for header_bytes in range(2, 7):
+        values = int64_list[header_bytes:]
+        if int64_list[:header_bytes] == b"\x0a" + _varint(len(values)):
+            break
+    else:
+        # Other writers store numbers one by one, or in parts. Serialized again, they are packed.
+        message = _message_class("Int64List").FromString(int64_list)
+        values = b"".join(map(_encode_int64, message.value))
+    if values[-1:] >= b"\x80":
+        raise DecodeError("the last number is cut short")
+    return values
+
+
+def _encode_int64(value: int) -> bytes:
+    return _varint(value & (1 << 64) - 1)  # negative numbers are stored as their two's complement

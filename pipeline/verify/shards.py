@@ -6,20 +6,20 @@ The first record with damaged framing ends the shard: where the next one begins 
 import dataclasses
 import hashlib
 import io
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline import filesystem
 from pipeline.dataset.files import NOT_THERE
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, FileInfo
-from pipeline.dataset.schema import EXAMPLE_FEATURES, HEAD_FEATURES, INDICES, KEY, LABEL, SECOND_LABEL, SEGMENTS
-from pipeline.dataset.tfexample import parse_example, read_records
+from pipeline.dataset.schema import EXAMPLE_FEATURES, HEAD_FEATURES, INDICES, KEY, SEGMENTS
+from pipeline.dataset.tfexample import count_varints, decode_varints, parse_features, read_records
 from pipeline.errors import CorruptShardError, MissingInputError
 from pipeline.tokenization.vocabulary import CLS_TOKEN, NUM_EDGE_TOKENS, PAD_TOKEN, SEP_TOKEN, UNK_TOKEN
 
+_EXAMPLES_AT_ONCE = 256
 _FEATURE_NAMES = {feature.name for feature in EXAMPLE_FEATURES}
 # What the checks across shards need of one example. Equal keys have equal digests, and so have equal ids.
 EXAMPLE_DTYPE = np.dtype(
@@ -97,6 +97,12 @@ class ShardFindings:
     examples: np.ndarray
 
 
+class _Parsed(NamedTuple):
+    record: int
+    offset: int
+    features: Mapping[str, Any]
+
+
 def check_shard(shard: FileInfo, lengths: np.ndarray | None, *, data_dir: str, limits: Limits) -> ShardFindings:
     """Check everything about a shard that does not need the other shards.
 
@@ -111,18 +117,27 @@ def check_shard(shard: FileInfo, lengths: np.ndarray | None, *, data_dir: str, l
     except MissingInputError as error:
         faults = [unreadable(data_dir, shard.name, error)]
         return ShardFindings(name=shard.name, num_bytes=0, faults=faults, examples=np.empty(0, EXAMPLE_DTYPE))
-    faults, rows = [], []
+    faults: list[Fault] = []
+    parsed: list[_Parsed] = []
     num_records = 0
     try:
         for record, (offset, payload) in enumerate(read_records(io.BytesIO(content), shard.name)):
             num_records += 1
             length = int(lengths[record]) if lengths is not None and record < len(lengths) else None
             try:
-                rows.append((record, offset, *_check_example(payload, length, limits)))
+                parsed.append(_Parsed(record, offset, _parse(payload, length, limits)))
             except ValueError as error:
                 faults.append(Fault(file=shard.name, what=str(error), record=record, offset=offset))
     except CorruptShardError as error:
         faults.append(Fault(file=shard.name, what=error.what, record=error.record, offset=error.offset))
+    examples = [np.empty(0, EXAMPLE_DTYPE)]
+    for start in range(0, len(parsed), _EXAMPLES_AT_ONCE):
+        batch = parsed[start : start + _EXAMPLES_AT_ONCE]
+        rows, misfits = _decode(batch, limits)
+        examples.append(np.delete(rows, list(misfits)))
+        for row, what in misfits.items():
+            faults.append(Fault(file=shard.name, what=what, record=batch[row].record, offset=batch[row].offset))
+    faults.sort(key=lambda fault: fault.offset or 0)
     if len(content) != shard.num_bytes:
         faults.append(Fault(file=shard.name, what=f"expected {shard.num_bytes} bytes, got {len(content)}"))
     if num_records != shard.num_examples and not any(fault.record == num_records for fault in faults):
@@ -131,9 +146,7 @@ def check_shard(shard: FileInfo, lengths: np.ndarray | None, *, data_dir: str, l
     if not faults and hashlib.sha256(content).hexdigest() != shard.sha256:
         what = f"its checksum differs from {DATASET_INFO_NAME}, though every record is intact: it is another file"
         faults.append(Fault(file=shard.name, what=what))
-    return ShardFindings(
-        name=shard.name, num_bytes=len(content), faults=faults, examples=np.array(rows, dtype=EXAMPLE_DTYPE)
-    )
+    return ShardFindings(name=shard.name, num_bytes=len(content), faults=faults, examples=np.concatenate(examples))
 
 
 def unreadable(data_dir: str, name: str, error: MissingInputError) -> Fault:
@@ -148,66 +161,80 @@ def digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _check_example(payload: bytes, length: int | None, limits: Limits) -> tuple[int, ...]:
-    """Check one serialized example.
-
-    Returns:
-        Its fields of EXAMPLE_DTYPE, without record and offset.
+def _parse(payload: bytes, length: int | None, limits: Limits) -> dict[str, Any]:
+    """Return the features of one serialized example, the numbers as varints.
 
     Raises:
-        ValueError: it is not an example of this dataset; the message says why.
+        ValueError: it does not follow the schema; the message says why.
     """
-    features = parse_example(payload)
-    _check_schema(features)
-    ids, (key,) = features[INDICES], features[KEY]
-    num_unknown = _check_ids(ids, length, limits)
-    if len(features[SEGMENTS]) != len(ids) or any(features[SEGMENTS]):
-        raise ValueError(f"expected {len(ids)} zeros in feature {SEGMENTS!r}, one for each id")
-    for head, name in HEAD_FEATURES.items():
-        (label,) = features[name]
-        if not 0 <= label < limits.num_labels[head]:
-            raise ValueError(f"expected a {name} in [0, {limits.num_labels[head]}), got {label}")
+    features: dict[str, Any] = parse_features(payload)
+    if unexpected := features.keys() - _FEATURE_NAMES:
+        raise ValueError(f"unexpected feature {min(unexpected)!r}")
+    counts = {}
+    for feature in EXAMPLE_FEATURES:
+        values = features.get(feature.name, b"")
+        counts[feature.name] = count = count_varints(values) if isinstance(values, bytes) else len(values)
+        if not count or (feature.shape == "scalar" and count != 1):
+            expected = "1 value" if feature.shape == "scalar" else "at least 1 value"
+            raise ValueError(f"expected {expected} of feature {feature.name!r}, got {count}")
+        if isinstance(values, bytes) != (feature.dtype == "int64"):
+            raise ValueError(f"expected {feature.dtype} values of feature {feature.name!r}")
+    num_ids = counts[INDICES]
+    if length is not None and num_ids != length:
+        raise ValueError(f"{num_ids} values of feature {INDICES!r}, but the lengths file says {length}")
+    if not NUM_EDGE_TOKENS < num_ids <= limits.max_len:
+        raise ValueError(f"expected {NUM_EDGE_TOKENS + 1} to {limits.max_len} ids, got {num_ids}")
+    if features[SEGMENTS] != bytes(num_ids):
+        raise ValueError(f"expected {num_ids} zeros in feature {SEGMENTS!r}, one for each id")
+    (key,) = features[KEY]
     if not key:
         raise ValueError("its key is empty")
     try:
         key.decode()
     except UnicodeDecodeError:
         raise ValueError(f"its key is not UTF-8: {key!r}") from None
-    (label,), (second_label,) = features[LABEL], features[SECOND_LABEL]
-    ids_digest = digest(np.array(ids).tobytes())
-    return len(ids), label, second_label, num_unknown, digest(key), ids_digest
+    return features
 
 
-def _check_schema(features: Mapping[str, Any]) -> None:
-    if unexpected := features.keys() - _FEATURE_NAMES:
-        raise ValueError(f"unexpected feature {min(unexpected)!r}")
-    for feature in EXAMPLE_FEATURES:
-        values = features.get(feature.name, [])
-        if not values or (feature.shape == "scalar" and len(values) != 1):
-            expected = "1 value" if feature.shape == "scalar" else "at least 1 value"
-            raise ValueError(f"expected {expected} of feature {feature.name!r}, got {len(values)}")
-        if isinstance(values[0], bytes) != (feature.dtype == "bytes"):
-            raise ValueError(f"expected {feature.dtype} values of feature {feature.name!r}")
+def _decode(batch: Sequence[_Parsed], limits: Limits) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode many examples at once, which takes a tenth of the time, and check their numbers.
 
+    Returns:
+        EXAMPLE_DTYPE [N]; index → what is wrong with that example.
+    """
+    packed = [example.features[INDICES] for example in batch]
+    ids = decode_varints(b"".join(packed))
+    lengths = np.array([count_varints(content) for content in packed])
+    starts = np.cumsum(lengths) - lengths
+    rows = np.empty(len(batch), EXAMPLE_DTYPE)
+    rows["record"] = [example.record for example in batch]
+    rows["offset"] = [example.offset for example in batch]
+    rows["length"] = lengths
+    rows["key_digest"] = [digest(example.features[KEY][0]) for example in batch]
+    rows["ids_digest"] = [digest(content) for content in packed]
+    misfits: dict[int, str] = {}
 
-def _check_ids(ids: list[int], length: int | None, limits: Limits) -> int:
-    """Check the ids of an example, and return how many are [UNK]."""
-    if length is not None and len(ids) != length:
-        raise ValueError(f"{len(ids)} values of feature {INDICES!r}, but the lengths file says {length}")
-    if not NUM_EDGE_TOKENS < len(ids) <= limits.max_len:
-        raise ValueError(f"expected {NUM_EDGE_TOKENS + 1} to {limits.max_len} ids, got {len(ids)}")
-    counts = Counter(ids)
-    for id_ in (min(counts), max(counts)):
-        if not 0 <= id_ < limits.vocab_size:
-            raise ValueError(f"expected ids in [0, {limits.vocab_size}), got {id_}")
-    if not limits.special_ids:
-        return 0
-    for token, index in ((CLS_TOKEN, 0), (SEP_TOKEN, -1)):
-        expected = limits.special_ids[token]
-        if ids[index] != expected:
-            which = "last" if index else "first"
-            raise ValueError(f"expected {token} ({expected}) as its {which} id, got {ids[index]}")
-    for token, expected in ((CLS_TOKEN, 1), (SEP_TOKEN, 1), (PAD_TOKEN, 0)):
-        if counts[limits.special_ids[token]] != expected:
-            raise ValueError(f"{token} inside the text")
-    return counts[limits.special_ids[UNK_TOKEN]]
+    def require(holds: np.ndarray, what: str, found: np.ndarray) -> None:
+        for row in np.flatnonzero(~holds).tolist():
+            misfits.setdefault(row, f"{what}, got {found[row]}")
+
+    def count(mask: np.ndarray) -> np.ndarray:
+        counts: np.ndarray = np.add.reduceat(mask, starts, dtype=np.int64)
+        return counts
+
+    for extreme in (np.minimum.reduceat(ids, starts), np.maximum.reduceat(ids, starts)):
+        is_inside = (extreme >= 0) & (extreme < limits.vocab_size)
+        require(is_inside, f"expected ids in [0, {limits.vocab_size})", extreme)
+    if special := limits.special_ids:
+        first, last = ids[starts], ids[starts + lengths - 1]
+        require(first == special[CLS_TOKEN], f"expected {CLS_TOKEN} ({special[CLS_TOKEN]}) as its first id", first)
+        require(last == special[SEP_TOKEN], f"expected {SEP_TOKEN} ({special[SEP_TOKEN]}) as its last id", last)
+        for token, expected in ((CLS_TOKEN, 1), (SEP_TOKEN, 1), (PAD_TOKEN, 0)):
+            found = count(ids == special[token])
+            require(found == expected, f"expected {expected} of {token} among its ids", found)
+    rows["num_unknown"] = count(ids == special[UNK_TOKEN]) if special else 0
+    for head, name in HEAD_FEATURES.items():
+        rows[name] = labels = decode_varints(b"".join(example.features[name] for example in batch))
+        num_labels = limits.num_labels[head]
+        require((labels >= 0) & (labels < num_labels), f"expected a {name} in [0, {num_labels})", labels)
+    return rows, misfits
