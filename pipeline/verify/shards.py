@@ -112,12 +112,13 @@ def check_shard(shard: FileInfo, lengths: np.ndarray | None, *, data_dir: str, l
         data_dir: the dataset directory.
         limits: for every example.
     """
+    faults: list[Fault] = []
+    examples = [np.empty(0, EXAMPLE_DTYPE)]
     try:
         content = filesystem.read_bytes(filesystem.join(data_dir, shard.name))
     except MissingInputError as error:
-        faults = [unreadable(data_dir, shard.name, error)]
-        return ShardFindings(name=shard.name, num_bytes=0, faults=faults, examples=np.empty(0, EXAMPLE_DTYPE))
-    faults: list[Fault] = []
+        faults.append(unreadable(data_dir, shard.name, error))
+        return ShardFindings(name=shard.name, num_bytes=0, faults=faults, examples=examples[0])
     parsed: list[_Parsed] = []
     num_records = 0
     try:
@@ -130,7 +131,6 @@ def check_shard(shard: FileInfo, lengths: np.ndarray | None, *, data_dir: str, l
                 faults.append(Fault(file=shard.name, what=str(error), record=record, offset=offset))
     except CorruptShardError as error:
         faults.append(Fault(file=shard.name, what=error.what, record=error.record, offset=error.offset))
-    examples = [np.empty(0, EXAMPLE_DTYPE)]
     for start in range(0, len(parsed), _EXAMPLES_AT_ONCE):
         batch = parsed[start : start + _EXAMPLES_AT_ONCE]
         rows, misfits = _decode(batch, limits)
@@ -204,7 +204,7 @@ def _decode(batch: Sequence[_Parsed], limits: Limits) -> tuple[np.ndarray, dict[
     """
     packed = [example.features[INDICES] for example in batch]
     ids = decode_varints(b"".join(packed))
-    lengths = np.array([count_varints(content) for content in packed])
+    lengths = np.array([len(example.features[SEGMENTS]) for example in batch])  # of which each is one byte
     starts = np.cumsum(lengths) - lengths
     rows = np.empty(len(batch), EXAMPLE_DTYPE)
     rows["record"] = [example.record for example in batch]
