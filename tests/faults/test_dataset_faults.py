@@ -64,7 +64,7 @@ def may_be_missing(place: tuple[Any, ...]) -> bool:
     for_people = place[0] in ("configuration", "versions") and len(place) > 1
     written_later = place[-1] in ("rejected_file", "in_several_splits")
     return (
-        for_people or written_later or place[-1] == "fingerprint" or "features" in place or "conflicting" in place[:-1]
+        for_people or written_later or place == ("fingerprint",) or "features" in place or "conflicting" in place[:-1]
     )
 
 
