@@ -9,6 +9,7 @@ order of their keys, numbers packed). Protobuf itself parses them again. The fra
 Source: tensorflow/core/example/{example,feature}.proto; tensorflow/core/lib/io/record_writer.h.
 """
 
+import bisect
 import functools
 import gzip
 import io
@@ -55,6 +56,8 @@ message_type {
   field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".Features" label: LABEL_OPTIONAL }
 }
 """
+# Sizes of an Int64List from which its header, a tag and the size of its values, has one byte more.
+_HEADER_GROWS_AT = [2 + index + (1 << 7 * index) for index in range(1, 5)]
 _CONTINUED = bytes(range(0x80, 0x100))
 
 # A column of a batch: one value per document, or (values of all documents, row splits) where there are several.
@@ -111,7 +114,7 @@ def decode_varints(payload: bytes) -> np.ndarray:
 
 def count_varints(payload: bytes) -> int:
     """Return how many varints there are."""
-    return len(payload.translate(None, _CONTINUED))
+    return len(payload) if payload.isascii() else len(payload.translate(None, _CONTINUED))
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -283,12 +286,9 @@ def parse_features(record: bytes) -> dict[str, bytes | list[bytes]]:
 
 def _packed_values(int64_list: bytes) -> bytes:
     """Return the varints of a serialized Int64List."""
-    values = int64_list
-    for header_bytes in range(2, 7):
-        values = int64_list[header_bytes:]
-        if int64_list[:header_bytes] == b"\x0a" + _varint(len(values)):
-            break
-    else:
+    header_bytes = 2 + bisect.bisect(_HEADER_GROWS_AT, len(int64_list))
+    values = int64_list[header_bytes:]
+    if int64_list[:header_bytes] != b"\x0a" + _varint(len(values)):
         # Other writers store numbers one by one, or in parts. Serialized again, they are packed.
         message = _message_class("Int64List").FromString(int64_list)
         values = b"".join(map(_encode_int64, message.value))

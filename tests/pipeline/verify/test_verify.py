@@ -172,12 +172,16 @@ def test_a_dataset_of_an_earlier_version(plain: Path) -> None:
 
 @pytest.mark.parametrize("num_flips", [200, pytest.param(None, marks=pytest.mark.slow)])
 def test_every_bit_flip_is_found_and_located(pristine: Path, tmp_path: Path, num_flips: int | None) -> None:
-    """One fault for each flip in a plain shard, with its record and offset; a compressed shard names a record, too."""
+    """One fault for each flip in a plain shard, with its record and offset; a compressed shard names a record, too.
+
+    The slow test flips every bit, in `dataset.json` every ninth.
+    """
     dataset = Path(shutil.copytree(pristine, tmp_path / "dataset"))
     paths = sorted(dataset.iterdir())
     contents = {path: path.read_bytes() for path in paths}
     offsets = {path: offsets_of(path) for path in shards_of(dataset)}
-    places = [(path, bit) for path in paths for bit in range(8 * len(contents[path]))]
+    steps = {path: 9 if path.name == DATASET_INFO_NAME else 1 for path in paths}
+    places = [(path, bit) for path in paths for bit in range(0, 8 * len(contents[path]), steps[path])]
     for path, bit in places if num_flips is None else random.Random(0).sample(places, num_flips):
         path.write_bytes(flip(contents[path], bit))
         faults = verify(str(dataset)).faults
