@@ -36,6 +36,7 @@ setup(
         "apache-beam==2.77.*",
         "google-crc32c>=1.5",  # without a CRC library Beam and we would compute checksums in pure Python
         "numpy>=2.0",
+        "protobuf>=4.22",  # parses the stored examples
         "tqdm>=4.66",
     ],
     extras_require={

@@ -17,8 +17,9 @@ import numpy as np
 
 from benchmarks.measure import describe_machine, median
 from benchmarks.results import Comparison, add_results_option, record
+from pipeline.dataset.files import REJECTED_NAME
 from pipeline.dataset.info import read_dataset_info
-from pipeline.job.output_dir import REJECTED_NAME
+from pipeline.dataset.shards import auto_num_shards
 from tests.support.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
 
 VOCAB_SIZE = 21_128
@@ -39,9 +40,8 @@ def make_dataset(directory: Path, num_examples: int) -> None:
         for number, length in enumerate(lengths.tolist())
     ]
     vocab = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(VOCAB_SIZE - 4)))
-    write_tiny_dataset(
-        directory, {"train": examples}, max_len=512, num_shards=max(num_examples // 10_000, 2), vocab=vocab
-    )
+    num_shards = auto_num_shards(num_examples, 512)
+    write_tiny_dataset(directory, {"train": examples}, max_len=512, num_shards=num_shards, vocab=vocab)
     (directory / REJECTED_NAME).touch()
 
 

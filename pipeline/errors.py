@@ -62,16 +62,19 @@ class SchemaMismatchError(PipelineError):
 
 
 class CorruptShardError(PipelineError):
-    """A shard that is damaged, cut short or not the one `dataset.json` describes.
+    """A file of a dataset that is damaged, cut short or not the one `dataset.json` describes.
 
     Attributes:
-        path: the shard.
+        what: what is wrong.
+        path: the file.
         record: number of the first bad record, from 0; None where the fault is the file's.
         offset: byte offset of that record; None where the fault is the file's.
     """
 
-    def __init__(self, message: str, *, path: str, record: int | None = None, offset: int | None = None):
-        super().__init__(message)
+    def __init__(self, what: str, *, path: str, record: int | None = None, offset: int | None = None):
+        place = "" if record is None else f": record {record} at byte {offset}"
+        super().__init__(f"{path}{place}: {what}; copy it back, or write the dataset again")
+        self.what = what
         self.path = path
         self.record = record
         self.offset = offset

@@ -3,53 +3,22 @@
 import functools
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
-from pipeline.dataset.files import digest_directory
+from pipeline.dataset.files import REJECTED_NAME, digest_directory, iterate_examples
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, read_dataset_info
 from pipeline.dataset.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.dataset.summary import describe_dataset
-from pipeline.dataset.tfexample import parse_example, read_records
 from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line
-from pipeline.job.output_dir import REJECTED_NAME
-from pipeline.verify.dataset_check import check_rejected, check_vocab
+from pipeline.verify.files import read_rejections, read_vocab
 
 _TOKENS_SHOWN = 64
 # What JSON does not write as an escape, and a terminal obeys; as escapes they mean the same.
 _LEFT_BY_JSON = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
-
-
-def iterate_examples(
-    data_dir: str, info: DatasetInfo, split: str, *, holding: bytes = b""
-) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-    """Yield (shard name, record number, byte offset, features) of every example of a split, in stored order.
-
-    Args:
-        data_dir: the dataset directory.
-        info: its description.
-        split: which split.
-        holding: leave out, unparsed, all records that do not hold these bytes.
-
-    Raises:
-        CorruptShardError: at the first record that is damaged.
-    """
-    for shard in info.split(split).shards:
-        path = filesystem.join(data_dir, shard.name)
-        if not filesystem.exists(path):
-            raise CorruptShardError(f"{path}: listed in {DATASET_INFO_NAME} but not there", path=path)
-        with filesystem.reading(path) as stream:
-            for number, (offset, record) in enumerate(read_records(stream, path)):
-                if holding not in record:
-                    continue
-                try:
-                    yield shard.name, number, offset, parse_example(record)
-                except ValueError as error:
-                    message = f"{path}: record {number} at byte {offset}: not an example ({error})"
-                    raise CorruptShardError(message, path=path, record=number, offset=offset) from None
 
 
 def describe_example(features: dict[str, Any], info: DatasetInfo, tokens: Sequence[str]) -> str:
@@ -73,10 +42,10 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
     """
     # An argument that is not UTF-8 is no key, but no reason to fail either.
     encoded = key.encode(errors="backslashreplace")
-    rejections, faults = check_rejected(data_dir, info)
+    rejections, faults = read_rejections(data_dir, info)
     for rejection in rejections:
-        if rejection["key"] == key:
-            return one_line(f"{key}: rejected: {rejection['reason']}: {rejection['detail']}")
+        if rejection.key == key:
+            return one_line(f"{key}: rejected: {rejection.reason}: {rejection.detail}")
     for split, split_info in info.splits.items():
         if not split_info.num_examples:
             continue
@@ -84,10 +53,8 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
             if features[KEY] == [encoded]:
                 return f"{split}, {shard}, record {number}, byte {offset}\n{describe_example(features, info, tokens)}"
     if faults:
-        path = filesystem.join(data_dir, REJECTED_NAME)
-        raise CorruptShardError(
-            f"{data_dir}: no document {key!r} can be found, but a file is damaged: {faults[0]}; copy it back", path=path
-        )
+        what = f"no document {key!r} can be found, but this list is damaged: {faults[0].what}"
+        raise CorruptShardError(what, path=filesystem.join(data_dir, REJECTED_NAME))
     raise MissingInputError(
         f"{data_dir}: no document {key!r} among {info.documents.read:,}; keys look like 体育/123.txt"
     )
@@ -99,8 +66,8 @@ def read_tokens(data_dir: str, info: DatasetInfo) -> list[str]:
     Raises:
         SchemaMismatchError: it is not the one that the ids refer to.
     """
-    vocab, faults = check_vocab(data_dir, info)
-    if vocab is None or faults:
+    vocab, faults = read_vocab(data_dir, info)
+    if faults:
         raise SchemaMismatchError(f"{data_dir}: {faults[0]}; copy it back, or write the dataset again")
     # Printed as written: a token that is a line separator would break the line.
     return [token if token.isprintable() else repr(token) for token in vocab]

@@ -37,10 +37,10 @@ from model.run.finished import check_same_labels, load_finished_run, load_run_vo
 from model.serving.graph_tokenizer import GraphTokenizer
 from pipeline import filesystem
 from pipeline.corpus.documents import normalize_text
+from pipeline.dataset.files import iterate_examples
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.schema import INDICES, SEGMENTS
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
-from pipeline.inspect import iterate_examples
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import UNK_TOKEN
 

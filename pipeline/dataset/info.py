@@ -29,7 +29,7 @@ from pipeline.errors import EmptySplitError, MissingInputError, SchemaMismatchEr
 
 DATASET_INFO_NAME = "dataset.json"
 VOCAB_NAME = "vocab.txt"
-CHANGED = "changed after it was written (its checksum differs)"
+_CHANGED = "changed after it was written (its checksum differs)"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -221,21 +221,6 @@ class DatasetInfo:
         Raises:
             SchemaMismatchError: it is not one, was changed, or was written under another format or schema.
         """
-        info, is_unchanged = cls.from_any_json(text, source)
-        if not is_unchanged:
-            raise SchemaMismatchError(f"{source}: {CHANGED}; write it again")
-        return info
-
-    @classmethod
-    def from_any_json(cls, text: str | bytes, source: str) -> tuple["DatasetInfo", bool]:
-        """Parse the text of a `dataset.json` that somebody may have changed.
-
-        Returns:
-            What it says, and whether it is what was written.
-
-        Raises:
-            SchemaMismatchError: it makes no sense, or was written under another format or schema.
-        """
         try:
             content = json.loads(text)
             version, schema = content["format_version"], content["schema"]
@@ -254,7 +239,8 @@ class DatasetInfo:
                 f"{source}: written under another schema: expected fingerprint {schema_fingerprint()[:12]}, "
                 f"got {str(found)[:12]}; write the dataset again"
             )
-        is_unchanged = content.pop("checksum", None) == _checksum(content)
+        if content.pop("checksum", None) != _checksum(content):
+            raise SchemaMismatchError(f"{source}: {_CHANGED}; write it again")
         try:
             fields = {field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content}
             rejected_file = fields.get("rejected_file")
@@ -271,11 +257,9 @@ class DatasetInfo:
             problem: str | None = f"field {error} is missing or malformed"
         else:
             problem = find_misfit(info) or _find_foreign_name(info)
-        if problem and not is_unchanged:
-            problem = f"{CHANGED}: {problem}"
         if problem:
             raise SchemaMismatchError(f"{source}: {problem}; write it again")
-        return info, is_unchanged
+        return info
 
 
 def _checksum(content: dict[str, Any]) -> str:

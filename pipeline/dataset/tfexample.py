@@ -2,13 +2,14 @@
 
 A whole batch is serialized at once: the ids of all its documents become varints in a few NumPy passes, and only the
 concatenation is left per document. The bytes are those of protobuf's deterministic serialization (map entries in
-order of their keys, numbers packed); the framing is TFRecord's:
+order of their keys, numbers packed). Protobuf itself parses them again. The framing is TFRecord's:
 
     uint64 length · uint32 masked CRC32C of the length · payload · uint32 masked CRC32C of the payload   (little endian)
 
 Source: tensorflow/core/example/{example,feature}.proto; tensorflow/core/lib/io/record_writer.h.
 """
 
+import bisect
 import functools
 import gzip
 import io
@@ -20,6 +21,8 @@ from typing import IO, Any
 
 import google_crc32c
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf.message import DecodeError
 
 from pipeline.dataset.schema import EXAMPLE_FEATURES, Feature
 from pipeline.errors import CorruptShardError
@@ -27,9 +30,35 @@ from pipeline.errors import CorruptShardError
 RECORD_OVERHEAD_BYTES = 16
 MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
 _HEADER = struct.Struct("<QI")
-HEADER_BYTES = _HEADER.size
 _CRC = struct.Struct("<I")
-CRC_MASK_DELTA = 0xA282EAD8
+_CRC_MASK_DELTA = 0xA282EAD8
+# tf.train.Example for parsing, without float features: a map as the list of its entries, an Int64List by its bytes.
+_EXAMPLE_PROTO = """
+name: "example.proto" syntax: "proto2"
+message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
+message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
+message_type {
+  name: "Feature"
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".BytesList" label: LABEL_OPTIONAL }
+  field { name: "int64_list" number: 3 type: TYPE_BYTES label: LABEL_OPTIONAL }
+}
+message_type {
+  name: "Entry"
+  field { name: "key" number: 1 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".Feature" label: LABEL_OPTIONAL }
+}
+message_type {
+  name: "Features"
+  field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: ".Entry" label: LABEL_REPEATED }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".Features" label: LABEL_OPTIONAL }
+}
+"""
+# Sizes of an Int64List from which its header, a tag and the size of its values, has one byte more.
+_HEADER_GROWS_AT = [2 + index + (1 << 7 * index) for index in range(1, 5)]
+_CONTINUED = bytes(range(0x80, 0x100))
 
 # A column of a batch: one value per document, or (values of all documents, row splits) where there are several.
 Column = Any
@@ -70,6 +99,25 @@ def encode_varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return payload, ends
 
 
+def decode_varints(payload: bytes) -> np.ndarray:
+    """Decode protobuf varints, one after the other; return int64 [N]."""
+    octets = np.frombuffer(payload, np.uint8)
+    last = np.flatnonzero(octets < 0x80)
+    first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
+    values = (octets[first] & 0x7F).astype(np.uint64)
+    index, more = 1, np.flatnonzero(last > first)
+    while len(more):
+        values[more] |= (octets[first[more] + index] & 0x7F).astype(np.uint64) << np.uint64(7 * index)
+        index, more = index + 1, more[last[more] > first[more] + index]
+    return values.view(np.int64)
+
+
+def count_varints(payload: bytes) -> int:
+    """Return how many varints there are."""
+    return len(payload) if payload.isascii() else len(payload.translate(None, _CONTINUED))
+
+
+@functools.lru_cache(maxsize=1 << 14)
 def _varint(value: int) -> bytes:
     encoded = bytearray()
     while value >= 0x80:
@@ -130,7 +178,7 @@ def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:
 def masked_crc32c(data: bytes | memoryview) -> int:
     """Return TFRecord's masked CRC32C of some bytes."""
     crc = google_crc32c.value(bytes(data))
-    return ((crc >> 15 | crc << 17) + CRC_MASK_DELTA) & 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -172,8 +220,7 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
     offset, number = 0, 0
 
     def corrupt(what: str) -> CorruptShardError:
-        message = f"{path}: record {number} at byte {offset}: {what}; write the dataset again"
-        return CorruptShardError(message, path=path, record=number, offset=offset)
+        return CorruptShardError(what, path=path, record=number, offset=offset)
 
     try:
         while header := source.read(_HEADER.size):
@@ -197,61 +244,12 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
         raise corrupt(f"the gzip stream is damaged ({error})") from error
 
 
-def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if position >= len(data) or shift > 63:
-            raise ValueError(f"varint runs past the end at byte {position}")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """Yield (field number, wire type, value) of a protobuf message; the value of wire type 2 is its bytes."""
-    position = 0
-    while position < len(data):
-        tag, position = _read_varint(data, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            value, position = _read_varint(data, position)
-            yield number, wire_type, value
-            continue
-        if wire_type == 2:
-            length, position = _read_varint(data, position)
-        elif wire_type in (1, 5):
-            length = 8 if wire_type == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire_type} at byte {position}")
-        if position + length > len(data):
-            raise ValueError(f"field {number} runs past the end at byte {position}")
-        yield number, wire_type, data[position : position + length]
-        position += length
-
-
-def _read_int64_list(data: memoryview) -> list[int]:
-    values = []
-    for number, _, value in _fields(data):
-        if number != 1:
-            continue
-        if isinstance(value, int):
-            values.append(value)
-            continue
-        position = 0
-        while position < len(value):
-            item, position = _read_varint(value, position)
-            values.append(item)
-    # Negative numbers travel as their two's complement.
-    return [value - (1 << 64) if value >= 1 << 63 else value for value in values]
-
-
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a number where a message was expected")
-    return value
+@functools.cache
+def _message_class(name: str) -> Any:
+    """Return the class of a message of `_EXAMPLE_PROTO`, in a pool apart from TensorFlow's own messages."""
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
@@ -260,24 +258,44 @@ def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
     Raises:
         ValueError: the bytes are not an Example.
     """
-    features: dict[str, list[int] | list[bytes]] = {}
-    for number, _, example_value in _fields(memoryview(record)):
-        if number != 1:
-            continue
-        for entry_number, _, entry in _fields(_message(example_value)):
-            if entry_number != 1:
-                continue
-            name = ""
-            values: list[int] | list[bytes] | None = None
-            for part_number, _, part in _fields(_message(entry)):
-                if part_number == 1:
-                    name = bytes(_message(part)).decode()
-                elif part_number == 2:
-                    for kind, _, value_list in _fields(_message(part)):
-                        if kind == 1:
-                            values = [bytes(_message(item)) for n, _, item in _fields(_message(value_list)) if n == 1]
-                        elif kind == 3:
-                            values = _read_int64_list(_message(value_list))
-            if values is not None:
-                features[name] = values
+    features = parse_features(record).items()
+    return {name: decode_varints(value).tolist() if isinstance(value, bytes) else value for name, value in features}
+
+
+def parse_features(record: bytes) -> dict[str, bytes | list[bytes]]:
+    """Parse a serialized `tf.train.Example` without decoding its numbers.
+
+    Returns:
+        Feature → its varints, one after the other, of an int64 feature; its values, of a bytes feature.
+
+    Raises:
+        ValueError: the bytes are not an Example.
+    """
+    features: dict[str, bytes | list[bytes]] = {}
+    try:
+        for entry in _message_class("Example").FromString(record).features.feature:
+            feature = entry.value
+            if feature.HasField("int64_list"):
+                features[entry.key.decode()] = _packed_values(feature.int64_list)
+            elif feature.HasField("bytes_list"):
+                features[entry.key.decode()] = feature.bytes_list.value[:]
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a tf.train.Example ({error})") from None
     return features
+
+
+def _packed_values(int64_list: bytes) -> bytes:
+    """Return the varints of a serialized Int64List."""
+    header_bytes = 2 + bisect.bisect(_HEADER_GROWS_AT, len(int64_list))
+    values = int64_list[header_bytes:]
+    if int64_list[:header_bytes] != b"\x0a" + _varint(len(values)):
+        # Other writers store numbers one by one, or in parts. Serialized again, they are packed.
+        message = _message_class("Int64List").FromString(int64_list)
+        values = b"".join(map(_encode_int64, message.value))
+    if values[-1:] >= b"\x80":
+        raise DecodeError("the last number is cut short")
+    return values
+
+
+def _encode_int64(value: int) -> bytes:
+    return _varint(value & (1 << 64) - 1)  # negative numbers are stored as their two's complement

@@ -58,8 +58,6 @@ def open_split(data_dir: str, name: str) -> StoredSplit:
     if sum(split.shard_sizes) != len(split.lengths):
         path = filesystem.join(data_dir, info.split(name).lengths_file.name)
         raise CorruptShardError(
-            f"{path}: expected the lengths of {sum(split.shard_sizes):,} examples, got {len(split.lengths):,}; "
-            "write the dataset again",
-            path=path,
+            f"expected the lengths of {sum(split.shard_sizes):,} examples, got {len(split.lengths):,}", path=path
         )
     return split

@@ -8,52 +8,33 @@ dead jobs from living ones, that takes `--overwrite`.
 
 import contextlib
 import os
-import re
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from pipeline import filesystem
 from pipeline.config import PreprocessConfig
+from pipeline.dataset.files import REJECTED_NAME, is_ours
 from pipeline.dataset.info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo
-from pipeline.dataset.shards import SHARD_NAME
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
 
 STAGING_PREFIX = ".partial-"
-REJECTED_NAME = "rejected-00000-of-00001.jsonl"
-_OTHER_FILES = re.compile(
-    rf"^({re.escape(DATASET_INFO_NAME)}|{VOCAB_NAME}|[A-Za-z0-9_]+-lengths\.npy|rejected-.*\.jsonl)$"
-)
-
-
-def is_ours(name: str) -> bool:
-    """Tell whether a file's name is one that the files of a dataset have."""
-    return bool(SHARD_NAME.match(name) or _OTHER_FILES.match(name))
-
-
-def staging_directory(config: PreprocessConfig) -> AbstractContextManager[str]:
-    """Claim the output directory of a job; see `claim_output`."""
-    return claim_output(config.output_dir, option="--output", overwrite=config.overwrite)
 
 
 @contextmanager
-def claim_output(output_dir: str, *, option: str, overwrite: bool) -> Iterator[str]:
-    """Claim a directory for one writer of a dataset, and clean up after those that died there.
-
-    Args:
-        output_dir: where the dataset is to be.
-        option: by which the user said so, for messages.
-        overwrite: whether a dataset that is there may be replaced.
+def staging_directory(config: PreprocessConfig) -> Iterator[str]:
+    """Claim the output directory for one job, and clean up after jobs that died there.
 
     Yields:
-        The path of a new, empty staging directory. When the job is over it is gone, whatever happened; only if moving
-        a complete dataset into place was interrupted, it stays, and the next job finishes that.
+        The path of a new, empty staging directory. It is removed when the job ends, unless moving a complete dataset
+        into place was interrupted: then the next job finishes that.
 
     Raises:
         OutputExistsError: the output holds a dataset (without `--overwrite`), or something else.
         OptionError: it is no directory, or another job is writing there.
         OutputWriteError: it cannot be written.
     """
+    output_dir, overwrite = config.output_dir, config.overwrite
     is_remote = filesystem.is_remote(output_dir)
     existed = is_remote or os.path.exists(output_dir)
     staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
@@ -61,17 +42,17 @@ def claim_output(output_dir: str, *, option: str, overwrite: bool) -> Iterator[s
         # In one go, or two jobs could both find nothing in the way.
         with _locked(output_dir, make=True):
             stack.callback(_clean_up, output_dir, staging_dir, existed=existed)
-            _finish_or_remove_leftovers(output_dir, option, overwrite=overwrite)
-            _check_output(output_dir, option, overwrite=overwrite)
+            _finish_or_remove_leftovers(output_dir, overwrite=overwrite)
+            _check_output(output_dir, overwrite=overwrite)
             filesystem.make_directory(staging_dir)
             if not is_remote:
-                stack.callback(os.close, _lock_staging(staging_dir, output_dir, option))
+                stack.callback(os.close, _lock_staging(staging_dir, output_dir))
         yield staging_dir
 
 
 def check_output(config: PreprocessConfig) -> None:
     """Raise what `staging_directory` would, but change nothing."""
-    output_dir, option, overwrite = config.output_dir, "--output", config.overwrite
+    output_dir, overwrite = config.output_dir, config.overwrite
     if not filesystem.is_remote(output_dir):
         place = os.path.abspath(output_dir)
         while not os.path.lexists(place):
@@ -83,36 +64,31 @@ def check_output(config: PreprocessConfig) -> None:
         if not os.path.exists(output_dir):
             return
     with _locked(output_dir):
-        for staging_dir in _leftovers(output_dir, option, overwrite=overwrite):
+        for staging_dir in _leftovers(output_dir, overwrite=overwrite):
             if not overwrite and filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
                 raise OutputExistsError(
-                    f"{option} {output_dir}: holds a dataset whose job died while publishing it; "
+                    f"--output {output_dir}: holds a dataset whose job died while publishing it; "
                     "give another directory, or add --overwrite"
                 )
-        _check_output(output_dir, option, overwrite=overwrite)
+        _check_output(output_dir, overwrite=overwrite)
 
 
-def _check_output(output_dir: str, option: str, *, overwrite: bool) -> None:
+def _check_output(output_dir: str, *, overwrite: bool) -> None:
     if filesystem.exists(filesystem.join(output_dir, DATASET_INFO_NAME)):
         if not overwrite:
             raise OutputExistsError(
-                f"{option} {output_dir}: holds a dataset already; give another directory{_or_overwrite(option)}"
+                f"--output {output_dir}: holds a dataset already; give another directory, or add --overwrite"
             )
         return
     # Without a description, nothing says that files which are called like ours are not somebody's own.
     others = [name for name in filesystem.list_names(output_dir) if not (overwrite and is_ours(name))]
     if others:
         raise OutputExistsError(
-            f"{option} {output_dir}: holds {len(others)} other files ({', '.join(others[:3])}); give a new directory"
+            f"--output {output_dir}: holds {len(others)} other files ({', '.join(others[:3])}); give a new directory"
         )
 
 
-def _or_overwrite(option: str, purpose: str = "") -> str:
-    """Return the other way out, which only the command that writes datasets from documents has."""
-    return f", or add --overwrite{purpose}" if option == "--output" else ""
-
-
-def _leftovers(output_dir: str, option: str, *, overwrite: bool) -> Iterator[str]:
+def _leftovers(output_dir: str, *, overwrite: bool) -> Iterator[str]:
     """Yield the staging directories of dead jobs, each locked until the next one is asked for.
 
     In an object store nobody can tell a dead job from one that is alive: what is not complete stays, and what is
@@ -126,8 +102,8 @@ def _leftovers(output_dir: str, option: str, *, overwrite: bool) -> Iterator[str
         for path in filesystem.match(filesystem.join(output_dir, f"{STAGING_PREFIX}*", DATASET_INFO_NAME)):
             if not overwrite:
                 raise OutputExistsError(
-                    f"{option} {output_dir}: a job is publishing a dataset there, or died at it ({path}); "
-                    f"wait for it, give another directory{_or_overwrite(option, ' if no job is running')}"
+                    f"--output {output_dir}: a job is publishing a dataset there, or died at it ({path}); "
+                    "wait for it, give another directory, or add --overwrite if no job is running"
                 )
             yield path.rpartition("/")[0]
         return
@@ -135,16 +111,16 @@ def _leftovers(output_dir: str, option: str, *, overwrite: bool) -> Iterator[str
         if not name.startswith(STAGING_PREFIX):
             continue
         path = os.path.join(output_dir, name)
-        lock = _lock_staging(path, output_dir, option)
+        lock = _lock_staging(path, output_dir)
         try:
             yield path
         finally:
             os.close(lock)
 
 
-def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool) -> None:
+def _finish_or_remove_leftovers(output_dir: str, *, overwrite: bool) -> None:
     """Publish what a job had completed when it died, and remove what it had not."""
-    for staging_dir in _leftovers(output_dir, option, overwrite=overwrite):
+    for staging_dir in _leftovers(output_dir, overwrite=overwrite):
         try:
             # That job had leave to replace what is there, if there is anything.
             _move(output_dir, staging_dir, overwrite=True)
@@ -152,19 +128,19 @@ def _finish_or_remove_leftovers(output_dir: str, option: str, *, overwrite: bool
         except SchemaMismatchError as error:
             if not overwrite:
                 raise OutputExistsError(
-                    f"{option} {output_dir}: holds a dataset whose job died while publishing it, and which this "
-                    f"version cannot publish ({error}); use the version that wrote it, give another directory"
-                    f"{_or_overwrite(option, ' to discard it')}"
+                    f"--output {output_dir}: holds a dataset whose job died while publishing it, and which this "
+                    f"version cannot publish ({error}); use the version that wrote it, give another directory, or add "
+                    "--overwrite to discard it"
                 ) from None
             filesystem.delete_directory(staging_dir)
 
 
-def _lock_staging(staging_dir: str, output_dir: str, option: str) -> int:
+def _lock_staging(staging_dir: str, output_dir: str) -> int:
     """Take the lock that tells a living job's staging directory from a dead one's."""
     lock = filesystem.try_lock(staging_dir)
     if lock is None:
         raise OptionError(
-            f"{option} {output_dir}: another job is writing there; wait for it, or give another directory"
+            f"--output {output_dir}: another job is writing there; wait for it, or give another directory"
         )
     return lock
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from pipeline import VERSION, filesystem
-from pipeline.corpus.documents import Rejection
-from pipeline.dataset.files import LENGTHS_DTYPE, npy_bytes
+from pipeline.dataset.files import LENGTHS_DTYPE, REJECTED_NAME, lengths_name, npy_bytes
 from pipeline.dataset.info import (
     DATASET_INFO_NAME,
     VOCAB_NAME,
@@ -20,7 +19,7 @@ from pipeline.dataset.info import (
 )
 from pipeline.dataset.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
 from pipeline.errors import OutputWriteError
-from pipeline.job.output_dir import REJECTED_NAME, move_into_place
+from pipeline.job.output_dir import move_into_place
 from pipeline.job.references import DatasetPlan, Job, check_rejected
 from pipeline.job.shard_writer import ShardReport, write_empty_shard
 
@@ -55,7 +54,8 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
     _check_all_arrived(written + len(rejections), plan)
     unwanted = [rejection for rejection in rejections if rejection.reason != "duplicate"]
     check_rejected(len(unwanted), written + len(rejections), unwanted, config)
-    rejected = rejected_bytes(rejections)
+    lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
+    rejected = "".join(lines).encode("utf-8", "backslashreplace")
     info = DatasetInfo(
         max_len=config.max_len,
         compression=config.compression,
@@ -76,17 +76,11 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
         versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
         rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
     )
-    stage(job.staging_dir, REJECTED_NAME, rejected)
-    stage(job.staging_dir, VOCAB_NAME, job.vocab_content)
-    stage(job.staging_dir, DATASET_INFO_NAME, info.to_json().encode())
+    _stage(job.staging_dir, REJECTED_NAME, rejected)
+    _stage(job.staging_dir, VOCAB_NAME, job.vocab_content)
+    _stage(job.staging_dir, DATASET_INFO_NAME, info.to_json().encode())
     move_into_place(config.output_dir, job.staging_dir, overwrite=config.overwrite)
     return info.to_json()
-
-
-def rejected_bytes(rejections: Sequence[Rejection]) -> bytes:
-    """Return the content of the rejected file."""
-    lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
-    return "".join(lines).encode("utf-8", "backslashreplace")
 
 
 def divide_digests(report: ShardReport) -> Iterator[tuple[int, tuple[str, bytes]]]:
@@ -102,18 +96,13 @@ def divide_digests(report: ShardReport) -> Iterator[tuple[int, tuple[str, bytes]
 
 
 def count_in_several_splits(digests: Iterable[tuple[str, bytes]]) -> int:
-    """Count the values that stand in more than one split, among the (split, digests) of one part."""
+    """Count the values that more than one split has, among the (split, digests) of one part."""
     by_split: dict[str, list[np.ndarray]] = {}
     for split, values in digests:
         by_split.setdefault(split, []).append(np.frombuffer(values, dtype=np.uint64))
-    return len(values_in_several(map(np.concatenate, by_split.values())))
-
-
-def values_in_several(groups: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the values that stand in more than one of several arrays, all uint64 [any]."""
-    distinct = [np.unique(group) for group in groups]
-    values, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *distinct]), return_counts=True)
-    return values[counts > 1]
+    distinct = [np.unique(np.concatenate(arrays)) for arrays in by_split.values()]
+    _, num_splits = np.unique(np.concatenate(distinct), return_counts=True)
+    return int(np.count_nonzero(num_splits > 1))
 
 
 def _check_all_arrived(num_documents: int, plan: DatasetPlan) -> None:
@@ -132,16 +121,9 @@ def _is_published(reports: Sequence[ShardReport], job: Job) -> bool:
     return not any(filesystem.exists(filesystem.join(job.staging_dir, name)) for name in names[:1])
 
 
-def stage(staging_dir: str, name: str, content: bytes) -> None:
+def _stage(staging_dir: str, name: str, content: bytes) -> None:
     """Write a file that `move_into_place` will publish."""
     filesystem.write_atomically(filesystem.join(staging_dir, name), content)
-
-
-def stage_lengths(staging_dir: str, split: str, lengths: np.ndarray) -> FileInfo:
-    """Write a split's lengths file, and return its description; `lengths` is uint16 [N], in stored order."""
-    file = FileInfo.of(f"{split}-lengths.npy", len(lengths), content := npy_bytes(lengths))
-    stage(staging_dir, file.name, content)
-    return file
 
 
 def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> SplitInfo:
@@ -153,12 +135,14 @@ def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPla
     for report in own:
         for pair, count in report.joint_labels.items():
             joint[pair] += count
+    content = npy_bytes(lengths)
+    _stage(job.staging_dir, lengths_name(split), content)
     return SplitInfo.of(
         lengths,
         joint,
         max_len=job.config.max_len,
         num_unknown_tokens=sum(report.num_unknown_tokens for report in own),
         num_truncated=sum(report.num_truncated for report in own),
-        lengths_file=stage_lengths(job.staging_dir, split, lengths),
+        lengths_file=FileInfo.of(lengths_name(split), len(lengths), content),
         shards=tuple(report.file for report in own if report.file),
     )

@@ -1,4 +1,4 @@
-"""A damaged dataset, as its reader and `verify` see it, and trainings whose checkpoint or state is not what it was."""
+"""Damaged datasets, read by `verify` and by a training, and trainings with a damaged checkpoint or state."""
 
 import gzip
 import json
@@ -14,11 +14,10 @@ import pytest
 from pipeline.dataset.info import DATASET_INFO_NAME
 from pipeline.errors import CorruptShardError
 from pipeline.input_pipeline.stored_split import open_split
-from pipeline.verify.__main__ import verify
-from pipeline.verify.salvage import salvage
+from pipeline.verify import verify
 from tests.faults.conftest import Note
-from tests.pipeline.verify.test_verify import describe_anew, rewrite_info
 from tests.support.corpora import made_up_text, write_tree
+from tests.support.damaged import describe_again, rewrite_info
 from tests.support.workshop import REPOSITORY, Workshop
 
 PLACES = {
@@ -42,7 +41,7 @@ def test_a_flipped_bit_in_a_shard(workshop: Workshop, note: Note, place: str, co
     damaged[PLACES[place]] ^= 0x20
     # As large as before: what differs in size is refused before anything is read.
     path.write_bytes(gzip.compress(bytes(damaged), 6, mtime=0) if compression == "gzip" else bytes(damaged))
-    (line,) = {str(fault) for fault in verify(str(workshop.output)).faults if fault.record is not None}
+    (line,) = (str(fault) for fault in verify(str(workshop.output)).faults if fault.record is not None)
     assert f"{path.name}: record {0 if PLACES[place] >= 0 else 11} at byte " in line
     note(f"bit flip in the {place}", line)
     with pytest.raises(CorruptShardError) as caught, explain_read_errors(str(workshop.output), "train"):
@@ -51,7 +50,7 @@ def test_a_flipped_bit_in_a_shard(workshop: Workshop, note: Note, place: str, co
     # Compressed again, it may have another size, which is noticed before its content is.
     assert line in str(caught.value) or (path.name in str(caught.value) and "bytes, got" in str(caught.value))
     workshop.make("--overwrite", "--compression", compression, "--split_weights", "train=1")
-    assert verify(str(workshop.output)).num_faults == 0
+    assert verify(str(workshop.output)).faults == []
 
 
 def places(value: object, inside: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -61,14 +60,17 @@ def places(value: object, inside: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]
 
 
 def may_be_missing(place: tuple[Any, ...]) -> bool:
-    """Tell what has no check of its own: prose, what earlier versions did not write, what follows from nothing."""
-    prose = place[-1] == "meaning" or (place[0] in ("configuration", "versions") and len(place) > 1)
-    return prose or place[-1] in ("rejected_file", "in_several_splits") or "conflicting" in place[:-1]
+    """Tell what has no check of its own: information for people, and what earlier versions did not write."""
+    for_people = place[0] in ("configuration", "versions") and len(place) > 1
+    written_later = place[-1] in ("rejected_file", "in_several_splits")
+    return (
+        for_people or written_later or place == ("fingerprint",) or "features" in place or "conflicting" in place[:-1]
+    )
 
 
-@pytest.mark.parametrize("checksum", ["stale", "made to fit"])
+@pytest.mark.parametrize("checksum", ["stale", "right"])
 def test_each_field_of_the_description_removed(workshop: Workshop, note: Note, checksum: str) -> None:
-    """The checksum tells of every one; where it was made to fit, the field's own check does, if it has one."""
+    """A stale checksum reveals each; with a right one, the field's own check does, if it has one."""
     write_tree(workshop.corpus, {"体育/bad.txt": b"\xff", "科技/twin.txt": made_up_text(0)})
     workshop.make("--split_weights", "train=1", "--max_rejected_fraction", "1", "--max_len", "24")
     path = workshop.output / DATASET_INFO_NAME
@@ -83,20 +85,20 @@ def test_each_field_of_the_description_removed(workshop: Workshop, note: Note, c
                 holder = holder[key]
             del holder[place[-1]]
 
-        rewrite_info(workshop.output, remove, with_checksum=checksum == "made to fit")
+        rewrite_info(workshop.output, remove, with_checksum=checksum == "right")
         faults = verify(str(workshop.output)).faults
         path.write_text(original, encoding="utf-8")
         name = ".".join(map(str, place))
-        if checksum == "made to fit" and (may_be_missing(place) or place == ("checksum",)):
+        if checksum == "right" and (may_be_missing(place) or place == ("checksum",)):
             assert not faults, f"{name}: now it has a check of its own: {faults}"
             continue
         assert faults, name
         note(f"field of dataset.json removed, checksum {checksum}", f"{name}: {faults[0]}")
-    assert verify(str(workshop.output)).num_faults == 0
+    assert verify(str(workshop.output)).faults == []
 
 
 class Hostile:
-    """What a pickle makes of this is the outcome of a call."""
+    """Unpickling this calls a function."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -106,22 +108,21 @@ class Hostile:
 
 
 def test_nothing_in_a_dataset_is_executed(workshop: Workshop, note: Note) -> None:
-    """A lengths file, rightly described, whose objects would make a file appear when they are unpickled."""
+    """A lengths file with a right description, whose objects create a file when they are unpickled."""
     workshop.make("--split_weights", "train=1")
     trace = workshop.root / "executed"
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         np.save(workshop.root / "refused.npy", np.array([Hostile(trace)]), allow_pickle=False)
     hostile = workshop.output / "train-lengths.npy"
     np.save(hostile, np.array([Hostile(trace)] * 12, dtype=object), allow_pickle=True)
-    describe_anew(workshop.output, hostile.name)
+    describe_again(workshop.output, hostile.name)
     (fault,) = verify(str(workshop.output)).faults
     assert fault.file == hostile.name
     with pytest.raises(CorruptShardError, match="not a NumPy file"):
         open_split(str(workshop.output), "train")
-    salvage(verify(str(workshop.output)), str(workshop.root / "new"))
     assert not trace.exists()
     np.load(hostile, allow_pickle=True)
-    assert trace.exists(), "it would have, had anybody unpickled it"
+    assert trace.exists(), "unpickling does call it"
     note("hostile pickle in a lengths file", str(fault))
 
 

@@ -21,10 +21,10 @@ import pytest
 from pipeline import inspect as inspect_command
 from pipeline.command_line import run_command
 from pipeline.corpus import reading
+from pipeline.dataset.files import REJECTED_NAME
 from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import one_line
-from pipeline.job.output_dir import REJECTED_NAME
-from pipeline.verify.__main__ import verify
+from pipeline.verify import verify
 from tests.faults.conftest import Note
 from tests.support.corpora import (
     QUICK,

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import filesystem
 from pipeline.dataset.info import DATASET_INFO_NAME, read_dataset_info
-from pipeline.verify.__main__ import verify
-from pipeline.verify.salvage import salvage
+from pipeline.verify import verify
 from tests.faults.conftest import Note
 from tests.support.corpora import Outcome, digest_files, made_up_text, write_lines, write_tree
 from tests.support.workshop import Workshop, is_alive, only_error, start, stop_job, wait_for, wait_for_files
@@ -174,17 +172,6 @@ def test_output_that_disappears(long_workshop: Workshop, note: Note) -> None:
     note("output directory removed", outcome.stderr.strip().replace(str(made.root), "…"))
     made.make()
     check_clean(made.output)
-
-
-def test_salvage_on_a_full_disk(workshop: Workshop, note: Note) -> None:
-    workshop.make()
-    findings = verify(str(workshop.output))
-    with largest_file(300), pytest.raises(filesystem.OutputWriteError, match="cannot write: File too large") as caught:
-        salvage(findings, str(workshop.root / "new"))
-    assert not (workshop.root / "new").exists()
-    note("disk full while salvaging", str(caught.value).replace(str(workshop.root), "…"))
-    salvage(findings, str(workshop.root / "new"))
-    check_clean(workshop.root / "new")
 
 
 # What other versions and other file systems leave

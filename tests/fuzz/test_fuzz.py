@@ -1,7 +1,7 @@
-"""Any bytes at all, for whatever reads bytes that others may have written: an answer or one of our errors, never more.
+"""Arbitrary bytes for everything that reads files: each read ends with a result or with one of our errors.
 
-`corpus/` holds small made-up files that once took a path of their own through a reader; every run starts from them, and
-Hypothesis bends them further. To add one, write it there under the name of its reader: `records-…`, `gzip-…`, `zip-…`.
+`corpus/` holds small made-up files, each of which takes another path through its reader. Every run starts from them,
+and Hypothesis changes them further. To add one, name it after its reader: `records-…`, `gzip-…`, `zip-…`.
 """
 
 import codecs
@@ -20,16 +20,14 @@ from pipeline.corpus.documents import Rejection
 from pipeline.corpus.inputs import open_sources
 from pipeline.corpus.reading import fetch
 from pipeline.corpus.sources import GZIP_MAGIC, Source, ZipSource
-from pipeline.dataset.info import DatasetInfo
+from pipeline.dataset.info import DatasetInfo, FileInfo
 from pipeline.dataset.tfexample import frame_records, parse_example, read_records
 from pipeline.errors import CorruptShardError, PipelineError
-from pipeline.verify.example_check import Expectation, check_examples
-from pipeline.verify.inflate import HashedFile, Inflated
-from pipeline.verify.record_scan import RecordScanner
+from pipeline.verify.shards import Limits, check_shard
 from tests.support.corpora import make_config
 
 CORPUS = Path(__file__).parent / "corpus"
-EXPECTED = Expectation(
+LIMITS = Limits(
     vocab_size=300,
     special_ids={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3},
     max_len=20,
@@ -66,68 +64,51 @@ def bent(kind: str) -> st.SearchStrategy[bytes]:
     return st.one_of(changed, st.binary(max_size=400))
 
 
-def scan(content: bytes, *, is_gzip: bool) -> tuple[list[bytes], bool]:
-    """Return the records that the scanner gives out, and whether it found fault with anything."""
-    file = HashedFile(io.BytesIO(content))
-    source = Inflated(file) if is_gzip else file
-    scanner = RecordScanner(source, "shard")
+def read(content: bytes, name: str) -> tuple[list[bytes], bool]:
+    """Return the records up to the first damage, and whether there is any."""
     records = []
-    for frames in scanner.blocks():
-        columns = check_examples(frames, EXPECTED)
-        assert len(columns.rows) + len({row for row, _ in columns.faults}) >= len(frames.numbers)
-        assert set(range(len(frames.numbers))) - {row for row, _ in columns.faults} <= set(columns.rows.tolist())
-        records += frames.payloads()
-    assert file.num_bytes == len(content), "all of it is read, whatever is in it"
-    return records, bool(scanner.faults) or (isinstance(source, Inflated) and source.problem is not None)
-
-
-def strictly(content: bytes, name: str) -> list[bytes] | None:
-    """Return the records as the reader that stops at the first fault sees them, or `None` if there is one."""
     try:
-        return [record for _, record in read_records(io.BytesIO(content), name)]
+        records += (record for _, record in read_records(io.BytesIO(content), name))
     except CorruptShardError:
-        return None
+        return records, True
+    return records, False
 
 
-@FUZZ
-@given(bent("records"))
-@example(b"")
-def test_any_bytes_as_a_shard(content: bytes) -> None:
-    """The scanner finds fault exactly where the strict reader does, and gives out the same records elsewhere."""
-    records, has_faults = scan(content, is_gzip=False)
-    strict = strictly(content, "shard")
-    assert has_faults == (strict is None)
-    if strict is not None:
-        assert records == strict
+def check(directory: Path, content: bytes, name: str) -> int:
+    """Check some bytes as a shard with a right description; return how many of its examples are intact.
+
+    Each record is an intact example or a fault, and so is each damage of the framing.
+    """
+    (directory / name).write_bytes(content)
+    records, is_damaged = read(content, name)
+    file = FileInfo.of(name, len(records), content)
+    findings = check_shard(file, None, data_dir=str(directory), limits=LIMITS)
+    places = [*findings.examples["record"].tolist(), *(fault.record for fault in findings.faults)]
+    assert sorted(places) == list(range(len(records) + is_damaged))
+    for row in findings.examples:
+        features = parse_example(records[row["record"]])
+        ids = features["indices"]
+        assert (len(ids), ids[0], ids[-1]) == (row["length"], 2, 3)
+        assert all(isinstance(id_, int) and 0 <= id_ < 300 for id_ in ids)
+        assert features["label"] == [row["label"]]
+    return len(findings.examples)
 
 
-@FUZZ
-@given(bent("gzip"))
-def test_any_bytes_as_a_compressed_shard(content: bytes) -> None:
-    records, has_faults = scan(content, is_gzip=True)
-    strict = strictly(content, "shard.gz")
-    if not has_faults:
-        assert records == strict
-    if strict is None:
-        assert has_faults
+@pytest.mark.parametrize(("kind", "name"), [("records", "shard"), ("gzip", "shard.gz")])
+def test_any_bytes_as_a_shard(tmp_path: Path, kind: str, name: str) -> None:
+    @FUZZ
+    @given(bent(kind))
+    @example(b"")
+    def run(content: bytes) -> None:
+        check(tmp_path, content, name)
+
+    run()
 
 
 @FUZZ
 @given(st.lists(bent("example"), min_size=1, max_size=4))
-def test_any_bytes_as_examples(contents: list[bytes]) -> None:
-    """What the vectorized decoder takes as an example is one, with the same number of ids."""
-    file = HashedFile(io.BytesIO(frame_records(contents)))
-    for frames in RecordScanner(file, "shard").blocks():
-        columns = check_examples(frames, EXPECTED)
-        for row, length, label in zip(columns.rows, columns.lengths, columns.labels, strict=True):
-            features = parse_example(contents[frames.numbers[row]])
-            assert len(features["indices"]) == length
-            assert features["label"] == [label]
-        for row in columns.rows[columns.is_good].tolist():
-            features = parse_example(contents[frames.numbers[row]])
-            assert features["indices"][0] == 2
-            assert features["indices"][-1] == 3
-            assert all(isinstance(id_, int) and id_ < 300 for id_ in features["indices"])
+def test_any_bytes_as_examples(tmp_path: Path, contents: list[bytes]) -> None:
+    check(tmp_path, frame_records(contents), "shard")
 
 
 def texts_in(source: Source, content: bytes) -> tuple[set[bytes], set[int]]:
@@ -185,7 +166,7 @@ def test_any_bytes_as_a_description(content: bytes) -> None:
         assert DatasetInfo.from_json(info.to_json(), "x") == info
 
 
-def test_seeds_are_what_they_are_called() -> None:
-    assert scan(seeds("records")[0], is_gzip=False)[1] is False
-    assert scan(seeds("gzip")[0], is_gzip=True)[1] is False
+def test_seeds_are_what_they_are_called(tmp_path: Path) -> None:
+    assert check(tmp_path, seeds("records")[0], "shard") > 0
+    assert check(tmp_path, frame_records(seeds("example")[:1]), "shard") == 1
     assert gzip.decompress(seeds("gzip")[0]) == seeds("records")[0]

@@ -38,7 +38,11 @@ def run(error: BaseException | None, *arguments: str) -> int:
         (None, 0, ""),
         (OptionError("--x: wrong"), 2, "error: --x: wrong\n"),
         (OutputWriteError("disk full"), 1, "error: disk full\n"),
-        (CorruptShardError("x: bad", path="x", record=3, offset=99), 2, "error: x: bad\n"),
+        (
+            CorruptShardError("bad", path="x", record=3, offset=99),
+            2,
+            "error: x: record 3 at byte 99: bad; copy it back, or write the dataset again\n",
+        ),
         (NonFiniteLossError("nan", head="second", step=7), 1, "error: nan\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (

@@ -228,5 +228,7 @@ def test_a_damaged_list_of_rejected_documents(
         assert trace(copy, key, capsys) == trace(dataset, key, capsys)
     outcome = trace(copy, "体育/bad.txt", capsys)
     assert (outcome.status, outcome.stdout) == (2, "")
-    message = r"no document '体育/bad\.txt' can be found, but a file is damaged: rejected-00000-of-00001\.jsonl: .*\n"
-    assert re.fullmatch(f"error: .*: {message}", outcome.stderr)
+    message = (
+        r"rejected-00000-of-00001\.jsonl: no document '体育/bad\.txt' can be found, but this list is damaged: .*\n"
+    )
+    assert re.fullmatch(f"error: .*/{message}", outcome.stderr)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset.files import LENGTHS_DTYPE
+from pipeline.dataset.files import LENGTHS_DTYPE, lengths_name, npy_bytes
 from pipeline.dataset.info import (
     DATASET_INFO_NAME,
     VOCAB_NAME,
@@ -149,10 +148,8 @@ def _write_split(
         (directory / name).write_bytes(data)
         shards.append(FileInfo.of(name, stop - start, data))
     lengths = np.array([len(example.indices) for example in examples], LENGTHS_DTYPE)
-    buffer = io.BytesIO()
-    np.save(buffer, lengths)
-    lengths_name = f"{split}-lengths.npy"
-    (directory / lengths_name).write_bytes(buffer.getvalue())
+    lengths_content = npy_bytes(lengths)
+    (directory / lengths_name(split)).write_bytes(lengths_content)
     joint = np.zeros([len(names) for names in labels], np.int64)
     for example in examples:
         joint[example.label, example.second_label] += 1
@@ -164,6 +161,6 @@ def _write_split(
         label_counts={CATEGORY_HEAD: joint.sum(axis=1).tolist(), SECOND_HEAD: joint.sum(axis=0).tolist()},
         joint_label_counts=joint.tolist(),
         length_histogram=np.bincount(lengths, minlength=max_len + 1).tolist(),
-        lengths_file=FileInfo.of(lengths_name, len(examples), buffer.getvalue()),
+        lengths_file=FileInfo.of(lengths_name(split), len(examples), lengths_content),
         shards=tuple(shards),
     )
