@@ -18,11 +18,10 @@ from pipeline.corpus.inputs import open_sources
 from pipeline.corpus.sources import TreeSource
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
 from pipeline.dataset.labels import read_category_names, read_taxonomy
-from pipeline.engines.forked_workers import can_fork, fork_workers
 from pipeline.engines.local_runner import choose_mode, make_local_runner
+from pipeline.engines.local_workers import WORKER_DIED, watch_workers
 from pipeline.engines.named import BeamOptions, EngineOptions, check_paths, fix_num_partitions, make_named_runner
-from pipeline.engines.worker_watch import WORKER_DIED, watch_workers
-from pipeline.errors import OptionError, OutputWriteError, PipelineError
+from pipeline.errors import EngineError, OptionError, PipelineError, WorkerDiedError
 from pipeline.job.dry_run import describe_dry_run
 from pipeline.job.output_dir import STAGING_PREFIX, check_output, staging_directory
 from pipeline.job.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
@@ -30,9 +29,8 @@ from pipeline.job.references import Job
 from pipeline.job.transforms import PreprocessCorpus
 from pipeline.tokenization.vocabulary import parse_vocab
 
-# Starting worker processes takes as long as tokenizing about this much text in one process; forking them takes less.
-_BYTES_WORTH_STARTING = 100 << 20
-_BYTES_WORTH_FORKING = 32 << 20
+# Starting worker processes takes as long as tokenizing about this much text in one process.
+_BYTES_WORTH_WORKERS = 100 << 20
 _BYTES_PER_FILE = 2_700  # of THUCNews; asking each file would take longer than being wrong
 
 logger = logging.getLogger(__name__)
@@ -105,8 +103,6 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     num_workers = _choose_num_workers(engine, job) if engine.is_local else 0
     mode = choose_mode(engine.running_mode, num_workers)
     with (
-        # First of all, while there is no other thread yet.
-        fork_workers(num_workers if mode == "multi_processing" and _may_fork(job) else 0) as forked_workers,
         progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
         staging_directory(job.config) as staging_dir,
         beam_errors_as_ours(engine.runner),
@@ -116,12 +112,7 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
         if named_runner is None:
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
             runner = make_local_runner(
-                options,
-                num_workers=num_workers,
-                mode=mode,
-                log_path=log_path,
-                process_ids_path=process_ids_path,
-                forked_workers=forked_workers,
+                options, num_workers=num_workers, mode=mode, log_path=log_path, process_ids_path=process_ids_path
             )
         else:
             options.view_as(StandardOptions).runner = engine.runner
@@ -185,22 +176,9 @@ def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
     """Return the number that was asked for, else all cores where there is enough to do for them, else one."""
     if engine.num_workers:
         return engine.num_workers
-    worth_it = _BYTES_WORTH_FORKING if _may_fork(job) else _BYTES_WORTH_STARTING
-    if engine.running_mode is None and _num_bytes_up_to(worth_it, job) < worth_it:
+    if engine.running_mode is None and _num_bytes_up_to(_BYTES_WORTH_WORKERS, job) < _BYTES_WORTH_WORKERS:
         return 1
     return 1 if engine.running_mode == "in_memory" else len(os.sched_getaffinity(0))
-
-
-def _may_fork(job: Job) -> bool:
-    """Tell whether workers can be forked; connections to remote storage, already open, must not be shared with them."""
-    config = job.config
-    paths = (
-        config.vocab_path,
-        config.taxonomy_path,
-        config.category_names_path,
-        *(spec.path for spec in config.inputs),
-    )
-    return can_fork() and not any(path and filesystem.is_remote(path) for path in paths)
 
 
 def _num_bytes_up_to(limit: int, job: Job) -> int:
@@ -246,7 +224,7 @@ def beam_errors_as_ours(runner: str) -> Iterator[None]:
                 "with --flink_job_server_jar or --spark_job_server_jar"
             ) from error
         if "Channel closed prematurely" in text or "Worker subprocess exited" in text:
-            raise OutputWriteError(WORKER_DIED) from error
+            raise WorkerDiedError(WORKER_DIED) from error
         if type(error).__name__ == "DataflowRuntimeException":
-            raise OutputWriteError(f"{' '.join(text.split())}; the job's page in the console says more") from error
+            raise EngineError(f"{' '.join(text.split())}; the job's page in the console says more") from error
         raise

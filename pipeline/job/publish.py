@@ -19,7 +19,7 @@ from pipeline.dataset.info import (
     SplitInfo,
 )
 from pipeline.dataset.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
-from pipeline.errors import OutputWriteError
+from pipeline.errors import EngineError
 from pipeline.job.output_dir import REJECTED_NAME, move_into_place
 from pipeline.job.references import DatasetPlan, Job, check_rejected
 from pipeline.job.shard_writer import ShardReport, write_empty_shard
@@ -41,7 +41,8 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
 
     Raises:
         TooManyRejectedError: more documents were rejected than the options allow.
-        OutputWriteError: the disk is full or read-only, or the engine lost documents.
+        OutputWriteError: the disk is full or read-only.
+        EngineError: the engine lost documents or processed some twice.
     """
     if _is_published(reports, job):
         # An engine may run a step twice; the second time there is nothing left to do but what the first left undone.
@@ -117,10 +118,10 @@ def values_in_several(groups: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _check_all_arrived(num_documents: int, plan: DatasetPlan) -> None:
-    # Engines have lost and doubled elements without a word; the first pass counted by another way than this one.
+    # Engines have lost and doubled elements silently. The first pass counts documents on another path of the graph.
     if num_documents != plan.num_documents:
-        raise OutputWriteError(
-            f"the engine lost documents or made them twice: {plan.num_documents:,} were read, {num_documents:,} "
+        raise EngineError(
+            f"the engine lost documents or processed them twice: {plan.num_documents:,} were read, {num_documents:,} "
             "arrived; nothing is published; run again, and if it happens again, on another engine"
         )
 

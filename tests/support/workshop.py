@@ -91,14 +91,11 @@ def _stat(process_id: int) -> tuple[str, int]:
 
 
 def workers_of(job: int) -> list[int]:
-    """Return the living workers of a job, forked or started through a shell."""
+    """Return the living workers of a job, or the shells that are about to become workers."""
     processes = (int(name) for name in os.listdir("/proc") if name.isdigit())
     children = [process for process in processes if _stat(process)[1] == job and _stat(process)[0] != "Z"]
-    return [child for child in children if any(name in _command_line(child) for name in _NAMES_OF_WORKERS)]
-
-
-# A forked one has its job's; and a job may have started something else for a moment.
-_NAMES_OF_WORKERS = (b"run_preprocess.py", b"pipeline.engines.local_worker")
+    # A job may start something else for a moment.
+    return [child for child in children if b"pipeline.engines.local_workers" in _command_line(child)]
 
 
 def _command_line(process_id: int) -> bytes:

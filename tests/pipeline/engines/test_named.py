@@ -9,7 +9,7 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
 
 from pipeline.engines.named import BeamOptions, EngineOptions, fix_num_partitions, make_named_runner
-from pipeline.errors import OptionError, OutputWriteError
+from pipeline.errors import EngineError, OptionError
 from pipeline.filesystem import is_installed
 from pipeline.job.preprocess import beam_errors_as_ours, run, with_absolute_paths
 from pipeline.job.publish import publish_dataset
@@ -68,7 +68,7 @@ class DataflowRuntimeException(Exception):  # noqa: N818
         ),
         (
             DataflowRuntimeException("Dataflow pipeline failed. State: FAILED, Error:\nquota"),
-            OutputWriteError,
+            EngineError,
             "Dataflow pipeline failed. State: FAILED, Error: quota; the job's page in the console says more",
         ),
     ],
@@ -147,6 +147,6 @@ def test_what_an_engine_lost_or_doubled_is_not_published(tmp_path: Path, change:
     references = batch.by_split["train"]
     batch.by_split["train"] = references[1:] if change == "lost" else [*references, references[0]]
     reports = corpora.second_pass([batch], plan, job)
-    with pytest.raises(OutputWriteError, match=rf"lost documents or made them twice: 10 were read, {arrived} arrived"):
+    with pytest.raises(EngineError, match=rf"lost documents or processed them twice: 10 were read, {arrived} arrived"):
         publish_dataset(reports, plan, job)
     assert not (Path(config.output_dir) / "dataset.json").exists()
