@@ -396,7 +396,7 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--output", "{root}"], r"holds \d+ other files"),
         (["--output", ""], "--output: expected a directory"),
         (["--tsv_header"], "--tsv_header: only used for TSVs, and no --input is one"),
-        (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*mend them, or raise"),
+        (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*correct them, or raise"),
         (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -27,10 +27,10 @@ MODES = (*_IN_PROCESS, "multi_processing")
 
 
 def choose_mode(mode: str | None, num_workers: int) -> str:
-    """Choose processes where there is more than one worker: threads of one Python are slower than one of them alone.
+    """Return how workers run: several as processes by default, because threads of one Python are slower than one.
 
     Raises:
-        OptionError: the two contradict each other.
+        OptionError: the mode allows one worker, and there are more.
     """
     if mode == "in_memory" and num_workers > 1:
         raise OptionError(f"--direct_running_mode in_memory has one worker, but --direct_num_workers is {num_workers}")
@@ -43,13 +43,13 @@ def make_local_runner(
     """Make the local runner.
 
     Args:
-        options: Beam's options; their own number of workers and mode are replaced.
+        options: Beam's options; this sets their number of workers and mode.
         num_workers: at least 1.
         mode: `in_memory`, `multi_threading` or `multi_processing`.
         log_path, process_ids_path: of worker processes; see `worker_command`.
     """
     if mode == "multi_processing":
-        command = worker_command(log_path, process_ids_path)
+        command = worker_command(log_path=log_path, process_ids_path=process_ids_path)
         environment = SubprocessSDKEnvironment.from_command_string(command)
     else:
         environment = _IN_PROCESS[mode]()

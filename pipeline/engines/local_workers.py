@@ -43,7 +43,7 @@ WORKER_DIED = (
 )
 
 
-def worker_command(log_path: str | None, process_ids_path: str) -> str:
+def worker_command(*, log_path: str | None, process_ids_path: str) -> str:
     """Return the shell command of one worker, which runs this interpreter and can import what this process can.
 
     Args:

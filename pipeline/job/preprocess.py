@@ -1,4 +1,4 @@
-"""The preprocessing job: prepare it, build its graph, run it on an engine, and say what came out."""
+"""The preprocessing job: prepare it, build its graph, and run it on an engine."""
 
 import dataclasses
 import logging
@@ -23,9 +23,9 @@ from pipeline.engines.local_workers import WORKER_DIED, watch_workers
 from pipeline.engines.named import BeamOptions, EngineOptions, check_paths, fix_num_partitions, make_named_runner
 from pipeline.errors import EngineError, OptionError, PipelineError, WorkerDiedError
 from pipeline.job.dry_run import describe_dry_run
+from pipeline.job.job import Job
 from pipeline.job.output_dir import STAGING_PREFIX, check_output, staging_directory
 from pipeline.job.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
-from pipeline.job.references import Job
 from pipeline.job.transforms import PreprocessCorpus
 from pipeline.tokenization.vocabulary import parse_vocab
 
@@ -35,7 +35,7 @@ _BYTES_PER_FILE = 2_700  # of THUCNews; asking each file would take longer than 
 
 logger = logging.getLogger(__name__)
 
-# What a worker process reports of one of our exceptions: its class, its message, and the step it happened in.
+# One of our exceptions in the report of a worker process: its class, its message, and the step that raised it.
 _OUR_ERROR = re.compile(r"pipeline\.errors\.(?P<name>\w+): (?P<message>.*?)(?: \[while running|\n|$)")
 _NO_PACKAGE = re.compile(r"No module named 'pipeline\b[^']*'")
 _NO_JAR = "Unable to fetch remote job server jar"
@@ -43,71 +43,54 @@ _WHILE_RUNNING = re.compile(r" \[while running .*", re.DOTALL)
 
 
 def prepare(config: PreprocessConfig) -> Job:
-    """Read everything the job needs to know, and refuse what cannot work, before any document is read.
-
-    Returns:
-        The job, without a staging directory: it has not touched the output yet.
+    """Read all that the job needs besides documents, and refuse what cannot work; writes nothing.
 
     Raises:
         MissingInputError, InputFormatError, OptionError: about an input, the vocabulary, the taxonomy or the names.
     """
     vocab_content = filesystem.read_bytes(config.vocab_path)
     vocab = parse_vocab(vocab_content, config.vocab_path)
+    # Workers may have another current directory.
+    sources = (dataclasses.replace(source, path=_absolute(source.path)) for source in open_sources(config))
     return Job(
-        config=config,
-        sources=open_sources(config),
+        config=dataclasses.replace(config, output_dir=_absolute(config.output_dir)),
+        sources=tuple(sources),
         taxonomy=read_taxonomy(config.taxonomy_path) if config.second_label == "taxonomy" else None,
         category_names=read_category_names(config.category_names_path) if config.category_names_path else None,
         vocab_content=vocab_content,
         vocab_size=len(vocab),
-        staging_dir="",
     )
 
 
-def with_absolute_paths(job: Job) -> Job:
-    """Return the job with paths that mean the same to workers whose current directory is another one."""
-    config = dataclasses.replace(job.config, output_dir=_absolute(job.config.output_dir))
-    sources = tuple(dataclasses.replace(source, path=_absolute(source.path)) for source in job.sources)
-    return dataclasses.replace(job, config=config, sources=sources)
-
-
 def _absolute(path: str) -> str:
-    return path if filesystem.is_remote(path) else os.path.abspath(path)
-
-
-def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection[str]:
-    """Add the job to a pipeline; the one output element is the text of `dataset.json`."""
-    return pipeline | "PreprocessCorpus" >> PreprocessCorpus(job)
+    # Not `abspath`: where `link` is a symbolic link, `link/..` is another directory than `.`.
+    return path if filesystem.is_remote(path) else os.path.join(os.getcwd(), path)
 
 
 def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> DatasetInfo:
     """Preprocess a corpus into a dataset directory.
 
     Args:
-        config: what to make of what.
-        engine: where; this machine by default.
+        config: the options.
+        engine: where to run the job; this machine by default.
 
     Returns:
-        What the published dataset holds.
+        The description of the published dataset.
 
     Raises:
-        PipelineError: the input, the options or the output are at fault; nothing that was complete is damaged.
+        PipelineError: the input, the options, the output or the engine failed; no complete dataset is damaged.
     """
     engine = engine or EngineOptions()
     # Before the output is touched, so that wrong input leaves no trace.
     options, job = _prepare_for(engine, config)
-    named_runner = None
-    if not engine.is_local:
-        named_runner = make_named_runner(engine)
-        job = dataclasses.replace(with_absolute_paths(job), num_partitions=fix_num_partitions(engine, options))
+    named_runner = None if engine.is_local else make_named_runner(engine)
     num_workers = _choose_num_workers(engine, job) if engine.is_local else 0
     mode = choose_mode(engine.running_mode, num_workers)
     with (
         progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
-        staging_directory(job.config) as staging_dir,
+        staging_directory(config) as staging_dir,
         beam_errors_as_ours(engine.runner),
     ):
-        job = dataclasses.replace(job, staging_dir=staging_dir, progress_dir=progress_dir if engine.is_local else None)
         process_ids_path = os.path.join(progress_dir, PROCESS_IDS_NAME)
         if named_runner is None:
             log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
@@ -118,7 +101,12 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
             options.view_as(StandardOptions).runner = engine.runner
             runner = named_runner
         pipeline = beam.Pipeline(runner=runner, options=options)
-        build(pipeline, job)
+        _ = pipeline | "PreprocessCorpus" >> PreprocessCorpus(
+            job,
+            staging_dir=_absolute(staging_dir),
+            progress_dir=progress_dir if engine.is_local else None,
+            num_partitions=fix_num_partitions(engine, options),
+        )
         with watch_workers(process_ids_path, lambda: _is_moved_away(staging_dir)):
             pipeline.run().wait_until_finish()
         return read_dataset_info(config.output_dir)
@@ -134,16 +122,16 @@ def _prepare_for(engine: EngineOptions, config: PreprocessConfig) -> tuple[Pipel
 
 
 def dry_run(config: PreprocessConfig, engine: EngineOptions) -> str:
-    """Say what the job would do, and write nothing.
+    """Predict what the job would do, and write nothing.
 
     Returns:
-        What a sample of the documents tells; of a job on Dataflow, how many transforms it has.
+        The prediction from a sample of the documents; for a job on Dataflow, the number of its transforms.
 
     Raises:
         PipelineError: the job could not work.
     """
     if engine.is_dataflow:
-        # Dataflow's own dry run, which Beam's option of this name asks for: the job is translated, but not submitted.
+        # Dataflow's own dry run, by Beam's option of this name: it translates the job and does not submit it.
         engine = dataclasses.replace(engine, beam_args=(*engine.beam_args, "--dry_run=True"))
         return f"Dataflow takes this job: {_translate(config, engine)} transforms; nothing was submitted"
     _, job = _prepare_for(engine, config)
@@ -159,11 +147,10 @@ def _translate(config: PreprocessConfig, engine: EngineOptions) -> int:
     """Let an engine translate the job, and return the number of its transforms."""
     options, job = _prepare_for(engine, config)
     check_output(config)
-    job = with_absolute_paths(job)
-    job = dataclasses.replace(job, staging_dir=filesystem.join(job.config.output_dir, STAGING_PREFIX + "dry-run"))
     options.view_as(StandardOptions).runner = engine.runner
     pipeline = beam.Pipeline(runner=make_named_runner(engine), options=options)
-    build(pipeline, job)
+    staging_dir = filesystem.join(job.config.output_dir, STAGING_PREFIX + "dry-run")
+    _ = pipeline | "PreprocessCorpus" >> PreprocessCorpus(job, staging_dir=staging_dir)
     pipeline.run().wait_until_finish()
     return len(pipeline.to_runner_api().components.transforms)
 
@@ -173,7 +160,7 @@ def _is_moved_away(staging_dir: str) -> bool:
 
 
 def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
-    """Return the number that was asked for, else all cores where there is enough to do for them, else one."""
+    """Return the requested number of workers; by default all cores if the corpus is large enough, else one."""
     if engine.num_workers:
         return engine.num_workers
     if engine.running_mode is None and _num_bytes_up_to(_BYTES_WORTH_WORKERS, job) < _BYTES_WORTH_WORKERS:
@@ -182,7 +169,7 @@ def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
 
 
 def _num_bytes_up_to(limit: int, job: Job) -> int:
-    """Return roughly how much text there is, without listing more of it than `limit` asks for."""
+    """Return the approximate size of the corpus, or `limit` without listing the rest once it is reached."""
     num_bytes = 0
     for index, source in enumerate(job.sources):
         if filesystem.is_remote(source.path):
@@ -199,7 +186,7 @@ def _num_bytes_up_to(limit: int, job: Job) -> int:
 
 @contextmanager
 def beam_errors_as_ours(runner: str) -> Iterator[None]:
-    """Turn what Beam makes of an error in a worker back into the error that it was."""
+    """Raise the original exception where Beam wraps the exception of a worker in one of its own."""
     try:
         yield
     except PipelineError as error:

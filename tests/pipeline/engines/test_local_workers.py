@@ -173,7 +173,7 @@ def test_a_worker_leaves_its_id_and_its_errors_and_ignores_ctrl_c(
     monkeypatch.setenv("PYTHONPATH", str(root))
     log, process_ids = root / "a log", root / "process ids"
     log.write_text("from another worker\n", encoding="utf-8")
-    command = worker_command(str(log), str(process_ids))
+    command = worker_command(log_path=str(log), process_ids_path=str(process_ids))
     worker = subprocess.Popen(command, shell=True, cwd=root, stdout=subprocess.PIPE, text=True)
     stdout, _ = worker.communicate(timeout=60)
     assert (worker.returncode, stdout) == (1, "True\n")
