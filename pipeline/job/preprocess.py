@@ -15,7 +15,6 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from pipeline import errors, filesystem
 from pipeline.config import PreprocessConfig
 from pipeline.corpus.inputs import open_sources
-from pipeline.corpus.sources import TreeSource
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
 from pipeline.dataset.labels import read_category_names, read_taxonomy
 from pipeline.engines.local_runner import choose_mode, make_local_runner
@@ -26,12 +25,12 @@ from pipeline.job.dry_run import describe_dry_run
 from pipeline.job.job import Job
 from pipeline.job.output_dir import STAGING_PREFIX, check_output, staging_directory
 from pipeline.job.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
+from pipeline.job.start_up import CorpusSize, measure_corpus, start_up_lines
 from pipeline.job.transforms import PreprocessCorpus
 from pipeline.tokenization.vocabulary import parse_vocab
 
 # Starting worker processes takes as long as tokenizing about this much text in one process.
 _BYTES_WORTH_WORKERS = 100 << 20
-_BYTES_PER_FILE = 2_700  # of THUCNews; asking each file would take longer than being wrong
 
 logger = logging.getLogger(__name__)
 
@@ -84,31 +83,34 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
     # Before the output is touched, so that wrong input leaves no trace.
     options, job = _prepare_for(engine, config)
     named_runner = None if engine.is_local else make_named_runner(engine)
-    num_workers = _choose_num_workers(engine, job) if engine.is_local else 0
+    size = measure_corpus(job.sources, limit_bytes=_BYTES_WORTH_WORKERS)
+    num_workers = _choose_num_workers(engine, size) if engine.is_local else 0
     mode = choose_mode(engine.running_mode, num_workers)
-    with (
-        progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
-        staging_directory(config) as staging_dir,
-        beam_errors_as_ours(engine.runner),
-    ):
-        process_ids_path = os.path.join(progress_dir, PROCESS_IDS_NAME)
-        if named_runner is None:
-            log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
-            runner = make_local_runner(
-                options, num_workers=num_workers, mode=mode, log_path=log_path, process_ids_path=process_ids_path
+    with staging_directory(config) as staging_dir:
+        for line in start_up_lines(job, engine=engine, num_workers=num_workers, mode=mode, size=size):
+            logger.info("%s", line)
+        with (
+            progress_bars(enabled=engine.is_local and sys.stderr.isatty()) as progress_dir,
+            beam_errors_as_ours(engine.runner),
+        ):
+            process_ids_path = os.path.join(progress_dir, PROCESS_IDS_NAME)
+            if named_runner is None:
+                log_path = None if logger.isEnabledFor(logging.DEBUG) else os.path.join(progress_dir, WORKER_LOG_NAME)
+                runner = make_local_runner(
+                    options, num_workers=num_workers, mode=mode, log_path=log_path, process_ids_path=process_ids_path
+                )
+            else:
+                options.view_as(StandardOptions).runner = engine.runner
+                runner = named_runner
+            pipeline = beam.Pipeline(runner=runner, options=options)
+            _ = pipeline | "PreprocessCorpus" >> PreprocessCorpus(
+                job,
+                staging_dir=_absolute(staging_dir),
+                progress_dir=progress_dir if engine.is_local else None,
+                num_partitions=fix_num_partitions(engine, options),
             )
-        else:
-            options.view_as(StandardOptions).runner = engine.runner
-            runner = named_runner
-        pipeline = beam.Pipeline(runner=runner, options=options)
-        _ = pipeline | "PreprocessCorpus" >> PreprocessCorpus(
-            job,
-            staging_dir=_absolute(staging_dir),
-            progress_dir=progress_dir if engine.is_local else None,
-            num_partitions=fix_num_partitions(engine, options),
-        )
-        with watch_workers(process_ids_path, lambda: _is_moved_away(staging_dir)):
-            pipeline.run().wait_until_finish()
+            with watch_workers(process_ids_path, lambda: _is_moved_away(staging_dir)):
+                pipeline.run().wait_until_finish()
         return read_dataset_info(config.output_dir)
 
 
@@ -159,29 +161,13 @@ def _is_moved_away(staging_dir: str) -> bool:
     return not filesystem.is_remote(staging_dir) and not os.path.exists(staging_dir)
 
 
-def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
+def _choose_num_workers(engine: EngineOptions, size: CorpusSize) -> int:
     """Return the requested number of workers; by default all cores if the corpus is large enough, else one."""
     if engine.num_workers:
         return engine.num_workers
-    if engine.running_mode is None and _num_bytes_up_to(_BYTES_WORTH_WORKERS, job) < _BYTES_WORTH_WORKERS:
+    if engine.running_mode is None and size.num_bytes < _BYTES_WORTH_WORKERS:
         return 1
     return 1 if engine.running_mode == "in_memory" else len(os.sched_getaffinity(0))
-
-
-def _num_bytes_up_to(limit: int, job: Job) -> int:
-    """Return the approximate size of the corpus, or `limit` without listing the rest once it is reached."""
-    num_bytes = 0
-    for index, source in enumerate(job.sources):
-        if filesystem.is_remote(source.path):
-            return limit
-        if isinstance(source, TreeSource):
-            for chunk in source.chunks(index):
-                num_bytes += len(chunk.items) * _BYTES_PER_FILE
-                if num_bytes >= limit:
-                    return limit
-        else:
-            num_bytes += os.path.getsize(source.path)
-    return num_bytes
 
 
 @contextmanager

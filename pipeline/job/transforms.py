@@ -9,12 +9,17 @@ travel with the shard reports, so that every engine with ParDo, GroupByKey and s
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
+from apache_beam.metrics import Metrics
 
+from pipeline.corpus.documents import Rejection
 from pipeline.corpus.sources import Chunk
+from pipeline.dataset.files import LENGTHS_DTYPE
 from pipeline.dataset.shards import Placement
 from pipeline.job.job import Job
 from pipeline.job.progress import ProgressWriter
@@ -30,6 +35,34 @@ ShardKey = tuple[str, int]
 REJECTIONS_KEY: ShardKey = ("", 0)
 # No split can have this name.
 DIGESTS = "/digests"
+
+# Beam's metrics, which engines show on their pages while the job runs. The final numbers are in `dataset.json`, because
+# engines may count failed attempts, and some have no metrics at all: there, these do nothing.
+METRICS_NAMESPACE = "two_headed_bert"
+_documents_read = Metrics.counter(METRICS_NAMESPACE, "documents_read")
+_documents_written = Metrics.counter(METRICS_NAMESPACE, "documents_written")
+_truncated_documents = Metrics.counter(METRICS_NAMESPACE, "truncated_documents")
+_tokens = Metrics.counter(METRICS_NAMESPACE, "tokens")
+_unknown_tokens = Metrics.counter(METRICS_NAMESPACE, "unknown_tokens")
+_bytes_written = Metrics.counter(METRICS_NAMESPACE, "bytes_written")
+_example_length = Metrics.distribution(METRICS_NAMESPACE, "example_length")
+
+
+def _count_rejections(rejections: Iterable[Rejection]) -> None:
+    for reason, count in Counter(rejection.reason for rejection in rejections).items():
+        Metrics.counter(METRICS_NAMESPACE, f"documents_rejected_{reason}").inc(count)
+
+
+def _count_shard(report: ShardReport) -> None:
+    lengths = np.frombuffer(report.lengths, dtype=LENGTHS_DTYPE).tolist()
+    _documents_written.inc(len(lengths))
+    _truncated_documents.inc(report.num_truncated)
+    _tokens.inc(report.num_tokens)
+    _unknown_tokens.inc(report.num_unknown_tokens)
+    _bytes_written.inc(report.file.num_bytes if report.file else 0)
+    for length in lengths:
+        _example_length.update(length)
+    _count_rejections(report.rejections)
 
 
 class _ListChunks(beam.DoFn):
@@ -106,6 +139,8 @@ class ReadReferences(beam.DoFn):
     def process(self, chunk: Chunk) -> Iterator[ReferenceBatch]:
         batch = self._reader.read(chunk)
         self._progress.add(batch.num_documents)
+        _documents_read.inc(batch.num_documents)
+        _count_rejections(batch.rejections)
         yield batch
 
     def finish_bundle(self) -> None:
@@ -183,7 +218,7 @@ class WriteShards(beam.DoFn):
             yield ShardReport(split="", index=0, rejections=rejections)
             return
         references = (reference for batch in batches for reference in batch.by_split[split])
-        yield write_shard(
+        report = write_shard(
             references,
             split=split,
             index=index,
@@ -193,6 +228,8 @@ class WriteShards(beam.DoFn):
             tokenizer=self._tokenizer,
             on_progress=self._progress.add,
         )
+        _count_shard(report)
+        yield report
 
     def finish_bundle(self) -> None:
         self._progress.flush()

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import random
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -160,18 +161,27 @@ def run_quickly(config: PreprocessConfig, *beam_args: str) -> DatasetInfo:
     return run(config, EngineOptions(num_workers=1, beam_args=beam_args))
 
 
+_START_UP = re.compile(r"\A(?:(?:options|inputs|documents|splits|vocabulary|engine|output) {3}.*\n)*")
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a command left behind.
+    """Result of a command.
 
     Attributes:
         status: its exit status.
-        stdout, stderr: what it said.
+        stdout: its standard output.
+        stderr: its standard error, without the lines with which a job starts.
     """
 
     status: int
     stdout: str
     stderr: str
+
+    @classmethod
+    def of(cls, status: int, stdout: str, stderr: str) -> "Outcome":
+        """Return the result of a command that may have logged the lines with which a job starts."""
+        return cls(status, stdout, _START_UP.sub("", stderr))
 
 
 def run_command_line(*argv: str | Path) -> Outcome:
@@ -182,7 +192,7 @@ def run_command_line(*argv: str | Path) -> Outcome:
             status = run_command(run_preprocess.main, [str(argument) for argument in argv])
         except SystemExit as leaving:
             status = leaving.code if isinstance(leaving.code, int) else 1
-    return Outcome(status, stdout.getvalue(), stderr.getvalue())
+    return Outcome.of(status, stdout.getvalue(), stderr.getvalue())
 
 
 @contextlib.contextmanager

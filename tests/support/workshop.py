@@ -45,7 +45,7 @@ class Workshop:
         return run_command_line(*given, "--vocab", self.vocab, "--output", self.output, *QUICK, *options)
 
     def make(self, *options: str | Path, inputs: tuple[str | Path, ...] | None = None) -> None:
-        """Run the command, which must succeed and say nothing on stderr."""
+        """Run the command, which must succeed without an error or a warning."""
         outcome = self.run(*options, inputs=inputs)
         assert (outcome.status, outcome.stderr) == (0, "")
 
@@ -158,7 +158,7 @@ class StoppedJob:
                 self.signal_all(signal.SIGKILL)
             self.signal_all(signal.SIGCONT)
             stdout, stderr = self.process.communicate(timeout=60)
-        return Outcome(self.process.returncode, stdout, stderr)
+        return Outcome.of(self.process.returncode, stdout, stderr)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to the job and its workers."""
