@@ -161,7 +161,7 @@ def run_quickly(config: PreprocessConfig, *beam_args: str) -> DatasetInfo:
     return run(config, EngineOptions(num_workers=1, beam_args=beam_args))
 
 
-_START_UP = re.compile(r"\A(?:(?:options|inputs|documents|splits|vocabulary|engine|output) {3}.*\n)*")
+_START_UP = re.compile(r"^(?:options|inputs|documents|splits|vocabulary|engine|output) {3}.*\n", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
