@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported here because it takes a second, in which the job could die.
     from apache_beam.runners.worker import sdk_worker_main
 
-    # Modules live as long as the worker: collecting among their objects again and again takes a tenth of its time.
+    # Beam's modules live as long as the worker, so that the collector need not visit their objects.
     gc.freeze()
     sdk_worker_main.main([argv[0]])
 
