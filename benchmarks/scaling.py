@@ -63,7 +63,7 @@ def measure(num_documents: int, vocab: str) -> Costs:
         config = PreprocessConfig(
             inputs=(InputSpec(str(root / "corpus")),), vocab_path=vocab, output_dir=str(root / "out"), num_shards=20
         )
-        job = dataclasses.replace(prepare(config), staging_dir=str(root / "staging"))
+        job, staging_dir = prepare(config), str(root / "staging")
         times = [time.perf_counter()]
         chunks = list(job.sources[0].chunks(0))
         times.append(time.perf_counter())
@@ -81,16 +81,19 @@ def measure(num_documents: int, vocab: str) -> Costs:
         tokenizer = Tokenizer(parse_vocab(job.vocab_content, vocab), max_len=config.max_len)
         reports = [
             write_shard(
-                *(split, index, (reference for part in parts for reference in part.by_split[split])),
+                (reference for part in parts for reference in part.by_split[split]),
+                split=split,
+                index=index,
                 plan=plan,
                 job=job,
+                staging_dir=staging_dir,
                 tokenizer=tokenizer,
             )
             for (split, index), parts in groups.items()
         ]
         times.append(time.perf_counter())
         num_bytes = sum(report.file.num_bytes for report in reports if report.file)
-        publish_dataset(reports, plan, job)
+        publish_dataset(reports, plan=plan, job=job, staging_dir=staging_dir)
         times.append(time.perf_counter())
         spread = dataclasses.replace(plan, num_shards=dict.fromkeys(plan.num_shards, _MANY_SHARDS))
         elements = [element for batch in batches for element in assign_shards(batch, spread)]

@@ -24,7 +24,7 @@ TITLES_DATASET = "{titles}"
 # Benchmark -> its options, all and quick; `None` leaves it out.
 BENCHMARKS: dict[str, tuple[list[str], list[str] | None]] = {
     "tokenizer": ([], ["--rounds", "1"]),
-    "preprocess": ([], ["--rounds", "1", "--documents", "4000", "--beam_documents", "500"]),
+    "preprocess": ([], ["--rounds", "1", "--documents", "4000", "--peer_documents", "4000", "--beam_documents", "500"]),
     "reader": ([], ["--rounds", "1", "--examples", "30000"]),
     "verify": ([], ["--rounds", "1", "--examples", "30000"]),
     "train_step": (

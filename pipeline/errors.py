@@ -45,6 +45,12 @@ class OutputWriteError(PipelineError):
     exit_status = 1
 
 
+class EngineError(PipelineError):
+    """The engine that ran the job failed, or lost part of its work."""
+
+    exit_status = 1
+
+
 class TooManyRejectedError(PipelineError):
     """More documents were rejected than `--max_rejected_fraction` allows."""
 

@@ -396,7 +396,7 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--output", "{root}"], r"holds \d+ other files"),
         (["--output", ""], "--output: expected a directory"),
         (["--tsv_header"], "--tsv_header: only used for TSVs, and no --input is one"),
-        (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*mend them, or raise"),
+        (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*correct them, or raise"),
         (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -500,15 +500,15 @@ def test_read_only_output(workshop: Workshop, tmp_path: Path) -> None:
 def test_as_a_process_it_says_one_line_and_no_more(workshop: Workshop) -> None:
     process = start(workshop, "--taxonomy", workshop.vocab)
     stdout, stderr = process.communicate(timeout=60)
-    only_error(Outcome(process.returncode, stdout, stderr), "line 1: expected category<TAB>parent")
+    only_error(Outcome.of(process.returncode, stdout, stderr), "line 1: expected category<TAB>parent")
 
 
 def test_output_in_a_poor_encoding_is_no_failure(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     process = start(workshop, *QUICK)
-    stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (0, "")
-    assert "\\u4f53\\u80b2" in stdout
+    outcome = Outcome.of(process.wait(60), *process.communicate())
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert "\\u4f53\\u80b2" in outcome.stdout
 
 
 def make_big_workshop(root: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:

@@ -1,7 +1,7 @@
-"""Beam's Dask runner, made safe: each partition gets its own place for its output.
+"""Beam's Dask runner, corrected: each partition gets its own list for its output.
 
-Beam gives all partitions of a step one list to write to. Where Dask runs several partitions in one task, the second one
-finds the first one's elements in it and passes them on again, without an error (seen with Beam 2.77 and Dask 2026.8).
+Beam gives all partitions of a step one list to write to. Where Dask runs several partitions in one task, the second
+finds the elements of the first in it and passes them on again, without an error (seen with Beam 2.77 and Dask 2026.8).
 """
 
 import copy
@@ -13,18 +13,18 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.dask import transform_evaluator
 from apache_beam.runners.dask.dask_runner import DaskOptions, DaskRunner
 
-# Beam would put everything into one partition, and one worker would do all the work.
+# By default Beam puts everything into one partition, so that one worker does all the work.
 _NUM_PARTITIONS = 64
 
 
 def run_isolated(items: Any, function: Callable[..., list[Any]], *shared: Any) -> list[Any]:
-    """Run a step on one partition with copies of what Beam shares between partitions."""
-    # In one call, because the arguments hold the list that the result is read from.
+    """Run a step on one partition with copies of the arguments that Beam shares between partitions."""
+    # One copy of all, because one argument holds the list from which the function reads its result.
     return function(items, *copy.deepcopy(shared))
 
 
 class _IsolatingBag:
-    """A Dask bag as Beam's translation of a step uses it."""
+    """The part of a Dask bag's interface that Beam's translation of a step uses."""
 
     def __init__(self, bag: Any):
         self._bag = bag
@@ -48,7 +48,7 @@ def make_dask_runner() -> DaskRunner:
 
 
 def fix_num_partitions(options: PipelineOptions) -> int:
-    """Fix into how many partitions the job must cut its work, and return it: every step has as many as the first."""
+    """Set the number of partitions of the first step, which every step keeps, unless it is set; return it."""
     dask_options = options.view_as(DaskOptions)
     if not dask_options.npartitions and not dask_options.partition_size:
         dask_options.npartitions = _NUM_PARTITIONS

@@ -1,7 +1,6 @@
-"""Which engine runs the job: this machine's own, or one that Beam knows by name.
+"""Choose the engine that runs the job: this machine's own, or one that Beam knows by name.
 
-An option that the engine would ignore, an engine that is not installed or cannot start: each is one line before any
-document is read.
+An option that the engine would ignore, or an engine that is not installed, is an error before any document is read.
 """
 
 import argparse
@@ -28,12 +27,12 @@ _Options = TypeVar("_Options", bound=PipelineOptions)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Where the job runs.
+    """Options of the engine.
 
     Attributes:
         runner: `DirectRunner` for this machine, or a runner's name as Beam knows it.
-        num_workers: on this machine; 0 takes all cores where there is enough to do for them, else one.
-        running_mode: on this machine; see `choose_mode`.
+        num_workers: number of workers on this machine; 0 takes all cores if the corpus is large enough, else one.
+        running_mode: how they run on this machine; see `choose_mode`.
         beam_args: Beam's own options, as on the command line.
     """
 
@@ -55,8 +54,8 @@ class EngineOptions:
                 f"--direct_{option}: only used with --runner DirectRunner, which is {self.runner!r}",
             )
         if self.is_dask:
-            _require_installed(DASK_RUNNER, "distributed", "dask")
-            importlib.import_module("pipeline.engines.dask")  # Beam knows this runner's options only then
+            _require_installed(DASK_RUNNER, module="distributed", extra="dask")
+            importlib.import_module("pipeline.engines.dask")  # which makes Beam know this runner's options
         _check_beam_args(self.beam_args)
 
     @property
@@ -66,7 +65,7 @@ class EngineOptions:
 
     @property
     def is_dask(self) -> bool:
-        """Whether the job runs on Dask, which Beam knows by its full name only."""
+        """Whether the job runs on Dask, which Beam knows only by its full name."""
         return self.runner in (DASK_RUNNER, _DASK_RUNNER_CLASS)
 
     @property
@@ -76,18 +75,18 @@ class EngineOptions:
 
 
 class BeamOptions(PipelineOptions):
-    """Beam's options, of which every view is made once.
+    """Beam's options, which make every view once.
 
-    Beam looks at them hundreds of times while it builds a graph, and would parse the command line anew each time.
+    Beam views them hundreds of times while it builds a graph, and would parse the command line each time.
     """
 
     def __init__(self, flags: Sequence[str], **overrides: Any) -> None:
         super().__init__(flags, **overrides)
-        # Past Beam's own `__setattr__`, which takes nothing but options.
+        # Beam's own `__setattr__` accepts only options.
         self.__dict__["_views"] = {}
 
     def view_as(self, cls: type[_Options]) -> _Options:
-        """Return these options as a class of Beam's knows them; all views share their values."""
+        """Return these options as one of Beam's classes; all views share their values."""
         views: dict[type[PipelineOptions], Any] = self.__dict__["_views"]
         if cls not in views:
             views[cls] = super().view_as(cls)
@@ -95,12 +94,12 @@ class BeamOptions(PipelineOptions):
 
 
 def _spell_out(runner: str) -> str:
-    """Return a runner's name as it is spelt here; Beam takes any case, and names without `Runner` at their end."""
+    """Return a runner's name in our spelling; Beam accepts any case, and names without the suffix `Runner`."""
     ours = {name.lower(): name for name in (*LOCAL_RUNNERS, DASK_RUNNER, DATAFLOW_RUNNER)}
     return ours.get(runner.lower()) or ours.get(f"{runner.lower()}runner") or runner
 
 
-def _require_installed(runner: str, module: str, extra: str) -> None:
+def _require_installed(runner: str, *, module: str, extra: str) -> None:
     require(
         is_installed(module),
         f"--runner {runner}: this installation has no {module}; pip install 'apache-beam[{extra}]'",
@@ -108,7 +107,7 @@ def _require_installed(runner: str, module: str, extra: str) -> None:
 
 
 def _check_beam_args(args: Sequence[str]) -> None:
-    """Refuse options that Beam would ignore."""
+    """Check that Beam knows all of these options; it would ignore others."""
     parser = _BeamArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     for options in dict.fromkeys(PipelineOptions.__subclasses__()):
         options._add_argparse_args(parser)
@@ -124,7 +123,7 @@ def _check_beam_args(args: Sequence[str]) -> None:
 
 
 def check_paths(config: PreprocessConfig, engine: EngineOptions) -> None:
-    """Refuse paths that no worker of the engine can reach; small files travel with the job.
+    """Check that workers of the engine can reach all paths; small files travel with the job.
 
     Raises:
         OptionError: the job is to run on Dataflow, but an input or the output lies on this machine.
@@ -141,14 +140,14 @@ def make_named_runner(engine: EngineOptions) -> PipelineRunner:
     """Make a runner that Beam knows by name.
 
     Raises:
-        OptionError: there is none of that name, or what it needs is not installed.
+        OptionError: Beam knows no runner of that name, or it is not installed.
     """
     if engine.is_dask:
         from pipeline.engines.dask import make_dask_runner
 
         return make_dask_runner()
     if engine.runner == DATAFLOW_RUNNER:
-        _require_installed(DATAFLOW_RUNNER, "google.cloud.storage", "gcp")
+        _require_installed(DATAFLOW_RUNNER, module="google.cloud.storage", extra="gcp")
     try:
         return create_runner(engine.runner)
     except (ValueError, ImportError, AttributeError) as error:
@@ -156,9 +155,9 @@ def make_named_runner(engine: EngineOptions) -> PipelineRunner:
 
 
 def fix_num_partitions(engine: EngineOptions, options: PipelineOptions) -> int:
-    """Return into how many partitions the job must cut its work itself; 0 where the engine does it.
+    """Return the number of partitions into which the job must cut its work; 0 where the engine does that.
 
-    Where the user leaves it to the engine, but the engine would choose badly, the number is put into the options.
+    Puts the number into the options where the engine would choose a bad one.
     """
     if not engine.is_dask:
         return 0

@@ -1,4 +1,4 @@
-"""`--dry_run`: what the job would do, from a sample of the documents, writing nothing."""
+"""`--dry_run`: predict what the job would do from a sample of the documents, and write nothing."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,8 @@ from pipeline.dataset.shards import auto_num_shards
 from pipeline.dataset.summary import format_table
 from pipeline.dataset.tfexample import compress, frame_records
 from pipeline.errors import one_line
-from pipeline.job.references import Job, Reference, ReferenceReader, Survey, plan_dataset
+from pipeline.job.job import Job
+from pipeline.job.references import Reference, ReferenceReader, Survey, plan_dataset
 from pipeline.job.shard_writer import ShardReport, serialize_documents
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import parse_vocab
@@ -25,22 +26,22 @@ from pipeline.tokenization.vocabulary import parse_vocab
 SAMPLE_CHUNKS = 64  # of each source, or half as many
 DOCUMENTS_PER_SAMPLED_CHUNK = 40
 
-# Measured on corpora of 836,074 documents: an idle Beam process, and what a reference takes while it is shuffled.
+# Measured on corpora of 836,074 documents: memory of an idle Beam process, and of a reference while it is shuffled.
 _PROCESS_BYTES = 150e6
 _REFERENCE_BYTES = 500
 
 
 @dataclasses.dataclass
 class _Sample:
-    """What a few chunks of each source told.
+    """Documents of a few chunks of each source.
 
     Attributes:
-        num_documents: in the whole corpus; estimated where lines had to be guessed from bytes.
+        num_documents: number of documents of the whole corpus; estimated where lines are guessed from bytes.
         is_exact: whether that number is counted.
         references: split → references of the sampled documents.
         rejections: sampled documents that cannot be used.
-        listing_seconds: what finding all documents took.
-        seconds: what reading and tokenizing the sampled ones took.
+        listing_seconds: time to find all documents.
+        seconds: time to read and tokenize the sampled ones.
     """
 
     num_documents: float = 0
@@ -52,16 +53,16 @@ class _Sample:
 
     @property
     def size(self) -> int:
-        """Sampled documents, used or not."""
+        """Number of sampled documents, used or not."""
         return sum(map(len, self.references.values())) + len(self.rejections)
 
 
 def describe_dry_run(job: Job, num_workers: int = 0) -> str:
-    """Probe a sample and return what the job would do.
+    """Return what the job would do, predicted from a sample.
 
     Args:
-        job: what `prepare` returned.
-        num_workers: on this machine; 0 stands for its cores.
+        job: the job.
+        num_workers: number of workers on this machine; 0 takes all its cores.
 
     Raises:
         PipelineError: the job could not work.
@@ -82,7 +83,7 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
         f"cut to {job.config.max_len}: {report.num_truncated / len(lengths):.1%}; "
         f"[UNK]: {report.num_unknown_tokens / report.num_tokens:.2%} of the tokens"
     )
-    lines += ["", *_expected_splits(sample, job.config, num_bytes / len(references)), ""]
+    lines += ["", *_expected_splits(sample, job.config, bytes_per_example=num_bytes / len(references)), ""]
     for head in (CATEGORY_HEAD, SECOND_HEAD):
         counts = Counter(reference.category if head == CATEGORY_HEAD else reference.second for reference in references)
         names = ", ".join(f"{name} {count / len(references):.1%}" for name, count in counts.most_common())
@@ -117,7 +118,7 @@ def _draw_sample(job: Job) -> _Sample:
     reader = ReferenceReader(job)
     for index, source in enumerate(job.sources):
         started = time.monotonic()
-        # One pass, of which little is kept: chunks of compressed and remote sources hold their texts.
+        # One pass that keeps few chunks: those of compressed and remote sources hold their texts.
         chunks, step = [], 1
         counted, num_bytes = 0, 0
         for number, chunk in enumerate(source.chunks(index)):
@@ -157,7 +158,7 @@ def _num_bytes(chunk: Chunk) -> int:
 def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
     """Tokenize and serialize the sample; return its report and its size in bytes on disk.
 
-    Documents that turn out to have no token move to the rejected ones.
+    Documents without any token move to the rejected ones.
     """
     report = ShardReport(split="sample", index=0)
     references = list(itertools.chain.from_iterable(sample.references.values()))
@@ -168,7 +169,7 @@ def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
     for head, names in ((CATEGORY_HEAD, "category"), (SECOND_HEAD, "second")):
         survey.labels[head].update(getattr(reference, names) for reference in references)
     plan = plan_dataset(survey, job)
-    # Its tables are made once by each worker, and are not what a document costs.
+    # Each worker makes its tables once, so they are no cost of a document.
     tokenizer = Tokenizer(parse_vocab(job.vocab_content, job.config.vocab_path), max_len=job.config.max_len)
     started = time.monotonic()
     records = serialize_documents(references, report, plan=plan, job=job, tokenizer=tokenizer)
@@ -181,8 +182,8 @@ def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
     return report, num_bytes
 
 
-def _expected_splits(sample: _Sample, config: PreprocessConfig, bytes_per_example: float) -> list[str]:
-    """Return a table of what each split will hold."""
+def _expected_splits(sample: _Sample, config: PreprocessConfig, *, bytes_per_example: float) -> list[str]:
+    """Return a table of the expected size of each split."""
     rows = []
     for split in config.split_names:
         examples = sample.num_documents * len(sample.references.get(split, ())) / sample.size

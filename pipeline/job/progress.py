@@ -1,6 +1,6 @@
-"""Progress of a local run: workers leave counts in small files, a thread adds them up and draws the bar.
+"""Progress of a local run: workers write counts to small files, and a thread adds them up and draws the bars.
 
-Beam's own metrics of the local runner appear only when everything is over, and workers are other processes.
+Beam's metrics serve the pages of other engines. The local runner has none before the job ends.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ _SECONDS_BETWEEN_DRAWINGS = 0.5
 
 
 class ProgressWriter:
-    """One worker's count of one kind of work.
+    """Count of one stage of the work by one worker.
 
     Args:
-        directory: where to leave it; `None` counts nothing.
-        stage: what is counted.
+        directory: where to write it; `None` writes nothing.
+        stage: name of the stage.
     """
 
     def __init__(self, directory: str | None, stage: str):
@@ -38,13 +38,13 @@ class ProgressWriter:
         self._written = time.monotonic()
 
     def add(self, count: int) -> None:
-        """Add to the count, and show it now and then."""
+        """Add to the count, and write it every half second."""
         self._count += count
         if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
             self.flush()
 
     def flush(self) -> None:
-        """Show the count."""
+        """Write the count."""
         if not self._path:
             return
         self._written = time.monotonic()
@@ -53,7 +53,7 @@ class ProgressWriter:
                 stream.write(str(self._count))
             os.replace(self._path + ".tmp", self._path)
         except OSError:
-            # A progress bar is not worth failing for: a full disk is reported by whoever writes something that matters.
+            # The job need not fail for its progress bar; writing the dataset reports a full disk.
             self._path = None
 
 
@@ -74,10 +74,10 @@ def progress_bars(*, enabled: bool) -> Iterator[str]:
     """Draw two bars on stderr while the job runs: documents read, then documents written.
 
     Args:
-        enabled: whether to draw; counting goes on in any case.
+        enabled: whether to draw them.
 
     Yields:
-        The directory in which workers leave their counts.
+        The directory to which workers write their counts.
     """
     _remove_leftovers()
     with _locked_directory() as directory:
@@ -95,10 +95,10 @@ def progress_bars(*, enabled: bool) -> Iterator[str]:
 
 @contextmanager
 def _locked_directory() -> Iterator[str]:
-    """Make a temporary directory, and hold its lock, which tells others that its job is alive."""
+    """Make a temporary directory, and hold its lock, which shows other jobs that this one is alive."""
     while True:
         with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory:
-            # Until it is locked, another job that starts may take it for a dead one's, and remove it.
+            # Before it is locked, another job that starts may take it for one of a dead job, and remove it.
             lock = filesystem.try_lock(directory)
             if lock is None:
                 continue
@@ -129,7 +129,7 @@ def _draw(directory: str, done: threading.Event) -> None:
         ("read", "listed", "1/2 read and hash"),
         ("written", "read", "2/2 tokenize and write"),
     ):
-        # Every drawing is shown, however little has come since: the time goes on.
+        # Show every drawing, however small the change: the time goes on.
         with tqdm(desc=phrase, unit=" docs", miniters=0, file=sys.stderr, dynamic_ncols=True) as bar:
             while True:
                 finished = done.wait(_SECONDS_BETWEEN_DRAWINGS)

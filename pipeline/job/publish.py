@@ -18,9 +18,10 @@ from pipeline.dataset.info import (
     SplitInfo,
 )
 from pipeline.dataset.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
-from pipeline.errors import OutputWriteError
+from pipeline.errors import EngineError
+from pipeline.job.job import Job
 from pipeline.job.output_dir import move_into_place
-from pipeline.job.references import DatasetPlan, Job, check_rejected
+from pipeline.job.references import DatasetPlan, require_few_rejected
 from pipeline.job.shard_writer import ShardReport, write_empty_shard
 
 # Four times as many bytes as the lengths, which go to the end of the job as one element; together they would be more
@@ -28,32 +29,39 @@ from pipeline.job.shard_writer import ShardReport, write_empty_shard
 _NUM_DIGEST_PARTS = 16
 
 
-def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> str:
-    """Write what stands beside the shards, and move everything into place.
+def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: Job, staging_dir: str) -> str:
+    """Write the files beside the shards, and move everything into place.
 
     Args:
-        reports: of every shard that has documents, of the first pass's rejections and of what splits share, in any
-            order.
+        reports: one of every shard that has documents, of the first pass's rejections and of the texts in several
+            splits, in any order.
+        plan: the dataset.
+        job: the job.
+        staging_dir: where the shards are.
 
     Returns:
         The text of `dataset.json`.
 
     Raises:
         TooManyRejectedError: more documents were rejected than the options allow.
-        OutputWriteError: the disk is full or read-only, or the engine lost documents.
+        OutputWriteError: the disk is full or read-only.
+        EngineError: the engine lost documents or processed some twice.
     """
-    if _is_published(reports, job):
-        # An engine may run a step twice; the second time there is nothing left to do but what the first left undone.
-        move_into_place(job.config.output_dir, job.staging_dir, overwrite=job.config.overwrite)
+    if _is_published(reports, staging_dir):
+        # An engine may run a step twice; the second run finishes what the first left undone.
+        move_into_place(job.config.output_dir, staging_dir, overwrite=job.config.overwrite)
         return filesystem.read_bytes(filesystem.join(job.config.output_dir, DATASET_INFO_NAME)).decode()
     reports = sorted(reports, key=lambda report: (report.split, report.index))
     rejections = sorted(rejection for report in reports for rejection in report.rejections)
-    splits = {split: _describe_split(split, reports, plan, job) for split in plan.num_shards}
+    splits = {
+        split: _describe_split(split, reports, plan=plan, job=job, staging_dir=staging_dir) for split in plan.num_shards
+    }
     written = sum(info.num_examples for info in splits.values())
     config = job.config
     _check_all_arrived(written + len(rejections), plan)
     unwanted = [rejection for rejection in rejections if rejection.reason != "duplicate"]
-    check_rejected(len(unwanted), written + len(rejections), unwanted, config)
+    num_read = written + len(rejections)
+    require_few_rejected(unwanted, num_rejected=len(unwanted), num_read=num_read, config=config)
     lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
     rejected = "".join(lines).encode("utf-8", "backslashreplace")
     info = DatasetInfo(
@@ -76,10 +84,10 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
         versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
         rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
     )
-    _stage(job.staging_dir, REJECTED_NAME, rejected)
-    _stage(job.staging_dir, VOCAB_NAME, job.vocab_content)
-    _stage(job.staging_dir, DATASET_INFO_NAME, info.to_json().encode())
-    move_into_place(config.output_dir, job.staging_dir, overwrite=config.overwrite)
+    _stage(staging_dir, REJECTED_NAME, rejected)
+    _stage(staging_dir, VOCAB_NAME, job.vocab_content)
+    _stage(staging_dir, DATASET_INFO_NAME, info.to_json().encode())
+    move_into_place(config.output_dir, staging_dir, overwrite=config.overwrite)
     return info.to_json()
 
 
@@ -106,19 +114,19 @@ def count_in_several_splits(digests: Iterable[tuple[str, bytes]]) -> int:
 
 
 def _check_all_arrived(num_documents: int, plan: DatasetPlan) -> None:
-    # Engines have lost and doubled elements without a word; the first pass counted by another way than this one.
+    # Engines have lost and doubled elements silently. The first pass counts documents on another path of the graph.
     if num_documents != plan.num_documents:
-        raise OutputWriteError(
-            f"the engine lost documents or made them twice: {plan.num_documents:,} were read, {num_documents:,} "
+        raise EngineError(
+            f"the engine lost documents or processed them twice: {plan.num_documents:,} were read, {num_documents:,} "
             "arrived; nothing is published; run again, and if it happens again, on another engine"
         )
 
 
-def _is_published(reports: Sequence[ShardReport], job: Job) -> bool:
-    if filesystem.exists(filesystem.join(job.staging_dir, DATASET_INFO_NAME)):
+def _is_published(reports: Sequence[ShardReport], staging_dir: str) -> bool:
+    if filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
         return True
     names = [report.file.name for report in reports if report.file]
-    return not any(filesystem.exists(filesystem.join(job.staging_dir, name)) for name in names[:1])
+    return not any(filesystem.exists(filesystem.join(staging_dir, name)) for name in names[:1])
 
 
 def _stage(staging_dir: str, name: str, content: bytes) -> None:
@@ -126,17 +134,22 @@ def _stage(staging_dir: str, name: str, content: bytes) -> None:
     filesystem.write_atomically(filesystem.join(staging_dir, name), content)
 
 
-def _describe_split(split: str, reports: Sequence[ShardReport], plan: DatasetPlan, job: Job) -> SplitInfo:
-    """Add up one split's shards, write its lengths file, and an empty file for every shard no document fell into."""
+def _describe_split(
+    split: str, reports: Sequence[ShardReport], *, plan: DatasetPlan, job: Job, staging_dir: str
+) -> SplitInfo:
+    """Add up the shards of one split; write its lengths file, and an empty file for every shard without documents."""
     by_index = {report.index: report for report in reports if report.split == split}
-    own = [by_index.get(index) or write_empty_shard(split, index, plan, job) for index in range(plan.num_shards[split])]
+    own = [
+        by_index.get(index) or write_empty_shard(split, index, plan=plan, job=job, staging_dir=staging_dir)
+        for index in range(plan.num_shards[split])
+    ]
     lengths = np.frombuffer(b"".join(report.lengths for report in own), dtype=LENGTHS_DTYPE)
     joint = np.zeros([len(plan.labels[CATEGORY_HEAD]), len(plan.labels[SECOND_HEAD])], dtype=np.int64)
     for report in own:
         for pair, count in report.joint_labels.items():
             joint[pair] += count
     content = npy_bytes(lengths)
-    _stage(job.staging_dir, lengths_name(split), content)
+    _stage(staging_dir, lengths_name(split), content)
     return SplitInfo.of(
         lengths,
         joint,

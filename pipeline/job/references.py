@@ -1,58 +1,32 @@
-"""The first pass: from a chunk of documents to references, and from all references to the plan of the dataset.
+"""The first pass: read chunks of documents into references, and plan the dataset from all references.
 
-A reference is what the shuffle carries instead of a document: its placement, its key, its labels by name and the place
-where its text can be read again. The plan is what cannot be known before every document was seen once: which labels
-there are, hence their ids, and how many documents each split has, hence its shards.
+The shuffle carries a reference instead of a document: its placement, its key, its labels by name and the location of
+its text. The plan holds what is known only after every document was read once: the labels in use, hence their ids, and
+the number of documents of each split, hence its shards.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.config import PreprocessConfig
 from pipeline.corpus.documents import DocumentRejectedError, Locator, RawDocument, Rejection, decode_text
 from pipeline.corpus.sources import Chunk, Source
-from pipeline.dataset.labels import LabelMap, Taxonomy, normalize_label
+from pipeline.dataset.labels import LabelMap, normalize_label
 from pipeline.dataset.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.dataset.shards import Placement, auto_num_shards, place
 from pipeline.errors import InputFormatError, TooManyRejectedError
+from pipeline.job.job import Job
 
 _EXAMPLES_IN_MESSAGES = 3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything a worker needs to know about one run.
-
-    Attributes:
-        config: the options.
-        sources: where documents come from.
-        taxonomy: category → parent, with `--second_label taxonomy`.
-        category_names: the categories in id order, where they are given.
-        vocab_content: the vocabulary's bytes, so that workers need no file.
-        vocab_size: its tokens.
-        staging_dir: where everything is written before it is published.
-        progress_dir: where workers on this machine leave their counts; `None` elsewhere.
-        num_partitions: into how many parts the work is cut, for engines that do not find that out by themselves.
-    """
-
-    config: PreprocessConfig
-    sources: tuple[Source, ...]
-    taxonomy: Taxonomy | None
-    category_names: LabelMap | None
-    vocab_content: bytes
-    vocab_size: int
-    staging_dir: str
-    progress_dir: str | None = None
-    num_partitions: int = 0
-
-
 class Reference(NamedTuple):
-    """What the shuffle carries of one document.
+    """One document as the shuffle carries it.
 
     Attributes:
-        digest: of its normalized text and the seed, 32 bytes; decides shard and order.
+        digest: hash of its normalized text and the seed, 32 bytes; decides shard and order.
         key: unique in the corpus.
         category, second: its labels, by canonical name.
         locator: where its text is.
@@ -66,7 +40,7 @@ class Reference(NamedTuple):
 
 
 class ReferenceBatch(NamedTuple):
-    """The outcome of one chunk.
+    """The references of one chunk, or of those of its documents that one shard gets.
 
     Attributes:
         by_split: split → references.
@@ -77,21 +51,21 @@ class ReferenceBatch(NamedTuple):
     rejections: list[Rejection]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An engine pickles a batch again and again; plain tuples take a quarter of the time of named ones.
+        # An engine pickles each batch several times; plain tuples take a quarter of the time of named ones.
         flat = {split: [(*r[:-1], *r.locator) for r in references] for split, references in self.by_split.items()}
         return _unflatten, (flat, self.rejections)
 
     @property
     def num_documents(self) -> int:
-        """Documents in the chunk, used or not."""
+        """Number of documents, used or not."""
         return sum(map(len, self.by_split.values())) + len(self.rejections)
 
 
 def _unflatten(flat: dict[str, list[tuple[Any, ...]]], rejections: list[Rejection]) -> ReferenceBatch:
     by_split = {
         split: [
-            Reference(digest, key, category, second, Locator(*place))
-            for digest, key, category, second, *place in references
+            Reference(digest, key, category, second, Locator(*locator))
+            for digest, key, category, second, *locator in references
         ]
         for split, references in flat.items()
     }
@@ -106,7 +80,7 @@ class ReferenceReader:
         self._categories: dict[str, str] = {}
 
     def read(self, chunk: Chunk) -> ReferenceBatch:
-        """Read every document of a chunk once, and keep where it goes."""
+        """Read every document of a chunk, and return where each goes."""
         source = self._job.sources[chunk.source]
         batch = ReferenceBatch({}, [])
         for item in source.read(chunk):
@@ -131,7 +105,7 @@ class ReferenceReader:
         return split, Reference(placement.digest, document.key, category, second, document.locator)
 
     def _category(self, raw: str) -> str:
-        """Return a category's canonical name; where names are given, a class index stands for its name."""
+        """Return a category's canonical name; where names are given, look a class index up in them."""
         name = self._categories.get(raw)
         if name is None:
             name = normalize_label(raw)
@@ -168,12 +142,12 @@ def _look_up(name: str, category_names: LabelMap) -> str:
 
 @dataclasses.dataclass
 class Survey:
-    """What the first pass found, to be merged over all chunks in any order.
+    """Counts of the first pass; surveys of chunks merge in any order.
 
     Attributes:
-        num_documents: split → usable documents.
+        num_documents: split → number of usable documents.
         labels: head → names in use.
-        num_rejected: documents that cannot be used.
+        num_rejected: number of documents that cannot be used.
         rejections: the first few of them by key, for messages.
     """
 
@@ -204,12 +178,12 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetPlan:
-    """What holds for every shard.
+    """What the dataset will be; the same for every shard.
 
     Attributes:
         labels: head → label map.
-        num_shards: split → shards, in the order in which splits are listed.
-        num_documents: read in the first pass, used or not; as many must arrive at the end.
+        num_shards: split → number of shards, in the order in which splits are listed.
+        num_documents: number of documents that the first pass read, used or not; as many must arrive at the end.
     """
 
     labels: Mapping[str, LabelMap]
@@ -226,7 +200,8 @@ def plan_dataset(survey: Survey, job: Job) -> DatasetPlan:
     """
     config = job.config
     num_usable = survey.num_documents.total()
-    check_rejected(survey.num_rejected, num_usable + survey.num_rejected, survey.rejections, config)
+    num_read = num_usable + survey.num_rejected
+    require_few_rejected(survey.rejections, num_rejected=survey.num_rejected, num_read=num_read, config=config)
     if not num_usable:
         raise InputFormatError(f"no usable document in {', '.join(source.path for source in job.sources)}")
     if config.second_label == "random":
@@ -242,19 +217,27 @@ def plan_dataset(survey: Survey, job: Job) -> DatasetPlan:
             split: config.num_shards or auto_num_shards(survey.num_documents[split], config.max_len)
             for split in config.split_names
         },
-        num_documents=num_usable + survey.num_rejected,
+        num_documents=num_read,
     )
 
 
-def check_rejected(num_rejected: int, num_read: int, examples: list[Rejection], config: PreprocessConfig) -> None:
-    """Refuse to go on if too many documents were rejected.
+def require_few_rejected(
+    rejections: Sequence[Rejection], *, num_rejected: int, num_read: int, config: PreprocessConfig
+) -> None:
+    """Check that no more documents were rejected than the options allow.
+
+    Args:
+        rejections: all rejected documents, or the first few, to be named in the message.
+        num_rejected: number of rejected documents.
+        num_read: number of documents read.
+        config: the options.
 
     Raises:
-        TooManyRejectedError: with the first few of them.
+        TooManyRejectedError: too many were rejected.
     """
     if num_rejected > config.max_rejected_fraction * num_read:
-        shown = "; ".join(f"{key} ({reason}: {detail})" for key, reason, detail in examples[:_EXAMPLES_IN_MESSAGES])
+        shown = "; ".join(f"{key} ({reason}: {detail})" for key, reason, detail in rejections[:_EXAMPLES_IN_MESSAGES])
         raise TooManyRejectedError(
             f"{num_rejected:,} of {num_read:,} documents rejected ({num_rejected / num_read:.1%}), at most "
-            f"{config.max_rejected_fraction:.1%} allowed: {shown}; mend them, or raise --max_rejected_fraction"
+            f"{config.max_rejected_fraction:.1%} allowed: {shown}; correct them, or raise --max_rejected_fraction"
         )

@@ -1,7 +1,7 @@
-"""The second pass: one shard, written by a pure function of its references.
+"""The second pass: write one shard as a pure function of its references.
 
-Whoever runs it, as often as it is run, and in whatever order the references arrive: the same bytes come out, because
-they are sorted first and the file appears by one rename.
+It writes the same bytes on every worker, on every attempt and for every order of the references, because it sorts them
+first; and the file appears by one rename.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from pipeline.dataset.info import FileInfo
 from pipeline.dataset.schema import CATEGORY_HEAD, INDICES, KEY, LABEL, SECOND_HEAD, SECOND_LABEL, SEGMENTS
 from pipeline.dataset.shards import Placement, place, shard_name
 from pipeline.dataset.tfexample import compress, frame_records, serialize_examples
-from pipeline.job.references import DatasetPlan, Job, Reference
+from pipeline.job.job import Job
+from pipeline.job.references import DatasetPlan, Reference
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import NUM_EDGE_TOKENS
 
@@ -30,18 +31,18 @@ DOCUMENTS_PER_BATCH = 256
 
 @dataclasses.dataclass(kw_only=True)
 class ShardReport:
-    """What one shard holds; the reports of all shards together become `dataset.json`.
+    """Content of one shard in numbers; the reports of all shards together become `dataset.json`.
 
     Attributes:
-        split, index: which shard it is; `split` is empty for what belongs to no shard: rejections of the first pass,
-            and what several splits share.
+        split, index: which shard it is; `split` is empty where a report belongs to no shard: rejections of the first
+            pass, and the count of texts in several splits.
         file: the file written, `None` where there is none.
         num_tokens, num_unknown_tokens, num_truncated: sums over its examples.
         lengths: uint16 bytes, one length per example, in stored order.
-        ids_digests: 8 bytes per example, in stored order; equal where all ids are equal. Used up before the end.
+        ids_digests: 8 bytes per example, in stored order; equal where all ids are equal. Empty once compared.
         joint_labels: (category id, second id) → examples.
         rejections: documents that cannot be used.
-        num_duplicates: documents whose text stood before in this shard.
+        num_duplicates: documents whose text an earlier one of this shard has.
         conflicting: keys of documents with equal text and different labels.
         num_in_several_splits: sequences of ids that examples of more than one split have.
     """
@@ -62,12 +63,13 @@ class ShardReport:
 
 
 def write_shard(
-    split: str,
-    index: int,
     references: Iterable[Reference],
     *,
+    split: str,
+    index: int,
     plan: DatasetPlan,
     job: Job,
+    staging_dir: str,
     tokenizer: Tokenizer,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> ShardReport:
@@ -75,41 +77,48 @@ def write_shard(
 
     Args:
         references: all documents of this shard, in any order.
+        split, index: which shard it is.
+        plan: the dataset it belongs to.
+        job: the job.
+        staging_dir: where to write it.
+        tokenizer: encodes the texts.
         on_progress: called with the number of documents done since the last call.
 
     Returns:
-        What it holds.
+        Its report.
 
     Raises:
         OutputWriteError: the disk is full or read-only.
     """
     config = job.config
     report = ShardReport(split=split, index=index)
-    # Equal texts have equal digests, so they end up side by side; the key settles their order.
+    # Equal texts have equal digests, hence are neighbours; the key decides their order.
     ordered = sorted(
         references, key=lambda reference: (Placement(reference.digest).order, reference.digest, reference.key)
     )
     ordered = list(_settle_duplicates(ordered, report, drop=config.duplicates == "drop"))
     records = serialize_documents(ordered, report, plan=plan, job=job, tokenizer=tokenizer, on_progress=on_progress)
-    report.file = _write_records(records, split, index, plan, job)
+    name = shard_name(split, index, plan.num_shards[split], config.compression)
+    report.file = _write_records(records, name, compression=config.compression, staging_dir=staging_dir)
     return report
 
 
-def write_empty_shard(split: str, index: int, plan: DatasetPlan, job: Job) -> ShardReport:
-    """Write a shard without examples, for a place into which no document fell."""
-    return ShardReport(split=split, index=index, file=_write_records([], split, index, plan, job))
-
-
-def _write_records(records: list[bytes], split: str, index: int, plan: DatasetPlan, job: Job) -> FileInfo:
+def write_empty_shard(split: str, index: int, *, plan: DatasetPlan, job: Job, staging_dir: str) -> ShardReport:
+    """Write a shard that no document belongs to."""
     compression = job.config.compression
     name = shard_name(split, index, plan.num_shards[split], compression)
+    file = _write_records([], name, compression=compression, staging_dir=staging_dir)
+    return ShardReport(split=split, index=index, file=file)
+
+
+def _write_records(records: list[bytes], name: str, *, compression: str, staging_dir: str) -> FileInfo:
     data = compress(frame_records(records), compression)
-    filesystem.write_atomically(filesystem.join(job.staging_dir, name), data)
+    filesystem.write_atomically(filesystem.join(staging_dir, name), data)
     return FileInfo.of(name, len(records), data)
 
 
 def _settle_duplicates(ordered: Sequence[Reference], report: ShardReport, *, drop: bool) -> Iterator[Reference]:
-    """Count documents with equal text, note those whose labels differ, and drop all but the first if so wished."""
+    """Count documents with equal text, note those whose labels differ, and with `drop` yield only the first."""
     for _, same in itertools.groupby(ordered, key=lambda reference: reference.digest):
         first, *others = same
         yield first
@@ -133,12 +142,12 @@ def serialize_documents(
     tokenizer: Tokenizer,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[bytes]:
-    """Read, tokenize and serialize documents in the order given, and add what they are to the report."""
+    """Read, tokenize and serialize documents in the given order, and add their counts to the report."""
     ids = {head: label_map.ids() for head, label_map in plan.labels.items()}
     records: list[bytes] = []
     for start in range(0, len(references), DOCUMENTS_PER_BATCH):
         batch = references[start : start + DOCUMENTS_PER_BATCH]
-        records += _serialize_batch(batch, report, ids, job, tokenizer)
+        records += _serialize_batch(batch, report, ids=ids, job=job, tokenizer=tokenizer)
         on_progress(len(batch))
     return records
 
@@ -146,6 +155,7 @@ def serialize_documents(
 def _serialize_batch(
     references: Sequence[Reference],
     report: ShardReport,
+    *,
     ids: Mapping[str, dict[str, int]],
     job: Job,
     tokenizer: Tokenizer,
@@ -188,11 +198,11 @@ def _serialize_batch(
 
 
 def _read_again(content: bytes | Exception, reference: Reference, seed: int) -> str:
-    """Return a document's normalized text, provided that it still is the text of the first pass."""
+    """Return a document's normalized text if it is still the text of the first pass."""
     if isinstance(content, DocumentRejectedError):
         raise content
     if isinstance(content, Exception):
-        # Without the path, which would be another elsewhere.
+        # Without the path, which differs between machines.
         reason = content.strerror if isinstance(content, OSError) else None
         raise DocumentRejectedError("unreadable", f"it was there at first, then: {reason or content}")
     text = decode_text(content, reference.locator.encoding)

@@ -7,6 +7,7 @@ import pytest
 from pipeline.dataset.files import digest_directory
 from tests.engines.clusters import Cluster, finish, start_dask, wait_until_writing
 from tests.engines.conftest import Expected
+from tests.support.corpora import Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ def test_a_killed_worker_changes_nothing(processes: Cluster, site: Path, large: 
 def test_an_error_in_a_worker_is_one_line(processes: Cluster, site: Path, small: Expected) -> None:
     task = small.task("dask-error")
     process = task.start("--max_rejected_fraction", "0", *start_dask(processes, site, num_workers=1))
-    _, errors = process.communicate(timeout=120)
+    errors = Outcome.of(process.wait(120), *process.communicate()).stderr
     assert process.returncode == 2
     assert errors.startswith("error: 2 of 603 documents rejected (0.3%), at most 0.0% allowed: 体育/bad.txt (not_utf-8")
     assert len(errors.strip().splitlines()) == 1

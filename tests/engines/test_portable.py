@@ -10,6 +10,7 @@ import pytest
 from pipeline.dataset.files import digest_directory
 from tests.engines.clusters import REPOSITORY, Cluster, finish, start_portable
 from tests.engines.conftest import Expected
+from tests.support.corpora import Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +77,7 @@ def test_workers_without_the_package_fail_in_one_line(processes: Cluster, small:
     task = small.task("bare")
     options = start_portable(processes, Path(sys.executable).parent)
     process = task.start(*options)
-    _, errors = process.communicate(timeout=120)
+    errors = Outcome.of(process.wait(120), *process.communicate()).stderr
     assert process.returncode == 2
     assert errors.strip().splitlines() == [
         "error: --runner PortableRunner: its workers lack this package (No module named 'pipeline'); install it where "

@@ -28,6 +28,7 @@ from pipeline.verify import verify
 from tests.faults.conftest import Note
 from tests.support.corpora import (
     QUICK,
+    Outcome,
     made_up_documents,
     made_up_text,
     make_config,
@@ -157,12 +158,12 @@ def test_files_that_vanish_and_change_all_the_time(workshop: Workshop, note: Not
             path.write_bytes(made_up_text(draw.randrange(10**6)).encode()[: draw.randrange(60)])
         num_changes += 1
         time.sleep(0.001)
-    stdout, stderr = process.communicate()
-    assert (process.returncode, stderr) == (0, "")
+    outcome = Outcome.of(process.wait(), *process.communicate())
+    assert (outcome.status, outcome.stderr) == (0, "")
     info = read_dataset_info(str(workshop.output))
     assert info.documents.read == info.documents.written + sum(info.documents.rejected.values())
     check_clean(workshop.output)
-    assert "Traceback" not in stdout
+    assert "Traceback" not in outcome.stdout
     note(
         "files vanish and change beside a running job",
         f"{num_changes} changes: rejected {dict(info.documents.rejected)}",
@@ -410,7 +411,7 @@ def test_a_document_of_200_megabytes(workshop: Workshop, note: Note, kind: str) 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)),
     )
     seconds = time.monotonic() - started
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, Outcome.of(done.returncode, done.stdout, done.stderr).stderr) == (0, "")
     check_clean(workshop.output)
     info = read_dataset_info(str(workshop.output))
     assert (

@@ -18,7 +18,16 @@ from pipeline.dataset.info import DATASET_INFO_NAME, read_dataset_info
 from pipeline.verify import verify
 from tests.faults.conftest import Note
 from tests.support.corpora import Outcome, digest_files, made_up_text, write_lines, write_tree
-from tests.support.workshop import Workshop, is_alive, only_error, start, stop_job, wait_for, wait_for_files
+from tests.support.workshop import (
+    Workshop,
+    is_alive,
+    only_error,
+    start,
+    stop_job,
+    wait_for,
+    wait_for_files,
+    wait_for_workers,
+)
 
 NUM_LONG = 6_000
 
@@ -46,10 +55,10 @@ def test_kill_at_a_random_moment(long_workshop: Workshop, note: Note, victim: st
     """SIGKILL, then the same command again: at every moment one dataset is whole, and the rerun succeeds."""
     made = long_workshop
     draw = random.Random(f"{victim}{seed}")
-    seconds = draw.uniform(0, 0.8)
+    seconds = draw.uniform(0, 2)
 
     def wait(process: subprocess.Popen[str], num_missed: int) -> None:
-        wait_for_files(process, made.output, ".partial-*")
+        wait_for_workers(process)
         time.sleep(seconds * 0.8**num_missed)
 
     def is_at_work() -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import random
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from pipeline.config import InputSpec, PreprocessConfig
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
 from pipeline.dataset.shards import Placement
 from pipeline.dataset.tfexample import parse_example, read_records
+from pipeline.job.job import Job
 from pipeline.job.preprocess import EngineOptions, prepare, run
 from pipeline.job.publish import publish_dataset
-from pipeline.job.references import DatasetPlan, Job, ReferenceBatch, ReferenceReader, Survey, plan_dataset
+from pipeline.job.references import DatasetPlan, ReferenceBatch, ReferenceReader, Survey, plan_dataset
 from pipeline.job.shard_writer import ShardReport, write_shard
 from pipeline.job.transforms import divide_report, join_parts
 from pipeline.tokenization.tokenizer import Tokenizer
@@ -95,11 +97,11 @@ def make_config(tmp_path: Path, *inputs: Path | str | InputSpec, **changes: Any)
     return PreprocessConfig(inputs=specs, **fields)
 
 
-def make_job(config: PreprocessConfig) -> Job:
-    """Return the job of a configuration with an empty staging directory beside the output."""
+def make_staging(config: PreprocessConfig) -> str:
+    """Make an empty staging directory beside the output."""
     staging = Path(f"{config.output_dir}.staging")
     staging.mkdir(parents=True, exist_ok=True)
-    return dataclasses.replace(prepare(config), staging_dir=str(staging))
+    return str(staging)
 
 
 def first_pass(job: Job) -> list[ReferenceBatch]:
@@ -117,7 +119,9 @@ def make_plan(batches: Sequence[ReferenceBatch], job: Job) -> DatasetPlan:
     return plan_dataset(survey, job)
 
 
-def second_pass(batches: Sequence[ReferenceBatch], plan: DatasetPlan, job: Job) -> list[ShardReport]:
+def second_pass(
+    batches: Sequence[ReferenceBatch], *, plan: DatasetPlan, job: Job, staging_dir: str
+) -> list[ShardReport]:
     """Write all shards that have documents into the staging directory, without Beam."""
     tokenizer = Tokenizer(parse_vocab(job.vocab_content, "vocab.txt"), max_len=job.config.max_len)
     groups: dict[tuple[str, int], list[Any]] = {}
@@ -127,7 +131,9 @@ def second_pass(batches: Sequence[ReferenceBatch], plan: DatasetPlan, job: Job) 
                 shard = Placement(reference.digest).shard(plan.num_shards[split])
                 groups.setdefault((split, shard), []).append(reference)
     reports = [
-        write_shard(split, index, references, plan=plan, job=job, tokenizer=tokenizer)
+        write_shard(
+            references, split=split, index=index, plan=plan, job=job, staging_dir=staging_dir, tokenizer=tokenizer
+        )
         for (split, index), references in groups.items()
     ]
     rejections = [rejection for batch in batches for rejection in batch.rejections]
@@ -141,11 +147,12 @@ def second_pass(batches: Sequence[ReferenceBatch], plan: DatasetPlan, job: Job) 
 def run_by_hand(config: PreprocessConfig, between_fn: Callable[[], object] = lambda: None) -> DatasetInfo:
     """Run both passes without Beam, one after the other, with something happening in between."""
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    job = make_job(config)
+    job, staging_dir = prepare(config), make_staging(config)
     batches = first_pass(job)
     plan = make_plan(batches, job)
     between_fn()
-    publish_dataset(second_pass(batches, plan, job), plan, job)
+    reports = second_pass(batches, plan=plan, job=job, staging_dir=staging_dir)
+    publish_dataset(reports, plan=plan, job=job, staging_dir=staging_dir)
     return read_dataset_info(config.output_dir)
 
 
@@ -154,18 +161,27 @@ def run_quickly(config: PreprocessConfig, *beam_args: str) -> DatasetInfo:
     return run(config, EngineOptions(num_workers=1, beam_args=beam_args))
 
 
+_START_UP = re.compile(r"^(?:options|inputs|documents|splits|vocabulary|engine|output) {3}.*\n", re.MULTILINE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a command left behind.
+    """Result of a command.
 
     Attributes:
         status: its exit status.
-        stdout, stderr: what it said.
+        stdout: its standard output.
+        stderr: its standard error, without the lines with which a job starts.
     """
 
     status: int
     stdout: str
     stderr: str
+
+    @classmethod
+    def of(cls, status: int, stdout: str, stderr: str) -> "Outcome":
+        """Return the result of a command that may have logged the lines with which a job starts."""
+        return cls(status, stdout, _START_UP.sub("", stderr))
 
 
 def run_command_line(*argv: str | Path) -> Outcome:
@@ -176,7 +192,7 @@ def run_command_line(*argv: str | Path) -> Outcome:
             status = run_command(run_preprocess.main, [str(argument) for argument in argv])
         except SystemExit as leaving:
             status = leaving.code if isinstance(leaving.code, int) else 1
-    return Outcome(status, stdout.getvalue(), stderr.getvalue())
+    return Outcome.of(status, stdout.getvalue(), stderr.getvalue())
 
 
 @contextlib.contextmanager

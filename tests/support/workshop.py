@@ -45,7 +45,7 @@ class Workshop:
         return run_command_line(*given, "--vocab", self.vocab, "--output", self.output, *QUICK, *options)
 
     def make(self, *options: str | Path, inputs: tuple[str | Path, ...] | None = None) -> None:
-        """Run the command, which must succeed and say nothing on stderr."""
+        """Run the command, which must succeed without an error or a warning."""
         outcome = self.run(*options, inputs=inputs)
         assert (outcome.status, outcome.stderr) == (0, "")
 
@@ -91,14 +91,11 @@ def _stat(process_id: int) -> tuple[str, int]:
 
 
 def workers_of(job: int) -> list[int]:
-    """Return the living workers of a job, forked or started through a shell."""
+    """Return the living workers of a job, or the shells that are about to become workers."""
     processes = (int(name) for name in os.listdir("/proc") if name.isdigit())
     children = [process for process in processes if _stat(process)[1] == job and _stat(process)[0] != "Z"]
-    return [child for child in children if any(name in _command_line(child) for name in _NAMES_OF_WORKERS)]
-
-
-# A forked one has its job's; and a job may have started something else for a moment.
-_NAMES_OF_WORKERS = (b"run_preprocess.py", b"pipeline.engines.local_worker")
+    # A job may start something else for a moment.
+    return [child for child in children if b"pipeline.engines.local_workers" in _command_line(child)]
 
 
 def _command_line(process_id: int) -> bytes:
@@ -161,7 +158,7 @@ class StoppedJob:
                 self.signal_all(signal.SIGKILL)
             self.signal_all(signal.SIGCONT)
             stdout, stderr = self.process.communicate(timeout=60)
-        return Outcome(self.process.returncode, stdout, stderr)
+        return Outcome.of(self.process.returncode, stdout, stderr)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to the job and its workers."""

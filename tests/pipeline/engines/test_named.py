@@ -9,9 +9,9 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
 
 from pipeline.engines.named import BeamOptions, EngineOptions, fix_num_partitions, make_named_runner
-from pipeline.errors import OptionError, OutputWriteError
+from pipeline.errors import EngineError, OptionError
 from pipeline.filesystem import is_installed
-from pipeline.job.preprocess import beam_errors_as_ours, run, with_absolute_paths
+from pipeline.job.preprocess import beam_errors_as_ours, prepare, run
 from pipeline.job.publish import publish_dataset
 from tests.support import corpora
 
@@ -68,7 +68,7 @@ class DataflowRuntimeException(Exception):  # noqa: N818
         ),
         (
             DataflowRuntimeException("Dataflow pipeline failed. State: FAILED, Error:\nquota"),
-            OutputWriteError,
+            EngineError,
             "Dataflow pipeline failed. State: FAILED, Error: quota; the job's page in the console says more",
         ),
     ],
@@ -104,12 +104,12 @@ def test_engines_that_spread_elements_themselves_get_no_partitions() -> None:
 def test_workers_elsewhere_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     corpora.write_tree(tmp_path / "tree", corpora.made_up_documents(3))
-    job = corpora.make_job(corpora.make_config(tmp_path, "tree", output_dir="dataset"))
-    moved = with_absolute_paths(job)
-    assert [source.path for source in moved.sources] == [str(tmp_path / "tree")]
-    assert moved.config.output_dir == str(tmp_path / "dataset")
-    remote = dataclasses.replace(job, config=dataclasses.replace(job.config, output_dir="gs://bucket/out"), sources=())
-    assert with_absolute_paths(remote).config.output_dir == "gs://bucket/out"
+    config = corpora.make_config(tmp_path, "tree", output_dir="dataset")
+    job = prepare(config)
+    assert [source.path for source in job.sources] == [str(tmp_path / "tree")]
+    assert job.config.output_dir == str(tmp_path / "dataset")
+    remote = prepare(dataclasses.replace(config, output_dir="gs://bucket/out"))
+    assert remote.config.output_dir == "gs://bucket/out"
 
 
 @pytest.mark.parametrize("num_partitions", [1, 3, 40])
@@ -118,7 +118,7 @@ def test_a_job_that_cuts_its_work_itself_gives_the_same_bytes(tmp_path: Path, nu
     import apache_beam as beam
 
     from pipeline.engines.local_runner import make_local_runner
-    from pipeline.job.preprocess import build
+    from pipeline.job.transforms import PreprocessCorpus
 
     documents = corpora.made_up_documents(1_200)
     inputs = [corpora.write_tree(tmp_path / "tree", documents)]
@@ -128,10 +128,12 @@ def test_a_job_that_cuts_its_work_itself_gives_the_same_bytes(tmp_path: Path, nu
     expected = corpora.digest_files(Path(config.output_dir))
     again = dataclasses.replace(config, output_dir=str(tmp_path / "again"))
     (tmp_path / "again").mkdir()
-    job = dataclasses.replace(corpora.make_job(again), num_partitions=num_partitions)
+    preprocess = PreprocessCorpus(
+        prepare(again), staging_dir=corpora.make_staging(again), num_partitions=num_partitions
+    )
     runner = make_local_runner(PipelineOptions([]), num_workers=1, mode="in_memory", log_path=None, process_ids_path="")
     with beam.Pipeline(runner=runner) as pipeline:
-        build(pipeline, job)
+        _ = pipeline | preprocess
     assert corpora.digest_files(tmp_path / "again") == expected
 
 
@@ -141,12 +143,12 @@ def test_what_an_engine_lost_or_doubled_is_not_published(tmp_path: Path, change:
         tmp_path, corpora.write_tree(tmp_path / "tree", corpora.made_up_documents(10)), num_shards=1
     )
     Path(config.output_dir).mkdir()
-    job = corpora.make_job(config)
+    job, staging_dir = prepare(config), corpora.make_staging(config)
     (batch,) = corpora.first_pass(job)
     plan = corpora.make_plan([batch], job)
     references = batch.by_split["train"]
     batch.by_split["train"] = references[1:] if change == "lost" else [*references, references[0]]
-    reports = corpora.second_pass([batch], plan, job)
-    with pytest.raises(OutputWriteError, match=rf"lost documents or made them twice: 10 were read, {arrived} arrived"):
-        publish_dataset(reports, plan, job)
+    reports = corpora.second_pass([batch], plan=plan, job=job, staging_dir=staging_dir)
+    with pytest.raises(EngineError, match=rf"lost documents or processed them twice: 10 were read, {arrived} arrived"):
+        publish_dataset(reports, plan=plan, job=job, staging_dir=staging_dir)
     assert not (Path(config.output_dir) / "dataset.json").exists()

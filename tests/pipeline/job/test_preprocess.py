@@ -80,7 +80,7 @@ def test_everything_is_checked_before_the_output_is_touched(tmp_path: Path) -> N
             run_quickly(config)
     assert not Path(good.output_dir).exists()
     job = prepare(good)
-    assert (job.vocab_size, job.staging_dir) == (len(Path(good.vocab_path).read_text().split("\n")) - 1, "")
+    assert job.vocab_size == len(Path(good.vocab_path).read_text().split("\n")) - 1
 
 
 # Several chunks, so that workers really share them; odd documents, so that rejections travel too.
@@ -162,7 +162,7 @@ def test_errors_in_workers_are_ours_again(tmp_path: Path, num_workers: int) -> N
     assert message.startswith(
         "1 of 6 documents rejected (16.7%), at most 1.0% allowed: 体育/two\\nlines.txt (not_utf-8"
     )
-    assert message.endswith("mend them, or raise --max_rejected_fraction")
+    assert message.endswith("correct them, or raise --max_rejected_fraction")
     assert not Path(config.output_dir).exists()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, Sc
 from pipeline.job import publish
 from pipeline.job.output_dir import STAGING_PREFIX, move_into_place, staging_directory
 from pipeline.job.publish import publish_dataset
-from pipeline.job.references import Job
 from pipeline.job.shard_writer import ShardReport
 from pipeline.job.transforms import DIGESTS, divide_report, join_parts
 from tests.support.corpora import (
@@ -58,20 +58,21 @@ def run_job(config: PreprocessConfig, meanwhile_fn: Callable[[], object] = lambd
     """Run a job as `preprocess.run` does, without Beam; something may happen while it runs."""
     job = prepare(config)
     with staging_directory(config) as staging_dir:
-        job = dataclasses.replace(job, staging_dir=staging_dir)
         batches = first_pass(job)
         plan = make_plan(batches, job)
         meanwhile_fn()
-        publish_dataset(second_pass(batches, plan, job), plan, job)
+        reports = second_pass(batches, plan=plan, job=job, staging_dir=staging_dir)
+        publish_dataset(reports, plan=plan, job=job, staging_dir=staging_dir)
 
 
-def stage(config: PreprocessConfig, staging_dir: Path) -> tuple[Job, list[ShardReport], Any]:
-    """Write all shards of a job into a staging directory, and nothing else."""
+def stage(config: PreprocessConfig, name: str) -> tuple[str, Callable[[], str]]:
+    """Write all shards of a job into a staging directory; return that and what publishes it."""
+    staging_dir = output_of(config) / f"{STAGING_PREFIX}{name}"
     staging_dir.mkdir(parents=True)
-    job = dataclasses.replace(prepare(config), staging_dir=str(staging_dir))
+    job = prepare(config)
     batches = first_pass(job)
-    plan = make_plan(batches, job)
-    return job, second_pass(batches, plan, job), plan
+    where = {"plan": make_plan(batches, job), "job": job, "staging_dir": str(staging_dir)}
+    return str(staging_dir), functools.partial(publish_dataset, second_pass(batches, **where), **where)
 
 
 @contextmanager
@@ -334,9 +335,9 @@ def test_a_job_killed_while_publishing_is_finished_by_the_next_one(
 ) -> None:
     """As above for SIGKILL, which runs no `finally`."""
     run_job(config)
-    job, reports, plan = stage(with_other_content(config), output_of(config) / f"{STAGING_PREFIX}0badcafe")
+    _, publish_fn = stage(with_other_content(config), "0badcafe")
     with failing_at(monkeypatch, 4, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
-        publish_dataset(reports, plan, job)
+        publish_fn()
     assert not (output_of(config) / DATASET_INFO_NAME).exists()
     run_job(dataclasses.replace(config, overwrite=True))
     fresh = dataclasses.replace(config, output_dir=str(tmp_path / "fresh"))
@@ -345,47 +346,45 @@ def test_a_job_killed_while_publishing_is_finished_by_the_next_one(
 
 
 def test_publishing_twice_is_publishing_once(config: PreprocessConfig) -> None:
-    job, reports, plan = stage(config, output_of(config) / f"{STAGING_PREFIX}1")
-    text = publish_dataset(reports, plan, job)
+    staging_dir, publish_fn = stage(config, "1")
+    text = publish_fn()
     before = digest_files(output_of(config))
-    assert publish_dataset(reports, plan, job) == text
+    assert publish_fn() == text
     assert digest_files(output_of(config)) == before
-    assert not Path(job.staging_dir).exists()
+    assert not Path(staging_dir).exists()
 
 
 def test_a_dataset_of_which_a_file_is_missing_is_not_published(config: PreprocessConfig) -> None:
     """Neither is anything of it deleted: what is there may be all there is."""
     run_job(config)
     other = with_other_content(config)
-    job, reports, plan = stage(other, output_of(config) / f"{STAGING_PREFIX}0badcafe")
+    staging_dir, publish_fn = stage(other, "0badcafe")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(publish, "move_into_place", lambda *_, **__: None)
-        publish_dataset(reports, plan, job)
-    (Path(job.staging_dir) / "train-00000-of-00001.tfrecord").unlink()
+        publish_fn()
+    (Path(staging_dir) / "train-00000-of-00001.tfrecord").unlink()
     before = digest_files(output_of(config))
     message = "1 of the files it lists are not there, such as train-00000-of-00001.tfrecord"
     with pytest.raises(SchemaMismatchError, match=message):
-        move_into_place(config.output_dir, job.staging_dir, overwrite=True)
+        move_into_place(config.output_dir, staging_dir, overwrite=True)
     with pytest.raises(
         OutputExistsError, match=rf"cannot publish \(.*{message}\); .* or add --overwrite to discard it"
     ):
         run_job(config)
     assert digest_files(output_of(config)) == before
     run_job(other)
-    assert not Path(job.staging_dir).exists()
+    assert not Path(staging_dir).exists()
     assert read_dataset_info(config.output_dir).seed == other.seed
 
 
 def test_moving_waits_for_a_mover_that_is_still_alive(config: PreprocessConfig) -> None:
-    job, reports, plan = stage(config, output_of(config) / f"{STAGING_PREFIX}1")
+    staging_dir, publish_fn = stage(config, "1")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(publish, "move_into_place", lambda *_, **__: None)
-        publish_dataset(reports, plan, job)
+        publish_fn()
     descriptor = os.open(output_of(config), os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    mover = threading.Thread(
-        target=move_into_place, args=(config.output_dir, job.staging_dir), kwargs={"overwrite": False}
-    )
+    mover = threading.Thread(target=move_into_place, args=(config.output_dir, staging_dir), kwargs={"overwrite": False})
     mover.start()
     mover.join(0.1)
     assert mover.is_alive()
@@ -396,8 +395,8 @@ def test_moving_waits_for_a_mover_that_is_still_alive(config: PreprocessConfig) 
 
 
 def test_an_incomplete_staging_directory_is_never_published(config: PreprocessConfig) -> None:
-    job, _, _ = stage(config, output_of(config) / f"{STAGING_PREFIX}1")
-    move_into_place(config.output_dir, job.staging_dir, overwrite=False)
+    staging_dir, _ = stage(config, "1")
+    move_into_place(config.output_dir, staging_dir, overwrite=False)
     assert os.listdir(output_of(config)) == [f"{STAGING_PREFIX}1"]
     run_job(config)
     assert read_dataset_info(config.output_dir).documents.written == 12

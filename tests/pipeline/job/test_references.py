@@ -12,8 +12,10 @@ from pipeline.config import InputSpec
 from pipeline.corpus.documents import Locator, Rejection, normalize_text
 from pipeline.dataset.shards import Placement, place
 from pipeline.errors import InputFormatError, OptionError, TooManyRejectedError
-from pipeline.job.references import Job, Reference, ReferenceBatch, Survey, check_rejected, plan_dataset
-from tests.support.corpora import first_pass, made_up_documents, make_config, make_job, write_lines, write_tree
+from pipeline.job.job import Job
+from pipeline.job.preprocess import prepare
+from pipeline.job.references import Reference, ReferenceBatch, Survey, plan_dataset, require_few_rejected
+from tests.support.corpora import first_pass, made_up_documents, make_config, write_lines, write_tree
 
 
 def read(job: Job) -> tuple[dict[str, tuple[str, Reference]], dict[str, Rejection]]:
@@ -29,13 +31,13 @@ def read(job: Job) -> tuple[dict[str, tuple[str, Reference]], dict[str, Rejectio
 
 def table_job(tmp_path: Path, lines: list[str], **changes: Any) -> Job:
     path = write_lines(tmp_path / "t.tsv", lines)
-    return make_job(make_config(tmp_path, path, **changes))
+    return prepare(make_config(tmp_path, path, **changes))
 
 
 def test_a_reference_says_where_a_document_goes(tmp_path: Path) -> None:
     documents = made_up_documents(40)
     config = make_config(tmp_path, write_tree(tmp_path / "tree", documents), seed=3)
-    references, rejections = read(make_job(config))
+    references, rejections = read(prepare(config))
     assert not rejections
     assert set(references) == set(documents)
     for key, (split, reference) in references.items():
@@ -49,7 +51,7 @@ def test_a_reference_says_where_a_document_goes(tmp_path: Path) -> None:
 
 def test_pinned_splits_stay_as_they_are(tmp_path: Path) -> None:
     tables = {split: write_lines(tmp_path / f"{split}.tsv", ["山水\t体育", "风云\t科技"]) for split in ("dev", "extra")}
-    job = make_job(make_config(tmp_path, *(InputSpec(str(path), split) for split, path in tables.items())))
+    job = prepare(make_config(tmp_path, *(InputSpec(str(path), split) for split, path in tables.items())))
     references, _ = read(job)
     assert {key: split for key, (split, _) in references.items()} == {
         "dev.tsv:1": "dev",
@@ -62,7 +64,7 @@ def test_pinned_splits_stay_as_they_are(tmp_path: Path) -> None:
 def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", "café")
     documents = {"café/1.txt": "一山", f"{decomposed}/2.txt": "二山", " café /3.txt": "三山"}
-    job = make_job(make_config(tmp_path, write_tree(tmp_path / "tree", documents), second_label="random"))
+    job = prepare(make_config(tmp_path, write_tree(tmp_path / "tree", documents), second_label="random"))
     references, _ = read(job)
     assert len(references) == 3
     assert {reference.category for _, reference in references.values()} == {"café"}
@@ -113,7 +115,7 @@ def test_random_second_labels_are_a_function_of_text_and_seed(tmp_path: Path) ->
     draws = []
     for seed, num_labels in [(0, 3), (0, 3), (1, 3), (0, 5)]:
         config = make_config(tmp_path, tree, second_label="random", seed=seed, num_random_labels=num_labels)
-        references, _ = read(make_job(config))
+        references, _ = read(prepare(config))
         draws.append({key: reference.second for key, (_, reference) in references.items()})
     assert draws[0] == draws[1] != draws[2]
     assert set(draws[0].values()) == {"0", "1", "2"}
@@ -121,7 +123,7 @@ def test_random_second_labels_are_a_function_of_text_and_seed(tmp_path: Path) ->
 
 
 def test_a_category_without_a_parent_stops_the_job(tmp_path: Path) -> None:
-    job = make_job(make_config(tmp_path, write_tree(tmp_path / "tree", {"天气/1.txt": "山"})))
+    job = prepare(make_config(tmp_path, write_tree(tmp_path / "tree", {"天气/1.txt": "山"})))
     with pytest.raises(OptionError, match="category '天气' has no parent"):
         first_pass(job)
 
@@ -129,7 +131,7 @@ def test_a_category_without_a_parent_stops_the_job(tmp_path: Path) -> None:
 def test_taxonomy_of_ones_own(tmp_path: Path) -> None:
     taxonomy = write_lines(tmp_path / "taxonomy.tsv", ["天气\t自然", "café\tfood"])
     tree = write_tree(tmp_path / "tree", {"天气/1.txt": "山", "cafe\u0301/1.txt": "水"})
-    references, _ = read(make_job(make_config(tmp_path, tree, taxonomy_path=str(taxonomy))))
+    references, _ = read(prepare(make_config(tmp_path, tree, taxonomy_path=str(taxonomy))))
     assert {reference.second for _, reference in references.values()} == {"自然", "food"}
 
 
@@ -189,18 +191,18 @@ def batch_of(num_documents: int, *, num_rejected: int = 0, split: str = "train")
 
 def test_plan(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
-    job = make_job(make_config(tmp_path, tree))
+    job = prepare(make_config(tmp_path, tree))
     plan = plan_dataset(survey_of([batch_of(2_000), batch_of(3, split="dev")]), job)
     assert plan.num_shards == {"train": 4, "dev": 1, "test": 1}
     assert list(plan.num_shards) == ["train", "dev", "test"]
     assert plan.labels["category"].names == ("体育",)
     assert plan.labels["second"].names == ("生活娱乐",)
-    long = make_job(make_config(tmp_path, tree, max_len=65_535))
+    long = prepare(make_config(tmp_path, tree, max_len=65_535))
     plan = plan_dataset(survey_of([batch_of(2_000), batch_of(300, split="dev")]), long)
     assert plan.num_shards == {"train": 8, "dev": 2, "test": 1}, "256 of the longest examples fill a shard"
     names = write_lines(tmp_path / "class.txt", ["财经", "体育"])
     config = make_config(tmp_path, tree, num_shards=7, second_label="random", category_names_path=str(names))
-    plan = plan_dataset(survey_of([batch_of(1)]), make_job(config))
+    plan = plan_dataset(survey_of([batch_of(1)]), prepare(config))
     assert plan.num_shards == {"train": 7, "dev": 7, "test": 7}
     # Given names keep their ids, in use or not; random labels are all there, drawn or not.
     assert plan.labels["category"].names == ("财经", "体育")
@@ -209,14 +211,14 @@ def test_plan(tmp_path: Path) -> None:
 
 def test_too_many_rejected_documents_stop_the_job(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
-    job = make_job(make_config(tmp_path, tree, max_rejected_fraction=0.1))
+    job = prepare(make_config(tmp_path, tree, max_rejected_fraction=0.1))
     plan_dataset(survey_of([batch_of(9, num_rejected=1)]), job)  # exactly as many as allowed
     with pytest.raises(TooManyRejectedError) as caught:
         plan_dataset(survey_of([batch_of(8, num_rejected=1)]), job)
     message = str(caught.value)
     assert message.startswith("1 of 9 documents rejected (11.1%), at most 10.0% allowed: r0 (empty: )")
-    assert message.endswith("mend them, or raise --max_rejected_fraction")
-    everything = make_job(make_config(tmp_path, tree, max_rejected_fraction=1.0))
+    assert message.endswith("correct them, or raise --max_rejected_fraction")
+    everything = prepare(make_config(tmp_path, tree, max_rejected_fraction=1.0))
     with pytest.raises(InputFormatError, match=f"no usable document in {tree}"):
         plan_dataset(survey_of([batch_of(0, num_rejected=5)]), everything)
     with pytest.raises(InputFormatError, match="no usable document"):
@@ -227,15 +229,15 @@ def test_a_single_rejection_is_told_in_full_and_many_by_example(tmp_path: Path) 
     config = make_config(tmp_path, tmp_path, max_rejected_fraction=0.0)
     rejections = [Rejection(f"体育/{i}.txt", "not_utf-8", "byte 0xff at position 0") for i in range(5)]
     with pytest.raises(
-        TooManyRejectedError, match=r"体育/2\.txt \(not_utf-8: byte 0xff at position 0\); mend"
+        TooManyRejectedError, match=r"体育/2\.txt \(not_utf-8: byte 0xff at position 0\); correct"
     ) as caught:
-        check_rejected(5, 5, rejections, config)
+        require_few_rejected(rejections, num_rejected=5, num_read=5, config=config)
     assert "体育/3.txt" not in str(caught.value)
 
 
 def test_equal_texts_share_a_digest_whatever_their_layout(tmp_path: Path) -> None:
     documents = {"体育/1.txt": "山\n\u3000\u3000水\n", "科技/2.txt": "\ufeff山\r\n\t水", "股票/3.txt": "山。水"}
-    references, _ = read(make_job(make_config(tmp_path, write_tree(tmp_path / "tree", documents))))
+    references, _ = read(prepare(make_config(tmp_path, write_tree(tmp_path / "tree", documents))))
     digests = {reference.digest for _, reference in references.values()}
     assert digests == {place("山。水", 0).digest}
     assert len({split for split, _ in references.values()}) == 1

@@ -18,7 +18,8 @@ from pipeline.corpus.documents import normalize_text
 from pipeline.dataset.files import read_lengths
 from pipeline.errors import TooManyRejectedError
 from pipeline.job import shard_writer
-from pipeline.job.references import DatasetPlan, Job, Reference
+from pipeline.job.preprocess import prepare
+from pipeline.job.references import Reference
 from pipeline.job.shard_writer import ShardReport, write_empty_shard, write_shard
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import load_vocab
@@ -27,8 +28,8 @@ from tests.support.corpora import (
     first_pass,
     made_up_documents,
     make_config,
-    make_job,
     make_plan,
+    make_staging,
     read_dataset,
     run_by_hand,
     texts_of,
@@ -40,12 +41,14 @@ from tests.support.corpora import (
 ALL_IN_TRAIN = (("train", 1.0),)
 
 
-def prepare(config: PreprocessConfig) -> tuple[Job, DatasetPlan, list[Reference], Tokenizer]:
-    job = make_job(config)
+def read_train(config: PreprocessConfig) -> tuple[list[Reference], dict[str, Any]]:
+    """Return the references of the split train, and the other arguments of `write_shard` for its first shard."""
+    job = prepare(config)
     batches = first_pass(job)
     references = [reference for batch in batches for reference in batch.by_split.get("train", [])]
     tokenizer = Tokenizer.from_vocab(config.vocab_path, max_len=config.max_len)
-    return job, make_plan(batches, job), references, tokenizer
+    where = {"plan": make_plan(batches, job), "job": job, "staging_dir": make_staging(config)}
+    return references, {"split": "train", "index": 0, "tokenizer": tokenizer} | where
 
 
 def tree_config(tmp_path: Path, documents: dict[str, str], **changes: Any) -> PreprocessConfig:
@@ -55,16 +58,14 @@ def tree_config(tmp_path: Path, documents: dict[str, str], **changes: Any) -> Pr
 
 def test_bytes_and_report_do_not_depend_on_the_order_of_references(tmp_path: Path) -> None:
     documents = made_up_documents(50) | {f"体育/again{i}.txt": "山水。" for i in range(4)}
-    job, plan, references, tokenizer = prepare(tree_config(tmp_path, documents))
+    references, others = read_train(tree_config(tmp_path, documents))
     reports, files = [], []
     for seed in range(4):
         shuffled = random.Random(seed).sample(references, len(references))
         done: list[int] = []
-        reports.append(
-            write_shard("train", 0, iter(shuffled), plan=plan, job=job, tokenizer=tokenizer, on_progress=done.append)
-        )
+        reports.append(write_shard(iter(shuffled), on_progress=done.append, **others))
         assert sum(done) == len(documents)
-        files.append(digest_files(Path(job.staging_dir)))
+        files.append(digest_files(Path(others["staging_dir"])))
     assert all(report == reports[0] for report in reports)
     assert all(found == files[0] for found in files)
     assert list(files[0]) == ["train-00000-of-00001.tfrecord"]
@@ -74,10 +75,10 @@ def test_bytes_and_report_do_not_depend_on_the_order_of_references(tmp_path: Pat
 def test_bytes_do_not_depend_on_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     documents = made_up_documents(10) | {"体育/empty.txt": "\u200b"}
     config = tree_config(tmp_path, documents, max_rejected_fraction=0.5)
-    job, plan, references, tokenizer = prepare(config)
-    expected = write_shard("train", 0, references, plan=plan, job=job, tokenizer=tokenizer)
+    references, others = read_train(config)
+    expected = write_shard(references, **others)
     monkeypatch.setattr(shard_writer, "DOCUMENTS_PER_BATCH", batch)
-    assert write_shard("train", 0, references, plan=plan, job=job, tokenizer=tokenizer) == expected
+    assert write_shard(references, **others) == expected
 
 
 def test_order_is_by_hash_not_by_name(tmp_path: Path) -> None:
@@ -161,15 +162,17 @@ def test_a_document_of_which_the_tokenizer_leaves_nothing(tmp_path: Path) -> Non
 
 
 def test_empty_shards(tmp_path: Path) -> None:
-    job, plan, _, _ = prepare(tree_config(tmp_path, {"体育/1.txt": "山水"}, num_shards=5))
-    report = write_empty_shard("train", 3, plan, job)
+    config = tree_config(tmp_path, {"体育/1.txt": "山水"}, num_shards=5)
+    job, staging_dir = prepare(config), make_staging(config)
+    plan = make_plan(first_pass(job), job)
+    report = write_empty_shard("train", 3, plan=plan, job=job, staging_dir=staging_dir)
     assert report == ShardReport(split="train", index=3, file=report.file)
     assert report.file is not None
     assert (report.file.name, report.file.num_bytes) == ("train-00003-of-00005.tfrecord", 0)
     packed = dataclasses.replace(job, config=dataclasses.replace(job.config, compression="gzip"))
-    report = write_empty_shard("train", 3, plan, packed)
+    report = write_empty_shard("train", 3, plan=plan, job=packed, staging_dir=staging_dir)
     assert report.file is not None
-    assert gzip.decompress((Path(job.staging_dir) / report.file.name).read_bytes()) == b""
+    assert gzip.decompress((Path(staging_dir) / report.file.name).read_bytes()) == b""
 
 
 def change(path: Path, text: str) -> Callable[[], object]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engines.worker_watch import watch_workers
-from pipeline.errors import OutputWriteError
+from pipeline.engines.local_workers import watch_workers, worker_command
+from pipeline.errors import WorkerDiedError
 from tests.support.workshop import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -67,7 +67,7 @@ def test_a_dead_worker_ends_the_others_and_the_wait(tmp_path: Path, workers: lis
     threads = [wait_as_beam_does(process) for process in workers]
     former = (threading.excepthook, signal.getsignal(signal.SIGINT))
     with (
-        pytest.raises(OutputWriteError, match="a worker process died, killed from outside or for lack of memory"),
+        pytest.raises(WorkerDiedError, match="a worker process died, killed from outside or for lack of memory"),
         watch_workers(str(tmp_path / "pids"), lambda: False),
         once_the_main_thread_waits(workers[0].kill),
     ):
@@ -153,16 +153,39 @@ def test_outside_the_main_thread_nothing_is_watched(tmp_path: Path) -> None:
     assert seen == [former]
 
 
-def test_a_worker_dies_with_its_job(tmp_path: Path) -> None:
-    """A stand-in for Beam's worker, imported by the real one, outlives nothing."""
-    package = tmp_path / "apache_beam" / "runners" / "worker"
+def write_stand_in(root: Path, work: str) -> None:
+    """Write a stand-in for Beam's worker, which ours imports if `root` is on the search path."""
+    package = root / "apache_beam" / "runners" / "worker"
     package.mkdir(parents=True)
     for directory in (package, *package.parents[:2]):
         (directory / "__init__.py").touch()
-    (package / "sdk_worker_main.py").write_text("import time\ndef main(argv):\n    time.sleep(60)\n")
+    (package / "sdk_worker_main.py").write_text(f"import signal, sys, time\ndef main(argv):\n    {work}\n")
+
+
+def test_a_worker_leaves_its_id_and_its_errors_and_ignores_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All paths hold a space, and the current directory a package of the same name."""
+    root = tmp_path / "a directory"
+    write_stand_in(root, "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN); sys.exit('it failed')")
+    (root / "pipeline").mkdir()
+    (root / "pipeline" / "__init__.py").write_text("raise AssertionError", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    log, process_ids = root / "a log", root / "process ids"
+    log.write_text("from another worker\n", encoding="utf-8")
+    command = worker_command(log_path=str(log), process_ids_path=str(process_ids))
+    worker = subprocess.Popen(command, shell=True, cwd=root, stdout=subprocess.PIPE, text=True)
+    stdout, _ = worker.communicate(timeout=60)
+    assert (worker.returncode, stdout) == (1, "True\n")
+    assert log.read_text(encoding="utf-8") == "from another worker\nit failed\n"
+    assert process_ids.read_text(encoding="ascii") == f"{worker.pid}\n"
+
+
+def test_a_worker_dies_with_its_job(tmp_path: Path) -> None:
+    write_stand_in(tmp_path, "time.sleep(60)")
     job = (
         "import os, subprocess, sys, time\n"
-        "worker = subprocess.Popen([sys.executable, '-m', 'pipeline.engines.local_worker', str(os.getpid())])\n"
+        "worker = subprocess.Popen([sys.executable, '-m', 'pipeline.engines.local_workers', str(os.getpid())])\n"
         "print(worker.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -181,7 +204,7 @@ def test_a_worker_dies_with_its_job(tmp_path: Path) -> None:
 
 def test_a_worker_whose_job_is_gone_does_not_start(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.engines.local_worker", "1"],
+        [sys.executable, "-m", "pipeline.engines.local_workers", "1"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
