@@ -16,6 +16,7 @@ The plan enters as tensors, so one `tf.data` iterator serves every epoch.
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -138,15 +139,18 @@ class _Stream:
     def __init__(self, stream_fn: Callable[[_Tensors], tf.data.Dataset]) -> None:
         specs = tf.nest.flatten(_PLAN, expand_composites=True)
         with tf.device("CPU"):
-            self._plans = tf.queue.FIFOQueue(1, [spec.dtype for spec in specs])
+            plans = tf.queue.FIFOQueue(1, [spec.dtype for spec in specs])
 
             def wait_for_plan(_: tf.Tensor) -> _Tensors:
-                parts = zip(self._plans.dequeue(), specs, strict=True)
+                parts = zip(plans.dequeue(), specs, strict=True)
                 tensors = [tf.ensure_shape(part, spec.shape) for part, spec in parts]
                 return tf.nest.pack_sequence_as(_PLAN, tensors, expand_composites=True)
 
             batches = tf.data.Dataset.counter().map(wait_for_plan).flat_map(stream_fn)
             self._batches = iter(batches.prefetch(tf.data.AUTOTUNE).with_options(read_options()))
+        self._plans = plans
+        # TensorFlow crashes where a queue goes while an iterator waits in it.
+        weakref.finalize(self, plans.close, cancel_pending_enqueues=True)
         self.num_left = 0
 
     def start(self, plan: _Tensors, num_batches: int) -> Iterator[Any]:

@@ -177,10 +177,17 @@ def test_epochs_of_a_reader_do_not_disturb_each_other(dataset: Path):
     assert [rows_of(*second) for _, second in pairs] == alone[1]
 
 
-def test_batches_outlive_their_reader(dataset: Path):
-    batches = iter(train_dataset(str(dataset), 8))
+@pytest.mark.parametrize("num_taken", [0, 3, None])
+def test_a_reader_may_go_at_any_time(dataset: Path, num_taken: int | None):
+    """Its iterator waits for another plan, or still reads, when the garbage collector finds it."""
+    stored = open_split(str(dataset), "train")
+    reader = TrainReader(stored, plan_batches(stored.length_histogram, BatchOptions(global_batch_size=8)))
+    taken = list(itertools.islice(reader.epoch(0), num_taken))
+    cycle: list[object] = [reader]
+    cycle.append(cycle)
+    del reader, cycle
     gc.collect()
-    assert sum(len(labels[CATEGORY_HEAD]) for _, labels in batches) == NUM_TRAIN
+    assert num_taken is None or len(taken) == num_taken
 
 
 def test_training_continues_inside_small_windows(dataset: Path):
