@@ -6,18 +6,20 @@ All candidates read the same dataset directories, made here from real articles a
 as many as THUCNews has for training; to a reader, a shuffled copy costs what a new article costs:
 
 - floor: `TFRecordDataset → shuffle → batch → prefetch`, serialized records that nobody parses;
-- ours: an epoch of a `TrainReader` that has delivered one before, everything the model needs;
+- ours: `train_dataset`, everything the model needs;
 - plain: the floor, then `tf.io.parse_example` of each batch with `RaggedFeature`, padded to the longest of the batch;
 - per example: parse each record, then `padded_batch`;
 - write-up: what people do without a dataset: a Python generator that tokenizes in every epoch with keras-bert and pads
   to 512.
 
-Rates are of whole passes, from making the dataset to the last batch, consumed in a graph as a training loop does.
-Rounds alternate between the candidates, so that other load on the machine affects all of them; tables give medians.
+Rates are of whole passes, from making the iterator to the last batch, consumed in a graph. A second table has the epochs
+of one run, read by one `TrainReader`: from the plan to the last batch. Rounds alternate between the candidates, so that
+other load on the machine affects all of them; tables give medians.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -26,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -52,7 +54,7 @@ from pipeline.input_pipeline.batch_plan import (
     positions_needed,
 )
 from pipeline.input_pipeline.epoch_plan import WINDOW_RECORDS, plan_training_epoch
-from pipeline.input_pipeline.reader import TrainReader
+from pipeline.input_pipeline.reader import TrainReader, train_dataset
 from pipeline.input_pipeline.record_parser import parse_rows
 from pipeline.input_pipeline.stored_split import StoredSplit, open_split
 from pipeline.tokenization.tokenizer import Tokenizer
@@ -121,8 +123,8 @@ def write_up_batches(path: Path, tokenizer: keras_bert.Tokenizer, batch_size: in
                 text, *labels = line.rstrip("\n").split("\t")
                 rows.append((*tokenizer.encode(text, max_len=MAX_LEN), *map(int, labels)))
             random.shuffle(rows)
-            indices, segments, *labels = (np.array(column) for column in zip(*rows, strict=True))
-            yield [indices, segments], labels
+            columns = [np.array(column) for column in zip(*rows, strict=True)]
+            yield columns[:2], columns[2:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +132,8 @@ class Pass:
     """One pass over a dataset.
 
     Attributes:
-        first_seconds: from making the dataset to its first batch.
-        rate: examples/s, from making the dataset to its last batch.
+        first_seconds: until the first batch.
+        rate: examples/s, until the last batch.
     """
 
     first_seconds: float
@@ -145,15 +147,41 @@ def take(batches: Iterator[object], count: tf.Tensor) -> None:
         next(batches)
 
 
-def measure_pass(make: Callable[[], tf.data.Dataset], num_examples: int) -> Pass:
+def measure_pass(dataset: tf.data.Dataset, num_examples: int) -> Pass:
     """Time one pass."""
+    rest = tf.constant(int(dataset.cardinality()) - 1)
+    take.get_concrete_function(iter(dataset.take(1)), rest)  # tracing is no part of it
     started = time.perf_counter()
-    dataset = make()
     batches = iter(dataset)
     next(batches)
     first_seconds = time.perf_counter() - started
-    take(batches, tf.constant(int(dataset.cardinality()) - 1))
+    take(batches, rest)
     return Pass(first_seconds, num_examples / (time.perf_counter() - started))
+
+
+def measure_epoch(make: Callable[[], Iterable[object]], num_examples: int) -> Pass:
+    """Time one epoch of a run, its plan included, with one Python call per batch as in the training loop."""
+    started = time.perf_counter()
+    batches = iter(make())
+    next(batches)
+    first_seconds = time.perf_counter() - started
+    for _ in batches:
+        pass
+    return Pass(first_seconds, num_examples / (time.perf_counter() - started))
+
+
+def epoch_row(name: str, stored: StoredSplit, batch_size: int, rounds: int) -> tuple[str, ...]:
+    """Return seconds to the first batch of a run and of later epochs, and these epochs' rate beside the floor's."""
+    batches = plan_batches(stored.length_histogram, BatchOptions(global_batch_size=batch_size))
+    reader, num_examples = TrainReader(stored, batches), len(stored.lengths)
+    first = measure_epoch(lambda: reader.epoch(0), num_examples)
+    ours, floors = [], []
+    for epoch in range(1, rounds + 1):
+        floors.append(measure_epoch(lambda: floor(stored, batch_size), num_examples))
+        ours.append(measure_epoch(functools.partial(reader.epoch, epoch), num_examples))
+    start = statistics.median(one.first_seconds for one in ours)
+    rates = rate_of(ours), rate_of(floors)
+    return name, f"{first.first_seconds:.2f}", f"{start:.3f}", f"{rates[0]:,.0f}", f"{rates[0] / rates[1]:.2f}×"
 
 
 def measure_rates(
@@ -161,8 +189,6 @@ def measure_rates(
 ) -> dict[str, list[Pass]]:
     """Return each candidate's passes."""
     num_examples = len(stored.lengths)
-    batches = plan_batches(stored.length_histogram, BatchOptions(global_batch_size=batch_size))
-    reader, epochs = TrainReader(stored=stored, batches=batches), itertools.count()
     num_batches = math.ceil(num_examples / batch_size)
 
     def counted(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -170,15 +196,10 @@ def measure_rates(
 
     makers: dict[str, Callable[[], tf.data.Dataset]] = {
         "floor": lambda: counted(floor(stored, batch_size)),
-        "ours": lambda: reader.epoch(next(epochs)),
+        "ours": lambda: train_dataset(stored.data_dir, batch_size),
         "plain": lambda: counted(plain(stored, batch_size)),
         "per example": lambda: counted(per_example(stored, batch_size)),
     }
-    # Tracing `take` is no part of a pass; tracing the reader's functions is part of the run's first epoch.
-    first_epoch = measure_pass(makers["ours"], num_examples)
-    print(f"the first epoch's first batch, tracing included: {first_epoch.first_seconds:.2f} s")
-    for make in makers.values():
-        take.get_concrete_function(iter(make()), tf.constant(0))
     tokenizer = keras_bert.Tokenizer({token: index for index, token in enumerate(load_vocab(str(vocab_path)))})
     written_up = Path(stored.data_dir) / "write-up.txt"
     lines = (texts * (WRITE_UP_DOCUMENTS // len(texts) + 1))[:WRITE_UP_DOCUMENTS]
@@ -186,7 +207,7 @@ def measure_rates(
     passes: dict[str, list[Pass]] = {name: [] for name in [*makers, "write-up"]}
     for _ in range(rounds):
         for name, make in makers.items():
-            passes[name].append(measure_pass(make, num_examples))
+            passes[name].append(measure_pass(make(), num_examples))
         started = time.perf_counter()
         for _ in write_up_batches(written_up, tokenizer, batch_size):
             pass
@@ -222,7 +243,7 @@ def comparisons(subject: str, passes: dict[str, list[Pass]], rounds: int) -> lis
             benchmark="reader",
             subject=subject,
             unit="examples/s",
-            ours="TrainReader",
+            ours="train_dataset",
             our_rate=rate_of(passes["ours"]),
             peer=peer,
             peer_rate=rate_of(passes[name]),
@@ -304,7 +325,7 @@ def main() -> int:
     vocab_path = args.data / VOCAB
     tokenizer = Tokenizer.from_vocab(str(vocab_path), max_len=MAX_LEN)
     print(f"{describe_machine()}, TensorFlow {tf.__version__}; {args.rounds} rounds")
-    padding, parsing = [], []
+    padding, parsing, epochs = [], [], []
     with tempfile.TemporaryDirectory() as directory:
         for name, texts, batch_size in (
             ("articles", read_articles(args.data), args.batch_size),
@@ -314,6 +335,7 @@ def main() -> int:
             stored = write_texts(Path(directory) / name, texts, copies, tokenizer)
             padding.append(padding_row(name, stored, batch_size))
             parsing.append(parsing_row(name, stored, args.rounds))
+            epochs.append(epoch_row(name, stored, batch_size, args.rounds))
             num_bytes = sum(shard.num_bytes for shard in stored.info.split("train").shards)
             print(
                 f"\n{name}: {len(texts):,} texts × {copies} in {len(stored.paths)} shards, "
@@ -323,7 +345,10 @@ def main() -> int:
             record(args.results, comparisons(name, passes, args.rounds))
             header: tuple[str, ...] = ("candidate", "first batch, s", "examples/s", "ours is")
             print("\n".join(format_table(header, rate_rows(passes))))
-    print(f"\nparsing a window of {WINDOW_RECORDS:,} records, one thread")
+    print("\nepochs of one run, the start included")
+    header = ("", "first batch of the run, s", "of a later epoch, s", "examples/s", "of bare records")
+    print("\n".join(format_table(header, epochs)))
+    print(f"\nparsing a window of {WINDOW_RECORDS:,} records")
     print("\n".join(format_table(("", "ours, ms", "plain, ms", "ours is"), parsing)))
     print("\npadding")
     header = ("", f"all to {MAX_LEN}", "per batch", "planned", "optimum", "planned lengths")
