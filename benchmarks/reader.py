@@ -12,7 +12,7 @@ as many as THUCNews has for training; to a reader, a shuffled copy costs what a 
 - write-up: what people do without a dataset: a Python generator that tokenizes in every epoch with keras-bert and pads
   to 512.
 
-Rates are of whole passes, from making the iterator to the last batch, consumed in a graph. A second table has the epochs
+Rates are of whole passes, from making the iterator to the last batch, consumed in a graph. Another table has the epochs
 of one run, read by one `TrainReader`: from the plan to the last batch. Rounds alternate between the candidates, so that
 other load on the machine affects all of them; tables give medians.
 """
