@@ -1,22 +1,25 @@
-"""How fast batches reach the model, how much of them is padding, and how random their order is.
+"""How fast batches reach the model, how soon an epoch starts, how much is padding, and how random the order is.
 
     python -m benchmarks.reader [--data DIR] [--rounds 5] [--batch_size 32] [--examples 668859]
 
-Everyone reads the same dataset directories, made here from real articles and headlines, each as many times over as it
-takes to be as many as THUCNews has for training; a shuffled copy costs a reader what a new article would:
+All candidates read the same dataset directories, made here from real articles and headlines, repeated until they are
+as many as THUCNews has for training; to a reader, a shuffled copy costs what a new article costs:
 
 - floor: `TFRecordDataset → shuffle → batch → prefetch`, serialized records that nobody parses;
 - ours: `train_dataset`, everything the model needs;
-- per example: parse each record, then `padded_batch` to the longest of the batch;
+- plain: the floor, then `tf.io.parse_example` of each batch with `RaggedFeature`, padded to the longest of the batch;
+- per example: parse each record, then `padded_batch`;
 - write-up: what people do without a dataset: a Python generator that tokenizes in every epoch with keras-bert and pads
   to 512.
 
-Rates are of whole passes, from making the iterator to the last batch, consumed in a graph as a training loop does.
-Rounds alternate between the candidates, so that what else the machine does meets all of them; the tables give medians.
+Rates are of whole passes, from making the iterator to the last batch, consumed in a graph. Another table has the epochs
+of one run, read by one `TrainReader`: from the plan to the last batch. Rounds alternate between the candidates, so that
+other load on the machine affects all of them; tables give medians.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -25,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -36,12 +39,12 @@ import keras_bert
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.dataset import write_dataset
 from benchmarks.measure import describe_machine
 from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
 from pipeline.corpus.documents import normalize_text
-from pipeline.dataset.schema import INDICES, LABEL, SECOND_LABEL, SEGMENTS
-from pipeline.dataset.shards import auto_num_shards
+from pipeline.dataset.schema import HEAD_FEATURES, INDICES, LABEL, SECOND_LABEL, SEGMENTS
 from pipeline.dataset.summary import format_table
 from pipeline.input_pipeline.batch_plan import (
     BatchOptions,
@@ -50,33 +53,26 @@ from pipeline.input_pipeline.batch_plan import (
     plan_batches,
     positions_needed,
 )
-from pipeline.input_pipeline.epoch_plan import plan_training_epoch
-from pipeline.input_pipeline.reader import train_dataset
+from pipeline.input_pipeline.epoch_plan import WINDOW_RECORDS, plan_training_epoch
+from pipeline.input_pipeline.reader import TrainReader, train_dataset
+from pipeline.input_pipeline.record_parser import parse_rows
 from pipeline.input_pipeline.stored_split import StoredSplit, open_split
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import load_vocab
-from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
 
 MAX_LEN = 512
 SHUFFLE_BUFFER = 10_000
-LABELS = ([f"c{number}" for number in range(14)], [f"s{number}" for number in range(3)])
 THUCNEWS_TRAIN_EXAMPLES = 668_859  # eight of ten of its documents
 # Enough articles for a second of tokenizing in every round.
 WRITE_UP_DOCUMENTS = 1_500
 
 
-def write_dataset(directory: Path, texts: list[str], copies: int, tokenizer: Tokenizer) -> StoredSplit:
-    """Tokenize texts and write them, some times over, in random order."""
-    rows = [indices for indices, _ in tokenizer.encode_batch(texts)] * copies
-    order = np.random.RandomState(0).permutation(len(rows)).tolist()
-    examples = [
-        TinyExample(
-            indices=rows[index], label=index % len(LABELS[0]), second_label=index % len(LABELS[1]), key=f"t:{index}"
-        )
-        for index in order
-    ]
-    num_shards = auto_num_shards(len(rows), MAX_LEN)
-    write_tiny_dataset(directory, {"train": examples}, max_len=MAX_LEN, num_shards=num_shards, labels=LABELS)
+def write_texts(directory: Path, texts: list[str], copies: int, tokenizer: Tokenizer) -> StoredSplit:
+    """Tokenize texts and write them, repeated, in random order."""
+    rows = [indices for indices, _ in tokenizer.encode_batch(texts)]
+    order = np.random.RandomState(0).permutation(len(rows) * copies).tolist()
+    repeated = [rows[index % len(rows)] for index in order]
+    write_dataset(directory, repeated, max_len=MAX_LEN, vocab_size=tokenizer.vocab_size)
     return open_split(str(directory), "train")
 
 
@@ -86,6 +82,21 @@ def floor(stored: StoredSplit, batch_size: int) -> tf.data.Dataset:
     return records.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
+def parse_ragged(records: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """Parse a batch of records in the plain way."""
+    ragged, label = tf.io.RaggedFeature(tf.int64), tf.io.FixedLenFeature([], tf.int64)
+    specification = {INDICES: ragged, SEGMENTS: ragged, LABEL: label, SECOND_LABEL: label}
+    parsed = {name: tf.cast(values, tf.int32) for name, values in tf.io.parse_example(records, specification).items()}
+    inputs = {name: parsed[name].to_tensor() for name in (INDICES, SEGMENTS)}
+    return inputs, {head: parsed[feature] for head, feature in HEAD_FEATURES.items()}
+
+
+def plain(stored: StoredSplit, batch_size: int) -> tf.data.Dataset:
+    """Batch records, then parse each batch."""
+    records = tf.data.TFRecordDataset(stored.paths).shuffle(SHUFFLE_BUFFER, seed=0).batch(batch_size)
+    return records.map(parse_ragged, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
 def per_example(stored: StoredSplit, batch_size: int) -> tf.data.Dataset:
     """Parse one record after another, then pad."""
     tokens = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
@@ -93,14 +104,10 @@ def per_example(stored: StoredSplit, batch_size: int) -> tf.data.Dataset:
     specification = {INDICES: tokens, SEGMENTS: tokens, LABEL: label, SECOND_LABEL: label}
 
     def parse(record: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        parsed = {
-            name: tf.cast(values, tf.int32)
-            for name, values in tf.io.parse_single_example(record, specification).items()
-        }
-        return {INDICES: parsed[INDICES], SEGMENTS: parsed[SEGMENTS]}, {
-            "category": parsed[LABEL],
-            "second": parsed[SECOND_LABEL],
-        }
+        parsed = tf.io.parse_single_example(record, specification)
+        numbers = {name: tf.cast(values, tf.int32) for name, values in parsed.items()}
+        inputs = {name: numbers[name] for name in (INDICES, SEGMENTS)}
+        return inputs, {head: numbers[feature] for head, feature in HEAD_FEATURES.items()}
 
     records = tf.data.TFRecordDataset(stored.paths).shuffle(SHUFFLE_BUFFER, seed=0)
     examples = records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
@@ -109,16 +116,15 @@ def per_example(stored: StoredSplit, batch_size: int) -> tf.data.Dataset:
 
 def write_up_batches(path: Path, tokenizer: keras_bert.Tokenizer, batch_size: int) -> Iterator[object]:
     """Read, tokenize and pad while training: the generator of the write-up, one epoch of it."""
-    ids = [{name: index for index, name in enumerate(names)} for names in LABELS]
     with path.open(encoding="utf-8") as lines:
         while chunk := list(itertools.islice(lines, batch_size)):
             rows = []
             for line in chunk:
-                text, category, second = line.rstrip("\n").split("\t")
-                rows.append((*tokenizer.encode(text, max_len=MAX_LEN), ids[0][category], ids[1][second]))
+                text, *labels = line.rstrip("\n").split("\t")
+                rows.append((*tokenizer.encode(text, max_len=MAX_LEN), *map(int, labels)))
             random.shuffle(rows)
-            indices, segments, categories, seconds = (np.array(column) for column in zip(*rows, strict=True))
-            yield [indices, segments], [categories, seconds]
+            columns = [np.array(column) for column in zip(*rows, strict=True)]
+            yield columns[:2], columns[2:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +132,8 @@ class Pass:
     """One pass over a dataset.
 
     Attributes:
-        first_seconds: from making the iterator to the first batch.
-        rate: examples/s, from making the iterator to the last batch.
+        first_seconds: until the first batch.
+        rate: examples/s, until the last batch.
     """
 
     first_seconds: float
@@ -141,9 +147,9 @@ def take(batches: Iterator[object], count: tf.Tensor) -> None:
         next(batches)
 
 
-def measure_pass(dataset: tf.data.Dataset, num_examples: int, num_batches: int) -> Pass:
+def measure_pass(dataset: tf.data.Dataset, num_examples: int) -> Pass:
     """Time one pass."""
-    rest = tf.constant(num_batches - 1)
+    rest = tf.constant(int(dataset.cardinality()) - 1)
     take.get_concrete_function(iter(dataset.take(1)), rest)  # tracing is no part of it
     started = time.perf_counter()
     batches = iter(dataset)
@@ -153,26 +159,55 @@ def measure_pass(dataset: tf.data.Dataset, num_examples: int, num_batches: int) 
     return Pass(first_seconds, num_examples / (time.perf_counter() - started))
 
 
+def measure_epoch(make: Callable[[], Iterable[object]], num_examples: int) -> Pass:
+    """Time one epoch of a run, its plan included, with one Python call per batch as in the training loop."""
+    started = time.perf_counter()
+    batches = iter(make())
+    next(batches)
+    first_seconds = time.perf_counter() - started
+    for _ in batches:
+        pass
+    return Pass(first_seconds, num_examples / (time.perf_counter() - started))
+
+
+def epoch_row(name: str, stored: StoredSplit, batch_size: int, rounds: int) -> tuple[str, ...]:
+    """Return seconds to the first batch of a run and of later epochs, and these epochs' rate beside the floor's."""
+    batches = plan_batches(stored.length_histogram, BatchOptions(global_batch_size=batch_size))
+    reader, num_examples = TrainReader(stored, batches), len(stored.lengths)
+    first = measure_epoch(lambda: reader.epoch(0), num_examples)
+    ours, floors = [], []
+    for epoch in range(1, rounds + 1):
+        floors.append(measure_epoch(lambda: floor(stored, batch_size), num_examples))
+        ours.append(measure_epoch(functools.partial(reader.epoch, epoch), num_examples))
+    start = statistics.median(one.first_seconds for one in ours)
+    rates = rate_of(ours), rate_of(floors)
+    return name, f"{first.first_seconds:.2f}", f"{start:.3f}", f"{rates[0]:,.0f}", f"{rates[0] / rates[1]:.2f}×"
+
+
 def measure_rates(
     stored: StoredSplit, texts: list[str], vocab_path: Path, batch_size: int, rounds: int
 ) -> dict[str, list[Pass]]:
     """Return each candidate's passes."""
-    makers: dict[str, Callable[[], tf.data.Dataset]] = {
-        "floor": lambda: floor(stored, batch_size),
-        "ours": lambda: train_dataset(stored.data_dir, batch_size),
-        "per example": lambda: per_example(stored, batch_size),
-    }
     num_examples = len(stored.lengths)
-    num_batches = {name: math.ceil(num_examples / batch_size) for name in makers}
-    num_batches["ours"] = int(makers["ours"]().cardinality())
+    num_batches = math.ceil(num_examples / batch_size)
+
+    def counted(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        return dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+
+    makers: dict[str, Callable[[], tf.data.Dataset]] = {
+        "floor": lambda: counted(floor(stored, batch_size)),
+        "ours": lambda: train_dataset(stored.data_dir, batch_size),
+        "plain": lambda: counted(plain(stored, batch_size)),
+        "per example": lambda: counted(per_example(stored, batch_size)),
+    }
     tokenizer = keras_bert.Tokenizer({token: index for index, token in enumerate(load_vocab(str(vocab_path)))})
     written_up = Path(stored.data_dir) / "write-up.txt"
     lines = (texts * (WRITE_UP_DOCUMENTS // len(texts) + 1))[:WRITE_UP_DOCUMENTS]
-    written_up.write_text("".join(f"{normalize_text(line)}\tc0\ts0\n" for line in lines), encoding="utf-8")
+    written_up.write_text("".join(f"{normalize_text(line)}\t0\t0\n" for line in lines), encoding="utf-8")
     passes: dict[str, list[Pass]] = {name: [] for name in [*makers, "write-up"]}
     for _ in range(rounds):
         for name, make in makers.items():
-            passes[name].append(measure_pass(make(), num_examples, num_batches[name]))
+            passes[name].append(measure_pass(make(), num_examples))
         started = time.perf_counter()
         for _ in write_up_batches(written_up, tokenizer, batch_size):
             pass
@@ -199,6 +234,7 @@ def comparisons(subject: str, passes: dict[str, list[Pass]], rounds: int) -> lis
     """Return ours against each peer."""
     peers = {
         "floor": "bare records: shuffle, batch, prefetch",
+        "plain": "batches parsed with RaggedFeature",
         "per example": "parsed one by one, padded_batch",
         "write-up": "the write-up's generator",
     }
@@ -217,11 +253,28 @@ def comparisons(subject: str, passes: dict[str, list[Pass]], rounds: int) -> lis
     ]
 
 
+def parsing_row(name: str, stored: StoredSplit, rounds: int) -> tuple[str, ...]:
+    """Return milliseconds for a window of records: parsed by ours, and in the plain way."""
+    records = next(iter(tf.data.TFRecordDataset(stored.paths).batch(WINDOW_RECORDS)))
+    lengths = tf.constant(stored.lengths[: len(records)].astype(np.int32))
+    ours, ragged = tf.function(parse_rows), tf.function(parse_ragged)
+    parsers = (lambda: ours(records, lengths, MAX_LEN), lambda: ragged(records))
+    seconds: list[list[float]] = [[], []]
+    for _ in range(rounds + 1):
+        for parse, taken in zip(parsers, seconds, strict=True):
+            started = time.perf_counter()
+            parse()
+            taken.append(time.perf_counter() - started)
+    # The first round traces.
+    medians = [statistics.median(taken[1:]) for taken in seconds]
+    return name, *(f"{1000 * one:.1f}" for one in medians), f"{medians[1] / medians[0]:.2f}×"
+
+
 def padding_row(name: str, stored: StoredSplit, batch_size: int) -> tuple[str, ...]:
     """Return the shares of padding: fixed, per batch, planned, and the best that as many lengths can do."""
-    plan = plan_batches(stored.length_histogram, MAX_LEN, BatchOptions(global_batch_size=batch_size))
+    plan = plan_batches(stored.length_histogram, BatchOptions(global_batch_size=batch_size))
     optimum = 1 - plan.num_tokens / positions_needed(stored.length_histogram, choose_edges(stored.length_histogram))
-    per_batch = per_batch_padding_share(stored.lengths, batch_size, MAX_LEN)
+    per_batch = per_batch_padding_share(stored.lengths, global_batch_size=batch_size, max_len=MAX_LEN)
     shares = (plan.fixed_padding_share, per_batch, plan.padding_share, optimum)
     return (name, *(f"{share:.1%}" for share in shares), ", ".join(map(str, plan.edges)))
 
@@ -232,9 +285,11 @@ def order_rows(num_shards: int, shard_size: int, batch_size: int, epochs: int) -
     generator = np.random.RandomState(0)
     lengths = generator.randint(3, MAX_LEN + 1, num_examples).astype(np.uint16)
     histogram = np.bincount(lengths, minlength=MAX_LEN + 1)
-    batches = plan_batches(histogram, MAX_LEN, BatchOptions(global_batch_size=batch_size))
+    batches = plan_batches(histogram, BatchOptions(global_batch_size=batch_size))
     ours = [
-        plan_training_epoch(batches, lengths, [shard_size] * num_shards, seed=0, epoch=epoch).examples
+        plan_training_epoch(
+            batches, lengths=lengths, shard_sizes=[shard_size] * num_shards, seed=0, epoch=epoch
+        ).examples
         for epoch in range(epochs)
     ]
     full = [generator.permutation(num_examples) for _ in range(epochs)]
@@ -270,15 +325,17 @@ def main() -> int:
     vocab_path = args.data / VOCAB
     tokenizer = Tokenizer.from_vocab(str(vocab_path), max_len=MAX_LEN)
     print(f"{describe_machine()}, TensorFlow {tf.__version__}; {args.rounds} rounds")
-    padding = []
+    padding, parsing, epochs = [], [], []
     with tempfile.TemporaryDirectory() as directory:
         for name, texts, batch_size in (
             ("articles", read_articles(args.data), args.batch_size),
             ("titles", read_titles(args.data), args.title_batch_size),
         ):
             copies = max(1, args.examples // len(texts))
-            stored = write_dataset(Path(directory) / name, texts, copies, tokenizer)
+            stored = write_texts(Path(directory) / name, texts, copies, tokenizer)
             padding.append(padding_row(name, stored, batch_size))
+            parsing.append(parsing_row(name, stored, args.rounds))
+            epochs.append(epoch_row(name, stored, batch_size, args.rounds))
             num_bytes = sum(shard.num_bytes for shard in stored.info.split("train").shards)
             print(
                 f"\n{name}: {len(texts):,} texts × {copies} in {len(stored.paths)} shards, "
@@ -288,6 +345,11 @@ def main() -> int:
             record(args.results, comparisons(name, passes, args.rounds))
             header: tuple[str, ...] = ("candidate", "first batch, s", "examples/s", "ours is")
             print("\n".join(format_table(header, rate_rows(passes))))
+    print("\nepochs of one run, the start included")
+    header = ("", "first batch of the run, s", "of a later epoch, s", "examples/s", "of bare records")
+    print("\n".join(format_table(header, epochs)))
+    print(f"\nparsing a window of {WINDOW_RECORDS:,} records")
+    print("\n".join(format_table(("", "ours, ms", "plain, ms", "ours is"), parsing)))
     print("\npadding")
     header = ("", f"all to {MAX_LEN}", "per batch", "planned", "optimum", "planned lengths")
     print("\n".join(format_table(header, padding)))

@@ -109,7 +109,6 @@ def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devic
     policy = resolve_policy(config, devices)
     plan = plan_batches(
         inputs.info.split(TRAIN_SPLIT).length_histogram,
-        inputs.info.max_len,
         BatchOptions(
             global_batch_size=config.batches.batch_size,
             max_len=inputs.max_len,

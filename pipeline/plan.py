@@ -1,6 +1,7 @@
 """`python -m pipeline.plan DIR`: what an epoch over a dataset will look like, and how fast this machine reads it."""
 
 import functools
+import itertools
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from pipeline.dataset.info import SplitInfo
 from pipeline.dataset.summary import format_table
 from pipeline.errors import OptionError, one_line
 from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, per_batch_padding_share, plan_batches
-from pipeline.input_pipeline.stored_split import open_split
+from pipeline.input_pipeline.stored_split import StoredSplit, open_split
 
 
 def parse_buckets(text: str) -> Buckets:
@@ -74,32 +75,21 @@ def _padding(plan: BatchPlan, share: float) -> tuple[str, str]:
     return f"{round(plan.num_tokens / (1 - share)):,}", f"{share:.1%}"
 
 
-def measure_reader(data_dir: str, split: str, options: BatchOptions, seconds: float) -> float:
-    """Return the examples per second that the reader delivers, over as many epochs as fit into the time."""
+def measure_reader(stored: StoredSplit, batches: BatchPlan, *, seconds: float) -> float:
+    """Return the examples per second that the reader delivers after its start, over as many epochs as fit."""
     # TensorFlow takes seconds to import, and is not installed everywhere.
-    from pipeline.input_pipeline.reader import explain_read_errors, train_dataset
+    from pipeline.input_pipeline.reader import TrainReader, explain_read_errors
 
-    num_examples, elapsed, epoch = 0, 0.0, 0
-    while elapsed < seconds:
-        batches = train_dataset(
-            data_dir,
-            options.global_batch_size,
-            options.max_len,
-            options.buckets,
-            epoch=epoch,
-            split=split,
-            batch_tokens=options.batch_tokens,
-            batch_multiple=options.batch_multiple,
-        )
+    delivered = itertools.chain.from_iterable(map(TrainReader(stored, batches).epoch, itertools.count()))
+    num_examples = 0
+    with explain_read_errors(stored.data_dir, stored.name):
+        next(delivered)
         started = time.perf_counter()
-        with explain_read_errors(data_dir, split):
-            for _, labels in batches:
-                num_examples += int(next(iter(labels.values())).shape[0])
-                if elapsed + time.perf_counter() - started >= seconds:
-                    break
-        elapsed += time.perf_counter() - started
-        epoch += 1
-    return num_examples / elapsed
+        for _, labels in delivered:
+            num_examples += int(next(iter(labels.values())).shape[0])
+            if time.perf_counter() - started >= seconds:
+                break
+    return num_examples / (time.perf_counter() - started)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,13 +116,13 @@ def main(argv: Sequence[str]) -> int:
         batch_multiple=args.num_replicas,
     )
     stored = open_split(args.data_dir, args.split)
-    plan = plan_batches(stored.length_histogram, stored.info.max_len, options)
-    per_batch_share = per_batch_padding_share(stored.lengths, args.batch_size, plan.max_len)
+    plan = plan_batches(stored.length_histogram, options)
+    per_batch_share = per_batch_padding_share(stored.lengths, global_batch_size=args.batch_size, max_len=plan.max_len)
     print(describe_plan(args.split, stored.info.split(args.split), plan, per_batch_share))
     if args.seconds:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        rate = measure_reader(args.data_dir, args.split, options, args.seconds)
-        print(f"reader           {rate:,.0f} examples/s on this machine ({args.seconds:g} s, the first read included)")
+        rate = measure_reader(stored, plan, seconds=args.seconds)
+        print(f"reader           {rate:,.0f} examples/s on this machine ({args.seconds:g} s, after the first batch)")
     return 0
 
 

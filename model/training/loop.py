@@ -37,7 +37,8 @@ from model.training.training_state import Progress, best_epochs, list_states, sa
 from pipeline.dataset.summary import format_seconds
 from pipeline.errors import NonFiniteLossError
 from pipeline.input_pipeline.batch_plan import BatchPlan
-from pipeline.input_pipeline.reader import eval_dataset, explain_read_errors, mask_partial_batches, train_dataset
+from pipeline.input_pipeline.reader import TrainReader, eval_dataset, explain_read_errors, mask_partial_batches
+from pipeline.input_pipeline.stored_split import open_split
 
 # Fetching a result lets the device run dry, so those of several steps are fetched together; but people and signals do
 # not wait long either.
@@ -157,22 +158,20 @@ class TrainingLoop:
         start = self.progress
         if start.epoch_step == num_steps:
             return iter(())
-        dataset = train_dataset(
-            self.config.paths.data_dir,
-            self.config.batches.batch_size,
-            self.max_len,
-            self.config.batches.buckets,
-            self.config.learning.seed,
-            start.epoch,
-            start.epoch_step,
-            split=TRAIN_SPLIT,
-            batch_tokens=self.config.batches.batch_tokens,
-            batch_multiple=self.devices.num_replicas * self.config.batches.accumulate_steps,
+        return self._train_reader.epoch(start.epoch, start.epoch_step)
+
+    @functools.cached_property
+    def _train_reader(self) -> TrainReader:
+        """The training split in whole batches."""
+        full_rows = self.plan.full_rows(self.devices.num_workers)
+        return TrainReader(
+            open_split(self.config.paths.data_dir, TRAIN_SPLIT),
+            self.plan,
+            seed=self.config.learning.seed,
             num_workers=self.devices.num_workers,
             worker_index=self.devices.worker_index,
+            transform=lambda batches: mask_partial_batches(batches, full_rows),
         )
-        batches: Iterator[Batch] = iter(mask_partial_batches(dataset, self.plan.full_rows(self.devices.num_workers)))
-        return batches
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """Start one training step; its result is looked at later."""

@@ -1,6 +1,6 @@
 """TFRecords → `tf.data` batches, in an order that is a pure function of (seed, epoch).
 
-The only package of `pipeline` that imports TensorFlow, in `reader` and `record_parser` alone: planning does without it.
+The only package of `pipeline` that imports TensorFlow, and only in `reader` and `record_parser`: planning needs none.
 Imports no Beam.
 """
 
@@ -13,7 +13,7 @@ __all__ = ["eval_dataset", "train_dataset"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the reader, and TensorFlow with it, when one of its functions is first asked for (PEP 562)."""
+    """Import the reader, and TensorFlow with it, at the first use of one of its functions (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pipeline.input_pipeline import reader

@@ -1,8 +1,8 @@
-"""How a split is cut into batches of few lengths, known before the first step from the histogram of lengths alone.
+"""Plan how a split is cut into batches of a few padded lengths, from the histogram of lengths alone.
 
-`dataset.json` counts the examples of every length, so the padded lengths that waste least, the number of batches of an
-epoch and its share of padding are computed here, exactly, without opening a shard. Which example makes which row is
-`pipeline.input_pipeline.epoch_plan`'s part.
+`dataset.json` counts the examples of every length. This gives the best padded lengths, the exact number of batches per
+epoch and the share of padding without opening a shard. `pipeline.input_pipeline.epoch_plan` decides which example makes
+which row.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ import numpy as np
 from pipeline.config import MIN_MAX_LEN
 from pipeline.errors import OptionError
 
-# Each shape is compiled or tuned for once. News articles at 512 reach 2.5 % padding with 6 lengths, 1.9 % with 8;
-# headlines 4.6 % and 2.7 %.
+# Each shape is compiled once. News articles at 512 have 2.5 % padding with 6 lengths, 1.9 % with 8; headlines 4.6 % and
+# 2.7 %.
 MAX_BUCKETS = 6
-# Multiples of 8 suit tensor cores; taken wherever they cost at most this share of additional positions.
+# Multiples of 8 suit tensor cores; used where they add at most this share of positions.
 EDGE_MULTIPLE = 8
 MAX_ROUNDING_COST = 0.01
-# The work, and the memory, grow with their square: 34 GB for the 65,535 lengths that a dataset may have.
+# Time and memory grow with the square: 34 GB for the 65,535 lengths that a dataset may have.
 MAX_CANDIDATES = 1_024
 
 Buckets = Literal["auto", "off"] | Sequence[int]
@@ -72,16 +72,16 @@ class BatchOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The batches of an epoch as far as the histogram of lengths tells them; exact, and the same for every epoch.
+    """The number and the shapes of the batches, exact and the same in every epoch.
 
     Attributes:
-        max_len: no batch is padded further.
+        max_len: longer examples are cut to this.
         edges: the buckets' padded lengths, increasing.
         rows: examples in a full batch, per bucket.
         counts: examples, per bucket.
         num_tokens: positions that hold a token.
         num_cut: examples longer than `max_len`.
-        tail: (bucket, examples) of each batch after the queues' full ones.
+        tail: (bucket, examples) of each batch of examples that fill no batch of their own bucket.
     """
 
     max_len: int
@@ -117,21 +117,23 @@ class BatchPlan:
 
     @property
     def fixed_padding_share(self) -> float:
-        """The same if every example were padded to `max_len`."""
+        """The share of padding with every example padded to `max_len`."""
         return 1 - self.num_tokens / (self.num_examples * self.max_len)
 
     def full_rows(self, num_workers: int = 1) -> dict[int, int]:
-        """Return padded length → rows of a full batch on one worker, what `mask_partial_batches` fills up to."""
+        """Return padded length → rows of a full batch on one worker, for `mask_partial_batches`."""
         return {edge: rows // num_workers for edge, rows in zip(self.edges, self.rows, strict=True)}
 
 
-def choose_edges(histogram: Sequence[int] | np.ndarray, max_edges: int = MAX_BUCKETS, multiple: int = 1) -> list[int]:
+def choose_edges(
+    histogram: Sequence[int] | np.ndarray, *, max_edges: int = MAX_BUCKETS, multiple: int = 1
+) -> list[int]:
     """Choose the padded lengths that need the fewest positions, by dynamic programming over the histogram.
 
     Args:
         histogram: [max_len + 1], examples per length.
-        max_edges: how many padded lengths there may be.
-        multiple: padded lengths are multiples of this, except that none exceeds `max_len`.
+        max_edges: the most padded lengths.
+        multiple: padded lengths are multiples of this, or `max_len`.
 
     Returns:
         At most `max_edges` lengths, increasing; the last one covers the longest example. Of more than `MAX_CANDIDATES`
@@ -208,18 +210,17 @@ def cut_histogram(histogram: Sequence[int] | np.ndarray, max_len: int) -> np.nda
     return cut
 
 
-def plan_batches(histogram: Sequence[int] | np.ndarray, stored_max_len: int, options: BatchOptions) -> BatchPlan:
+def plan_batches(histogram: Sequence[int] | np.ndarray, options: BatchOptions) -> BatchPlan:
     """Plan the batches of every epoch of a split.
 
     Args:
-        histogram: [stored_max_len + 1], examples per stored length (`SplitInfo.length_histogram`).
-        stored_max_len: `DatasetInfo.max_len`.
-        options: how to cut it.
+        histogram: [the dataset's max_len + 1], examples per length (`SplitInfo.length_histogram`).
+        options: the batches wanted.
 
     Raises:
         OptionError: `max_len` or a bucket is longer than what is stored, or `batch_tokens` is too small for one batch.
     """
-    max_len = resolve_max_len(options.max_len, stored_max_len)
+    max_len = resolve_max_len(options.max_len, len(histogram) - 1)
     cut = cut_histogram(histogram, max_len)
     edges = _edges(cut, options.buckets)
     covering = np.searchsorted(edges, np.arange(max_len + 1))
@@ -264,7 +265,7 @@ def _rows(edges: Sequence[int], options: BatchOptions) -> list[int]:
 
 
 def _tail(left: list[int], rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut what the queues keep, longest first, into batches as large as their longest example allows."""
+    """Cut the examples left in each bucket, longest first, into batches as large as their longest example allows."""
     batches, bucket = [], len(left) - 1
     left = list(left)
     while bucket >= 0:
@@ -282,8 +283,8 @@ def _tail(left: list[int], rows: Sequence[int]) -> list[tuple[int, int]]:
     return batches
 
 
-def per_batch_padding_share(lengths: np.ndarray, global_batch_size: int, max_len: int) -> float:
-    """Return the share of padding if batches in stored order were each padded to their longest example."""
+def per_batch_padding_share(lengths: np.ndarray, *, global_batch_size: int, max_len: int) -> float:
+    """Return the share of padding with batches in stored order, each padded to its longest example."""
     cut = np.minimum(lengths, max_len).astype(np.int64)
     firsts = np.arange(0, len(cut), global_batch_size)
     sizes = np.diff(np.append(firsts, len(cut)))

@@ -1,24 +1,23 @@
-"""Stream a dataset directory into training and evaluation; with `record_parser` all that `pipeline` has of TensorFlow.
+"""Stream a dataset directory into training and evaluation.
 
-`train_dataset` and `eval_dataset` deliver batches such as, for two examples padded to 8 positions:
+A batch of two examples padded to 8 positions:
 
     {"indices":  int32 [[101, 3189, 3315, 7339, 1932, 1094, 102,   0],
                         [101, 5500, 2356, 1920, 3885,  102,   0,   0]],
      "segments": int32 [[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]},
     {"category": int32 [2, 7], "second": int32 [1, 0]}
 
-Everything about an epoch is planned before (`pipeline.input_pipeline.epoch_plan`); what is left to do here happens to
-hundreds of examples at a time, never to one:
+`pipeline.input_pipeline.epoch_plan` decides which example makes which row. `tf.data` carries that plan out, a window of
+thousands of records at a time, because a call of the parser costs a third of a millisecond whatever it parses:
 
-    lanes of shards ─▶ blocks of wanted records, parsed ─▶ a window's pool of rows ─▶ its batches
+    lanes of shards ─▶ windows of records ─▶ those of the window's batches, in order ─▶ parsed ─▶ cut into batches
 
-A window is parsed at once because a call of the parser costs a third of a millisecond whatever it parses. The batches
-are slices of what one gather per shape takes out of the pool, because a function called for every batch would cost
-more than all that is done to it.
+The plan enters as tensors, so one `tf.data` iterator serves every epoch.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,10 @@ import tensorflow as tf
 
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.schema import HEAD_FEATURES, INDICES, KEY, SEGMENTS
-from pipeline.input_pipeline.batch_plan import BatchOptions, Buckets, plan_batches, resolve_max_len
+from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, plan_batches, resolve_max_len
 from pipeline.input_pipeline.damage import find_damage
-from pipeline.input_pipeline.epoch_plan import EpochPlan, Route, plan_evaluation, plan_route, plan_training_epoch
-from pipeline.input_pipeline.record_parser import Rows, parse_rows, parser_specification
+from pipeline.input_pipeline.epoch_plan import EpochPlan, WindowPlan, plan_evaluation, plan_training_epoch, plan_windows
+from pipeline.input_pipeline.record_parser import Rows, parse_features, parse_rows
 from pipeline.input_pipeline.stored_split import StoredSplit, open_split
 
 # Of each lane; what stays in a second-level cache is copied out of it faster. Object stores have a buffer of their own.
@@ -37,6 +36,21 @@ READ_BUFFER_BYTES = 256 << 10
 # What autotuning may spend on buffers: about ten windows of articles at 512 positions.
 RAM_BUDGET_BYTES = 512 << 20
 _KEYS_AT_ONCE = 1024
+
+# An epoch's plan as tensors: nested dictionaries, as `_PLAN` describes them.
+_Tensors = dict[str, Any]
+_PLAN = {
+    "paths": tf.RaggedTensorSpec([None, None], tf.string),
+    "block_records": tf.TensorSpec([], tf.int64),
+    "padded_length": tf.TensorSpec([], tf.int32),
+    "windows": {
+        "block_sizes": tf.TensorSpec([None, None], tf.int64),
+        "rows": tf.RaggedTensorSpec([None, None], tf.int32),
+        "lengths": tf.RaggedTensorSpec([None, None], tf.int32),
+        "shapes": tf.RaggedTensorSpec([None, None, 2], tf.int32, ragged_rank=1),
+        "kept": tf.RaggedTensorSpec([None, None], tf.int32),
+    },
+}
 
 
 def read_options() -> tf.data.Options:
@@ -47,16 +61,110 @@ def read_options() -> tf.data.Options:
     # Parallelism follows the machine and what the model leaves of it, inside a fixed amount of memory.
     options.autotune.enabled = True
     options.autotune.ram_budget = RAM_BUDGET_BYTES
-    # Blocks are handled side by side already; splitting single operations as well only makes threads wait.
+    # Windows are parsed in parallel already; splitting single operations as well only makes threads wait.
     options.threading.max_intra_op_parallelism = 1
     # Reading starts when the iterator is made, so the first batch is ready when the model has been compiled.
     options.experimental_warm_start = True
-    # Slack would delay the refill of the last buffer to the middle of a step, and needs that buffer to be the last
-    # stage; here batches come from a window that is long complete.
-    options.experimental_slack = False
     # Workers divide each global batch (`worker_index`); shards divided among them would change the batches.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options
+
+
+class TrainReader:
+    """Training batches of one epoch after another.
+
+    The `tf.data` functions are traced and instantiated once: the iterator does not end but waits for the plan of the
+    next epoch. The order of an epoch is a pure function of (dataset, batches, seed, epoch), whatever the number of
+    replicas and workers.
+    """
+
+    def __init__(
+        self,
+        stored: StoredSplit,
+        batches: BatchPlan,
+        *,
+        seed: int = 0,
+        num_workers: int = 1,
+        worker_index: int = 0,
+        transform: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda batches: batches,
+    ) -> None:
+        """Prepare to read; nothing is read yet.
+
+        Args:
+            stored: the split to read.
+            batches: of every epoch, from `plan_batches` and the split's histogram.
+            seed: decides the order, together with the epoch.
+            num_workers: how many divide each global batch.
+            worker_index: which contiguous part of each global batch to deliver.
+            transform: applied to the batches, such as `mask_partial_batches`.
+        """
+        self.seed = seed
+        self._stored = stored
+        self._batches = batches
+        self._part = {"num_workers": num_workers, "worker_index": worker_index}
+        self._transform = transform
+        self._stream: _Stream | None = None
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
+        """Start one epoch, every example exactly once.
+
+        Args:
+            epoch: which epoch, from 0.
+            start_step: batches of this epoch that are done already; their records are read past, not parsed.
+
+        Returns:
+            `steps_per_epoch - start_step` elements: ({"indices", "segments"} → int32 [B, L], head → int32 [B]), through
+            `transform`.
+
+        Raises:
+            OptionError: a number is negative, or the step or the worker does not exist.
+        """
+        stored = self._stored
+        plan = plan_training_epoch(
+            self._batches, lengths=stored.lengths, shard_sizes=stored.shard_sizes, seed=self.seed, epoch=epoch
+        )
+        windows = plan_windows(plan, start_step=start_step, **self._part)
+        if self._stream is None or self._stream.num_left:
+            self._stream = _Stream(lambda plan: self._transform(_stream_batches(stored, plan)))
+        return self._stream.start(_as_tensors(stored, plan, windows), sum(len(window.shapes) for window in windows))
+
+
+class _Stream:
+    """An endless iterator over the batches of the plans that it gets.
+
+    Attributes:
+        num_left: batches of the last plan that nobody has taken yet.
+    """
+
+    def __init__(self, stream_fn: Callable[[_Tensors], tf.data.Dataset]) -> None:
+        specs = tf.nest.flatten(_PLAN, expand_composites=True)
+        with tf.device("CPU"):
+            plans = tf.queue.FIFOQueue(1, [spec.dtype for spec in specs])
+
+            def wait_for_plan(_: tf.Tensor) -> _Tensors:
+                parts = zip(plans.dequeue(), specs, strict=True)
+                tensors = [tf.ensure_shape(part, spec.shape) for part, spec in parts]
+                return tf.nest.pack_sequence_as(_PLAN, tensors, expand_composites=True)
+
+            batches = tf.data.Dataset.counter().map(wait_for_plan).flat_map(stream_fn)
+            self._batches = iter(batches.prefetch(tf.data.AUTOTUNE).with_options(read_options()))
+        self._plans = plans
+        # TensorFlow crashes where a queue goes while an iterator waits in it.
+        weakref.finalize(self, plans.close, cancel_pending_enqueues=True)
+        self.num_left = 0
+
+    def start(self, plan: _Tensors, num_batches: int) -> Iterator[Any]:
+        """Start to read what a plan says."""
+        with tf.device("CPU"):
+            self._plans.enqueue(tf.nest.flatten(plan, expand_composites=True))
+        self.num_left = num_batches
+        return self._rest()
+
+    def _rest(self) -> Iterator[Any]:
+        while self.num_left:
+            batch = next(self._batches)
+            self.num_left -= 1
+            yield batch
 
 
 def train_dataset(
@@ -74,22 +182,23 @@ def train_dataset(
     num_workers: int = 1,
     worker_index: int = 0,
 ) -> tf.data.Dataset:
-    """Stream one epoch of training batches, every example exactly once.
+    """Stream one epoch of training batches, every example exactly once; a run of several epochs uses `TrainReader`.
 
-    The order is a pure function of (dataset, options, seed, epoch), whatever the number of replicas and workers, and
-    `start_step` continues inside it: records before it are read past, not parsed.
+    The order is a pure function of (dataset, options, seed, epoch), whatever the number of replicas and workers.
 
     Args:
         data_dir: a dataset directory, local or remote.
         global_batch_size: examples per batch, over all workers; the last batch may hold fewer.
         max_len: shorter than the dataset's: examples are cut to what tokenizing with it would have given.
         buckets: `auto`, `off` (pad everything to `max_len`) or the padded lengths.
-        seed, epoch: decide the order.
+        seed: decides the order, together with the epoch.
+        epoch: which epoch, from 0.
         start_step: batches of this epoch that are done already.
         split: which split.
         batch_tokens: positions per batch instead of examples per batch.
-        batch_multiple: what a full batch must be a multiple of, the number of replicas.
-        num_workers, worker_index: which contiguous part of each global batch to deliver.
+        batch_multiple: a full batch is a multiple of this, the number of replicas.
+        num_workers: how many divide each global batch.
+        worker_index: which contiguous part of each global batch to deliver.
 
     Returns:
         `steps_per_epoch - start_step` elements: ({"indices", "segments"} → int32 [B, L], head → int32 [B]).
@@ -106,10 +215,15 @@ def train_dataset(
         batch_multiple=batch_multiple,
     )
     stored = open_split(data_dir, split)
-    batches = plan_batches(stored.length_histogram, stored.info.max_len, options)
-    plan = plan_training_epoch(batches, stored.lengths, stored.shard_sizes, seed=seed, epoch=epoch)
-    route = plan_route(plan, start_step=start_step, num_workers=num_workers, worker_index=worker_index)
-    return read_batches(stored, plan, route)
+    plan = plan_training_epoch(
+        plan_batches(stored.length_histogram, options),
+        lengths=stored.lengths,
+        shard_sizes=stored.shard_sizes,
+        seed=seed,
+        epoch=epoch,
+    )
+    windows = plan_windows(plan, start_step=start_step, num_workers=num_workers, worker_index=worker_index)
+    return read_batches(stored, plan, windows)
 
 
 def eval_dataset(
@@ -130,10 +244,11 @@ def eval_dataset(
         split: which split.
         global_batch_size: examples per batch, over all workers.
         max_len: shorter than the dataset's: examples are cut to what tokenizing with it would have given.
-        num_workers, worker_index: which contiguous part of each global batch to deliver.
+        num_workers: how many divide each global batch.
+        worker_index: which contiguous part of each global batch to deliver.
 
     Returns:
-        ceil(examples / global_batch_size) elements, as `train_dataset`'s.
+        ceil(examples / global_batch_size) elements, see `train_dataset`.
 
     Raises:
         OptionError: an option, or a combination, that cannot be used.
@@ -142,13 +257,12 @@ def eval_dataset(
     options = BatchOptions(global_batch_size=global_batch_size, max_len=max_len)
     stored = open_split(data_dir, split)
     plan = plan_evaluation(
-        stored.lengths,
-        stored.shard_sizes,
+        lengths=stored.lengths,
+        shard_sizes=stored.shard_sizes,
         max_len=resolve_max_len(options.max_len, stored.info.max_len),
         global_batch_size=options.global_batch_size,
     )
-    route = plan_route(plan, num_workers=num_workers, worker_index=worker_index)
-    return read_batches(stored, plan, route)
+    return read_batches(stored, plan, plan_windows(plan, num_workers=num_workers, worker_index=worker_index))
 
 
 def read_keys(data_dir: str, split: str) -> list[str]:
@@ -158,9 +272,8 @@ def read_keys(data_dir: str, split: str) -> list[str]:
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
     stored = open_split(data_dir, split)
-    specification = parser_specification([KEY])
-    dataset = _read_records(stored, stored.paths).batch(_KEYS_AT_ONCE)
-    dataset = dataset.map(lambda records: tf.io.parse_example(records, specification)[KEY]).with_options(read_options())
+    records = _read_records(stored, stored.paths).batch(_KEYS_AT_ONCE)
+    dataset = records.map(lambda batch: parse_features(batch, [KEY])[KEY]).with_options(read_options())
     with explain_read_errors(data_dir, split):
         return [key.decode() for keys in dataset.as_numpy_iterator() for key in keys]
 
@@ -169,7 +282,7 @@ def read_keys(data_dir: str, split: str) -> list[str]:
 def explain_read_errors(data_dir: str, split: str) -> Iterator[None]:
     """Turn TensorFlow's errors about a damaged shard into one that names file, record and offset.
 
-    Iterate inside of it. An error for which the split's shards give no reason is raised as it is.
+    Iterate inside this context. An error that no damage of the split explains is raised unchanged.
 
     Raises:
         CorruptShardError: a shard is damaged.
@@ -185,15 +298,15 @@ def explain_read_errors(data_dir: str, split: str) -> Iterator[None]:
 
 
 def mask_partial_batches(dataset: tf.data.Dataset, full_rows: int | Mapping[int, int]) -> tf.data.Dataset:
-    """Fill every batch up to its full size, with a weight that says which rows are real.
+    """Fill every batch up to its full size and add weights: 1 for real rows, 0 for added ones.
 
     Args:
         dataset: elements (x, y) of at most `full_rows` rows.
         full_rows: rows of a full batch, or padded length → rows (`BatchPlan.full_rows`).
 
     Returns:
-        Elements (x, y, weights float32 [B]); rows that were filled in have weight 0, the token id 1 everywhere (so that
-        no softmax over positions is empty) and label 0.
+        Elements (x, y, weights float32 [B]); added rows have weight 0, label 0 and the token id 1 everywhere, so that
+        no softmax over positions is empty.
     """
     if isinstance(full_rows, Mapping):
         lengths = tf.constant(list(full_rows))
@@ -215,165 +328,82 @@ def mask_partial_batches(dataset: tf.data.Dataset, full_rows: int | Mapping[int,
     return dataset.map(mask, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def read_batches(stored: StoredSplit, plan: EpochPlan, route: Route) -> tf.data.Dataset:
-    """Carry out a plan: read the shards' records and deliver the route's batches.
+def read_batches(stored: StoredSplit, plan: EpochPlan, windows: list[WindowPlan]) -> tf.data.Dataset:
+    """Deliver the batches of a plan, tracing the pipeline for this one time.
 
     Args:
-        stored: what to read; every record parsed is compared with its length there.
+        stored: what to read; the length of every record parsed is compared with its length there.
         plan: of the whole epoch.
-        route: which of its rows, from which step on.
+        windows: what to deliver of it.
 
     Returns:
-        One element per batch of the route, as `train_dataset`'s.
+        One element per batch of the windows, see `train_dataset`.
     """
-    windows = _parse_windows(_read_windows(stored, plan), stored, plan, route)
-    batches = _cut_batches(_carry_rows(windows, route), route)
-    batches = batches.apply(tf.data.experimental.assert_cardinality(len(route.batch_shapes)))
+    num_batches = sum(len(window.shapes) for window in windows)
+    batches = _stream_batches(stored, _as_tensors(stored, plan, windows))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(num_batches))
     return batches.prefetch(tf.data.AUTOTUNE).with_options(read_options())
 
 
-def _read_records(stored: StoredSplit, paths: Any) -> tf.data.Dataset:
+def _as_tensors(stored: StoredSplit, plan: EpochPlan, windows: list[WindowPlan]) -> _Tensors:
+    """Return an epoch as the input of `_stream_batches`."""
+
+    def ragged(parts: Iterable[np.ndarray]) -> tf.RaggedTensor:
+        parts = list(parts)
+        return tf.RaggedTensor.from_row_lengths(np.concatenate(parts), [len(part) for part in parts], validate=False)
+
+    return {
+        "paths": ragged(np.array(stored.paths)[[*lane]] for lane in plan.lanes),
+        "block_records": tf.constant(plan.block_records, tf.int64),
+        "padded_length": tf.constant(plan.batch_lengths.max()),
+        "windows": {
+            "block_sizes": tf.constant(plan.block_sizes),
+            "rows": ragged(window.rows for window in windows),
+            "lengths": ragged(stored.lengths[window.examples].astype(np.int32) for window in windows),
+            "shapes": ragged(window.shapes for window in windows),
+            "kept": ragged(window.kept for window in windows),
+        },
+    }
+
+
+def _read_records(stored: StoredSplit, paths: tf.Tensor | list[str]) -> tf.data.Dataset:
     compression = {"none": "", "gzip": "GZIP"}[stored.info.compression]
-    # `tf.data.TFRecordDataset` would put a `flat_map` over the paths around this, one more call for every record.
-    records = tf.raw_ops.TFRecordDataset(filenames=paths, compression_type=compression, buffer_size=READ_BUFFER_BYTES)
-    return tf.data.experimental.from_variant(records, tf.TensorSpec([], tf.string))
+    return tf.data.TFRecordDataset(paths, compression, READ_BUFFER_BYTES)
 
 
-def _read_windows(stored: StoredSplit, plan: EpochPlan) -> tf.data.Dataset:
-    """Read the stream: windows of serialized records, string [lanes * block_records], "" where a lane has ended."""
-    num_lanes = len(plan.lanes)
-    paths = tf.constant([stored.paths[shard] for lane in plan.lanes for shard in lane])
-    splits = tf.constant(np.cumsum([0, *(len(lane) for lane in plan.lanes)]))
-    num_records = tf.constant([sum(stored.shard_sizes[shard] for shard in lane) for lane in plan.lanes], tf.int64)
-    size = plan.block_records
+@tf.autograph.experimental.do_not_convert
+def _stream_batches(stored: StoredSplit, plan: _Tensors) -> tf.data.Dataset:
+    """Turn an epoch's plan, as tensors, into its batches."""
+    paths = plan["paths"]
 
-    @tf.autograph.experimental.do_not_convert
     def read_lane(lane: tf.Tensor) -> tf.data.Dataset:
-        def fill_up(number: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
-            # A record too many or too few would give all later rows of this lane the wrong records.
-            expected = tf.clip_by_value(num_records[lane] - number * size, 0, size)
-            complete = tf.debugging.assert_equal(tf.size(records, tf.int64), expected, "not the records described")
-            with tf.control_dependencies([complete]):
-                # Nearly every block is full, and need not be copied.
-                filled = tf.cond(
-                    expected == size,
-                    lambda: records,
-                    lambda: tf.concat([records, tf.fill([size - expected], "")], axis=0),
-                )
-                return tf.ensure_shape(filled, [size])
-
-        records = _read_records(stored, paths[splits[lane] : splits[lane + 1]])
         nothing = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string)).repeat()
-        return records.batch(size).concatenate(nothing).enumerate().map(fill_up)
+        return _read_records(stored, paths[lane]).batch(plan["block_records"]).concatenate(nothing)
 
-    # As many lanes as slots and none of them ends: a plain round robin.
+    def select(waiting: tf.Tensor, element: tuple[_Tensors, tf.RaggedTensor]) -> tuple[tf.Tensor, Any]:
+        window, blocks = element
+        # A record too many or too few would give all later rows of its lane the wrong records.
+        complete = tf.debugging.assert_equal(blocks.row_lengths(), window["block_sizes"], "not the records described")
+        with tf.control_dependencies([complete]):
+            pool = tf.concat([waiting, blocks.flat_values], axis=0)
+        return tf.gather(pool, window["kept"]), (window, tf.gather(pool, window["rows"]))
+
+    def parse(window: _Tensors, records: tf.Tensor) -> tuple[tf.Tensor, Rows]:
+        return window["shapes"], parse_rows(records, window["lengths"], plan["padded_length"])
+
+    def cut(shapes: tf.Tensor, rows: Rows) -> tf.data.Dataset:
+        def cut_batch(begin: tf.Tensor, shape: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+            inputs = {name: tf.slice(rows[name], begin, shape) for name in (INDICES, SEGMENTS)}
+            return inputs, {head: tf.slice(rows[head], begin[:1], shape[:1]) for head in HEAD_FEATURES}
+
+        begins = tf.cumsum(shapes * [1, 0], exclusive=True)
+        return tf.data.Dataset.from_tensor_slices((begins, shapes)).map(cut_batch)
+
+    num_lanes = paths.nrows()
+    # As many slots as lanes and no lane ends: a plain round robin.
     blocks = tf.data.Dataset.range(num_lanes).interleave(
         read_lane, cycle_length=num_lanes, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
-    return blocks.batch(num_lanes, drop_remainder=True)
-
-
-def _parse_windows(windows: tf.data.Dataset, stored: StoredSplit, plan: EpochPlan, route: Route) -> tf.data.Dataset:
-    """Parse the wanted records of each window."""
-    row_lengths = stored.lengths[route.wanted_examples].astype(np.int32)
-    padded_length = max(length for _, length in route.shapes)
-    wanted, expected_lengths = tf.constant(route.wanted), tf.constant(row_lengths)
-    longest = int(row_lengths.max(initial=1))
-
-    @tf.autograph.experimental.do_not_convert
-    def parse(part: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor) -> Rows:
-        records = tf.reshape(records, [-1])
-        # Most often all are wanted, in this order.
-        records = tf.cond(
-            part[1][0] == tf.size(records, tf.int64),
-            lambda: records,
-            lambda: tf.gather(records, tf.slice(wanted, *part)),
-        )
-        return parse_rows(records, tf.slice(expected_lengths, *part), longest, padded_length)
-
-    parts = tf.data.Dataset.from_tensor_slices(_slices(route.wanted_splits))
-    return tf.data.Dataset.zip((parts, windows)).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
-def _slices(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return `begin` and `size` of `tf.slice`, int64 [N, 1] each, for consecutive parts of a vector."""
-    return splits[:-1, np.newaxis], np.diff(splits)[:, np.newaxis]
-
-
-def _carry_rows(windows: tf.data.Dataset, route: Route) -> tf.data.Dataset:
-    """Join each window with the rows that the windows before left for later steps: pools of rows."""
-    kept = tf.constant(route.kept)
-
-    @tf.autograph.experimental.do_not_convert
-    def join(waiting: Rows, element: tuple[tuple[tf.Tensor, tf.Tensor], Rows]) -> tuple[Rows, Rows]:
-        part, arriving = element
-        rows = tf.slice(kept, *part)
-
-        def join_segments() -> tuple[tf.Tensor, tf.Tensor]:
-            segments = tf.concat([_written_out(waiting), _written_out(arriving)], axis=0)
-            return tf.gather(segments, rows), segments
-
-        pool = {name: tf.concat([waiting[name], arriving[name]], axis=0) for name in (INDICES, *HEAD_FEATURES)}
-        still_waiting = {name: tf.gather(values, rows) for name, values in pool.items()}
-        none = tf.zeros([0, arriving[INDICES].shape[1]], tf.int32)
-        still_waiting[SEGMENTS], pool[SEGMENTS] = tf.cond(
-            _is_zero(waiting) & _is_zero(arriving), lambda: (none, none), join_segments
-        )
-        return still_waiting, pool
-
-    nothing = {name: tf.zeros([0, *spec.shape[1:]], spec.dtype) for name, spec in windows.element_spec.items()}
-    parts = tf.data.Dataset.from_tensor_slices(_slices(route.kept_splits))
-    # The next window is put together while the batches of this one are cut.
-    return tf.data.Dataset.zip((parts, windows)).scan(nothing, join).prefetch(1)
-
-
-def _is_zero(rows: Rows) -> tf.Tensor:
-    """Tell whether all segments are 0; then none is written out."""
-    return tf.shape(rows[SEGMENTS])[0] == 0
-
-
-def _written_out(rows: Rows) -> tf.Tensor:
-    """Return the segments with as many rows as there are, zeros or not."""
-    missing = tf.shape(rows[INDICES])[0] - tf.shape(rows[SEGMENTS])[0]
-    return tf.pad(rows[SEGMENTS], [[0, missing], [0, 0]])
-
-
-def _cut_batches(pools: tf.data.Dataset, route: Route) -> tf.data.Dataset:
-    """Cut each pool into its batches: the rows of all batches of a shape at once, then batch by batch in order."""
-    places, batch_shapes = tf.constant(route.places), tf.constant(route.batch_shapes)
-
-    @tf.autograph.experimental.do_not_convert
-    def batches_of(window: tuple[tf.Tensor, ...], pool: Rows) -> tf.data.Dataset:
-        begin, size, first_rows, counts = window
-        shapes = [[counts[number], *shape] for number, shape in enumerate(route.shapes)]
-        rows = [
-            tf.slice(places, first_rows[number, tf.newaxis], [count * num_rows])
-            for number, (count, num_rows, _) in enumerate(shapes)
-        ]
-
-        def cut(name: str) -> list[tf.Tensor]:
-            taken = [tf.gather(pool[name], places_of_shape) for places_of_shape in rows]
-            if name in HEAD_FEATURES:
-                return [tf.reshape(values, shape[:2]) for values, shape in zip(taken, shapes, strict=True)]
-            return [tf.reshape(values[:, : shape[2]], shape) for values, shape in zip(taken, shapes, strict=True)]
-
-        # One batch of zeros serves as often as it is asked for.
-        zeros = [tf.zeros([1, *shape], tf.int32) for shape in route.shapes]
-        segments = tf.cond(_is_zero(pool), lambda: zeros, lambda: cut(SEGMENTS))
-        columns = {name: cut(name) for name in (INDICES, *HEAD_FEATURES)}
-        slices = tf.data.Dataset.from_tensor_slices
-        streams = [
-            tf.data.Dataset.zip(
-                (
-                    {INDICES: slices(columns[INDICES][number]), SEGMENTS: slices(segments[number]).repeat()},
-                    slices({head: columns[head][number] for head in HEAD_FEATURES}),
-                )
-            )
-            for number in range(len(shapes))
-        ]
-        return tf.data.Dataset.choose_from_datasets(streams, slices(tf.slice(batch_shapes, begin, size)))
-
-    windows = tf.data.Dataset.from_tensor_slices(
-        (*_slices(route.batch_splits), route.place_splits[:-1].reshape(route.shape_counts.shape), route.shape_counts)
-    )
-    return tf.data.Dataset.zip((windows, pools)).flat_map(batches_of)
+    windows = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(plan["windows"]), blocks.ragged_batch(num_lanes)))
+    selected = windows.scan(tf.zeros([0], tf.string), select)
+    return selected.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).flat_map(cut)

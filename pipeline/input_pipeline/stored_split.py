@@ -1,4 +1,4 @@
-"""One split of a dataset directory, opened for reading: described, complete, and every example's length at hand."""
+"""One split of a dataset directory, opened for reading: its description and the length of every example."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from pipeline.errors import CorruptShardError
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StoredSplit:
-    """What a reader needs to know of a split.
+    """What a reader needs to know about a split.
 
     Attributes:
         data_dir: the dataset directory.
-        name: of the split.
-        info: of the dataset.
+        name: the split's name.
+        info: the dataset's description.
         lengths: uint16 [num_examples], each example's length, in stored order.
     """
 
@@ -43,7 +43,7 @@ class StoredSplit:
 
 
 def open_split(data_dir: str, name: str) -> StoredSplit:
-    """Open a split after all checks that cost no reading of shards.
+    """Open a split after all checks that need not read shards.
 
     Raises:
         MissingInputError: there is no complete dataset.

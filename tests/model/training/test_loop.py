@@ -2,14 +2,12 @@
 
 import csv
 import dataclasses
-import inspect
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import model.trainer
-import model.training.loop
 from model.classifier import build_classifier
 from model.run.directory import RunDir
 from model.run.weights import named_variables, read_arrays
@@ -19,6 +17,7 @@ from model.training.preemption import PreemptedError
 from model.training.steps import num_sums
 from model.training.strategy import open_devices
 from model.training.training_state import list_states
+from pipeline.input_pipeline.reader import TrainReader
 from tests.support.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config, with_options
 
 # The first epoch is the best one; then nothing improves until early stopping ends the run.
@@ -44,21 +43,20 @@ class Course:
 def course():
     """Give every training of this module the validation accuracies above, and note what happens."""
     noted = Course()
-    real_validate, real_dataset = TrainingLoop._validate, model.training.loop.train_dataset
+    real_validate, real_epoch = TrainingLoop._validate, TrainReader.epoch
 
     def validate(loop):
         metrics = real_validate(loop)
         noted.weights.append({name: value.numpy() for name, value in named_variables(loop.model.weights).items()})
         return metrics | {"accuracy_mean": ACCURACIES[loop.progress.epoch]}
 
-    def train_dataset(*arguments, **options):
-        asked = inspect.signature(real_dataset).bind(*arguments, **options).arguments
-        noted.batches.append((asked["seed"], asked["epoch"], asked["start_step"]))
-        return real_dataset(*arguments, **options)
+    def read_epoch(reader, epoch, start_step=0):
+        noted.batches.append((reader.seed, epoch, start_step))
+        return real_epoch(reader, epoch, start_step)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(TrainingLoop, "_validate", validate)
-        patched.setattr(model.training.loop, "train_dataset", train_dataset)
+        patched.setattr(TrainReader, "epoch", read_epoch)
         yield noted
 
 

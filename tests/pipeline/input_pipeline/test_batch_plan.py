@@ -40,7 +40,7 @@ def fewest_positions(histogram: list[int], max_edges: int, multiple: int) -> int
 @given(histograms, st.integers(1, 4), st.integers(1, 4))
 def test_edges_need_as_few_positions_as_the_best_of_all(histogram: list[int], max_edges: int, multiple: int):
     histogram = [0, *histogram[1:]]
-    edges = choose_edges(histogram, max_edges, multiple)
+    edges = choose_edges(histogram, max_edges=max_edges, multiple=multiple)
     assert len(edges) <= max_edges
     assert edges == sorted(set(edges))
     assert all(edge % multiple == 0 or edge == len(histogram) - 1 for edge in edges)
@@ -61,7 +61,7 @@ def test_of_very_many_lengths_coarser_multiples_are_tried():
     histogram = np.ones(65_536, np.int64)
     histogram[0] = 0
     tracemalloc.start()
-    edges = choose_edges(histogram, 4)
+    edges = choose_edges(histogram, max_edges=4)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200 << 20
@@ -94,7 +94,7 @@ def test_edges_are_exact_where_rounding_would_cost():
 )
 def test_a_plan_is_what_one_counts_by_hand(options, edges, rows, counts, tail, steps):
     histogram = [0, 0, 0, 0, 3, 0, 5, 0, 2]
-    plan = plan_batches(histogram, 8, options)
+    plan = plan_batches(histogram, options)
     assert (plan.edges, plan.rows, plan.counts, plan.tail) == (edges, rows, counts, tail)
     assert plan.steps_per_epoch == steps
     assert plan.num_examples == 10
@@ -102,7 +102,7 @@ def test_a_plan_is_what_one_counts_by_hand(options, edges, rows, counts, tail, s
 
 def test_padding_shares_count_positions():
     # 3 × 4 + 5 × 6 + 2 × 8 = 58 tokens; batches of 2: one of 4, two of 6, one of 8, and a tail of one 6 and one 4.
-    plan = plan_batches([0, 0, 0, 0, 3, 0, 5, 0, 2], 8, BatchOptions(global_batch_size=2))
+    plan = plan_batches([0, 0, 0, 0, 3, 0, 5, 0, 2], BatchOptions(global_batch_size=2))
     assert plan.num_tokens == 58
     assert plan.num_positions == 2 * 4 + 4 * 6 + 2 * 8 + 2 * 6
     assert plan.padding_share == pytest.approx(1 - 58 / 60)
@@ -113,14 +113,14 @@ def test_padding_shares_count_positions():
 
 def test_cutting_moves_longer_examples_to_max_len():
     assert cut_histogram([0, 0, 1, 2, 3, 4], 3).tolist() == [0, 0, 1, 9]
-    plan = plan_batches([0, 0, 0, 2, 3, 4], 5, BatchOptions(global_batch_size=9, max_len=3))
+    plan = plan_batches([0, 0, 0, 2, 3, 4], BatchOptions(global_batch_size=9, max_len=3))
     assert (plan.num_cut, plan.num_tokens, plan.max_len) == (7, 27, 3)
 
 
 def test_per_batch_padding_pads_to_the_longest_of_each_batch():
     # (3, 5) → 10, (4, 4) → 8, (9 cut to 6) → 6: 24 positions for 22 tokens.
     lengths = np.array([3, 5, 4, 4, 9], np.uint16)
-    assert per_batch_padding_share(lengths, 2, 6) == pytest.approx(1 - 22 / 24)
+    assert per_batch_padding_share(lengths, global_batch_size=2, max_len=6) == pytest.approx(1 - 22 / 24)
 
 
 @pytest.mark.parametrize(
@@ -143,5 +143,5 @@ def test_per_batch_padding_pads_to_the_longest_of_each_batch():
 )
 def test_options_that_make_no_batch_are_refused_with_the_numbers(options: dict, words: list[str]):
     with pytest.raises(OptionError) as caught:
-        plan_batches([0, 0, 0, 0, 3, 0, 5, 0, 2], 8, BatchOptions(**options))
+        plan_batches([0, 0, 0, 0, 3, 0, 5, 0, 2], BatchOptions(**options))
     assert all(word in str(caught.value) for word in words), caught.value

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import OptionError
 from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
-from pipeline.input_pipeline.epoch_plan import EpochPlan, Route, plan_evaluation, plan_route, plan_training_epoch
+from pipeline.input_pipeline.epoch_plan import EpochPlan, WindowPlan, plan_evaluation, plan_training_epoch, plan_windows
 
 MAX_LEN = 24
 
@@ -26,31 +26,21 @@ def random_lengths(num_examples: int, seed: int) -> np.ndarray:
 
 
 def batch_plan(lengths: np.ndarray, **options) -> BatchPlan:
-    return plan_batches(np.bincount(lengths, minlength=MAX_LEN + 1), MAX_LEN, BatchOptions(**options))
+    return plan_batches(np.bincount(lengths, minlength=MAX_LEN + 1), BatchOptions(**options))
 
 
-def carry_out(plan: EpochPlan, route: Route) -> list[tuple[list[int], int]]:
+def carry_out(plan: EpochPlan, windows: list[WindowPlan]) -> list[tuple[list[int], int]]:
     """Do with stored indices what the reader does with records: (rows, padded length) of every batch."""
-    num_lanes, num_shapes = len(plan.lanes), len(route.shapes)
+    splits = np.cumsum([0, *plan.block_sizes.sum(axis=1)])
     pool: list[int] = []
     batches = []
-    for window in range(len(plan.window_splits) - 1):
-        records = [-1] * (num_lanes * plan.block_records)
-        for lane in range(num_lanes):
-            block = plan.stream[slice(*plan.block_splits[window * num_lanes + lane :][:2])].tolist()
-            records[lane * plan.block_records : lane * plan.block_records + len(block)] = block
-        wanted = route.wanted[route.wanted_splits[window] : route.wanted_splits[window + 1]]
-        pool += [records[place] for place in wanted]
-        streams = []
-        for number, (num_rows, length) in enumerate(route.shapes):
-            start = route.place_splits[window * num_shapes + number]
-            rows = [pool[place] for place in route.places[start : route.place_splits[window * num_shapes + number + 1]]]
-            assert len(rows) == num_rows * route.shape_counts[window, number]
-            starts = range(0, route.shape_counts[window, number] * num_rows, num_rows) if num_rows else [0] * len(rows)
-            streams.append(iter([(rows[first : first + num_rows], length) for first in starts]))
-        order = route.batch_shapes[route.batch_splits[window] : route.batch_splits[window + 1]]
-        batches += [next(streams[shape], ([], route.shapes[shape][1])) for shape in order]
-        pool = [pool[place] for place in route.kept[route.kept_splits[window] : route.kept_splits[window + 1]]]
+    for (start, stop), window in zip(itertools.pairwise(splits), windows, strict=True):
+        pool += plan.stream[start:stop].tolist()
+        rows = iter([pool[place] for place in window.rows])
+        assert window.examples.tolist() == [pool[place] for place in window.rows]
+        batches += [(list(itertools.islice(rows, num_rows)), length) for num_rows, length in window.shapes.tolist()]
+        assert next(rows, None) is None
+        pool = [pool[place] for place in window.kept]
     assert pool == []
     return batches
 
@@ -96,7 +86,9 @@ def test_every_example_once_for_all_seeds_epochs_workers_and_starts(
     shard_sizes, lengths_seed = dataset
     lengths = random_lengths(sum(shard_sizes), lengths_seed)
     batches = batch_plan(lengths, global_batch_size=4, batch_multiple=num_workers, **options)
-    plan = plan_training_epoch(batches, lengths, shard_sizes, seed=seed, epoch=epoch, window_records=window_records)
+    plan = plan_training_epoch(
+        batches, lengths=lengths, shard_sizes=shard_sizes, seed=seed, epoch=epoch, window_records=window_records
+    )
 
     assert sorted(plan.stream.tolist()) == list(range(len(lengths)))
     assert sorted(plan.examples.tolist()) == list(range(len(lengths)))
@@ -109,14 +101,14 @@ def test_every_example_once_for_all_seeds_epochs_workers_and_starts(
         assert np.minimum(lengths[rows], batches.max_len).max() <= length
 
     start_step = data.draw(st.integers(0, plan.num_steps))
-    routes = [
-        plan_route(plan, start_step=start_step, num_workers=num_workers, worker_index=worker)
+    workers = [
+        plan_windows(plan, start_step=start_step, num_workers=num_workers, worker_index=worker)
         for worker in range(num_workers)
     ]
-    parts = [carry_out(plan, route) for route in routes]
+    parts = [carry_out(plan, windows) for windows in workers]
     assert join_parts(plan, parts, start_step) == batches_of(plan)[start_step:]
     # What is skipped, or another worker's, is not even parsed.
-    assert sum(len(route.wanted) for route in routes) == sizes[start_step:].sum()
+    assert sum(len(window.rows) for windows in workers for window in windows) == sizes[start_step:].sum()
 
 
 @settings(deadline=None)
@@ -126,12 +118,17 @@ def test_evaluation_keeps_the_stored_order(dataset, num_workers, per_worker, win
     lengths = random_lengths(sum(shard_sizes), lengths_seed)
     batch_size = per_worker * num_workers
     plan = plan_evaluation(
-        lengths, shard_sizes, max_len=20, global_batch_size=batch_size, window_records=window_records
+        lengths=lengths,
+        shard_sizes=shard_sizes,
+        max_len=20,
+        global_batch_size=batch_size,
+        window_records=window_records,
     )
     assert plan.examples.tolist() == list(range(len(lengths)))
     assert plan.num_steps == -(-len(lengths) // batch_size)
     parts = [
-        carry_out(plan, plan_route(plan, num_workers=num_workers, worker_index=worker)) for worker in range(num_workers)
+        carry_out(plan, plan_windows(plan, num_workers=num_workers, worker_index=worker))
+        for worker in range(num_workers)
     ]
     together = join_parts(plan, parts)
     assert together == batches_of(plan)
@@ -143,8 +140,8 @@ def test_one_golden_order():
     lengths = (np.arange(40) * 7 % 11 + 3).astype(np.uint16)
     plan = plan_training_epoch(
         batch_plan(lengths, global_batch_size=4, buckets=(8,), max_len=13),
-        lengths,
-        [5] * 8,
+        lengths=lengths,
+        shard_sizes=[5] * 8,
         seed=3,
         epoch=1,
         window_records=16,
@@ -170,7 +167,7 @@ GOLDEN_BATCHES = [
 
 def test_the_order_of_a_large_epoch_is_pinned_too():
     lengths = random_lengths(100_000, 0)
-    plan = plan_training_epoch(batch_plan(lengths), lengths, [10_000] * 10, seed=7, epoch=2)
+    plan = plan_training_epoch(batch_plan(lengths), lengths=lengths, shard_sizes=[10_000] * 10, seed=7, epoch=2)
     digest = hashlib.sha256(plan.examples.astype("<i4").tobytes() + plan.row_splits.astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "ca786cd4751f8eb5"
 
@@ -179,7 +176,11 @@ def test_another_seed_or_epoch_is_another_order():
     lengths = random_lengths(500, 0)
     batches = batch_plan(lengths)
     orders = {
-        tuple(plan_training_epoch(batches, lengths, [50] * 10, seed=seed, epoch=epoch).examples.tolist())
+        tuple(
+            plan_training_epoch(
+                batches, lengths=lengths, shard_sizes=[50] * 10, seed=seed, epoch=epoch
+            ).examples.tolist()
+        )
         for seed in range(3)
         for epoch in range(3)
     }
@@ -191,7 +192,8 @@ def test_two_epochs_are_nearly_independent():
     lengths = random_lengths(64_000, 0)
     batches = batch_plan(lengths)
     first, second = (
-        np.argsort(plan_training_epoch(batches, lengths, [1000] * 64, seed=0, epoch=epoch).examples) for epoch in (0, 1)
+        np.argsort(plan_training_epoch(batches, lengths=lengths, shard_sizes=[1000] * 64, seed=0, epoch=epoch).examples)
+        for epoch in (0, 1)
     )
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
 
@@ -205,11 +207,13 @@ def test_two_epochs_are_nearly_independent():
         ({"num_workers": 3}, ["8", "3"]),
     ],
 )
-def test_a_route_that_does_not_exist_is_refused(arguments: dict, words: list[str]):
+def test_a_step_or_worker_that_does_not_exist_is_refused(arguments: dict, words: list[str]):
     lengths = random_lengths(100, 0)
-    plan = plan_training_epoch(batch_plan(lengths, global_batch_size=8), lengths, [100], seed=0, epoch=0)
+    plan = plan_training_epoch(
+        batch_plan(lengths, global_batch_size=8), lengths=lengths, shard_sizes=[100], seed=0, epoch=0
+    )
     with pytest.raises(OptionError) as caught:
-        plan_route(plan, **arguments)
+        plan_windows(plan, **arguments)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -217,4 +221,4 @@ def test_a_route_that_does_not_exist_is_refused(arguments: dict, words: list[str
 def test_negative_seeds_and_epochs_are_refused(numbers: dict):
     lengths = random_lengths(100, 0)
     with pytest.raises(OptionError, match="at least 0"):
-        plan_training_epoch(batch_plan(lengths), lengths, [100], **numbers)
+        plan_training_epoch(batch_plan(lengths), lengths=lengths, shard_sizes=[100], **numbers)

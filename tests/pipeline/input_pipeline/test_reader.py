@@ -1,7 +1,9 @@
 """The reader on real dataset directories: what is delivered, in which order, and what is said about damaged ones."""
 
 import dataclasses
+import gc
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from pipeline.dataset.tfexample import frame_records
 from pipeline.errors import CorruptShardError, EmptySplitError, MissingInputError, OptionError, SchemaMismatchError
 from pipeline.input_pipeline import reader as input_pipeline
 from pipeline.input_pipeline.batch_plan import BatchOptions, plan_batches
-from pipeline.input_pipeline.epoch_plan import plan_evaluation, plan_route, plan_training_epoch
+from pipeline.input_pipeline.epoch_plan import plan_evaluation, plan_training_epoch, plan_windows
 from pipeline.input_pipeline.reader import (
+    TrainReader,
     eval_dataset,
     explain_read_errors,
     mask_partial_batches,
@@ -66,7 +69,7 @@ def rows_of(inputs: dict, labels: dict) -> list[Row]:
     return list(zip(tokens, labels[CATEGORY_HEAD].numpy().tolist(), labels[SECOND_HEAD].numpy().tolist(), strict=True))
 
 
-def batches_of(dataset: tf.data.Dataset) -> list[list[Row]]:
+def batches_of(dataset: Iterable) -> list[list[Row]]:
     return [rows_of(inputs, labels) for inputs, labels in dataset]
 
 
@@ -74,18 +77,18 @@ def stored_rows(examples: list[TinyExample]) -> list[Row]:
     return [(tuple(example.indices), example.label, example.second_label) for example in examples]
 
 
-def read_with(data_dir: Path, options: BatchOptions, *, window_records: int, **route) -> list[list[Row]]:
+def read_with(data_dir: Path, options: BatchOptions, *, window_records: int, **part: int) -> list[list[Row]]:
     """Read with windows so small that rows have to wait for later ones."""
     stored = open_split(str(data_dir), "train")
     plan = plan_training_epoch(
-        plan_batches(stored.length_histogram, MAX_LEN, options),
-        stored.lengths,
-        stored.shard_sizes,
+        plan_batches(stored.length_histogram, options),
+        lengths=stored.lengths,
+        shard_sizes=stored.shard_sizes,
         seed=0,
         epoch=0,
         window_records=window_records,
     )
-    return batches_of(read_batches(stored, plan, plan_route(plan, **route)))
+    return batches_of(read_batches(stored, plan, plan_windows(plan, **part)))
 
 
 # Delivery
@@ -103,7 +106,7 @@ def test_elements_are_what_the_design_promises(dataset: Path):
 
 def test_batches_are_the_planned_ones(dataset: Path):
     info = read_dataset_info(str(dataset))
-    plan = plan_batches(info.split("train").length_histogram, MAX_LEN, BatchOptions(global_batch_size=8))
+    plan = plan_batches(info.split("train").length_histogram, BatchOptions(global_batch_size=8))
     delivered = train_dataset(str(dataset), 8)
     assert delivered.cardinality().numpy() == plan.steps_per_epoch
     shapes = [tuple(inputs[INDICES].shape) for inputs, _ in delivered]
@@ -136,7 +139,6 @@ def test_compressed_shards_give_the_same_batches(dataset: Path, tmp_path: Path):
 
 def test_without_buckets_every_batch_is_padded_to_max_len(dataset: Path):
     delivered = train_dataset(str(dataset), 8, buckets="off")
-    assert delivered.element_spec[0][INDICES].shape.as_list() == [None, MAX_LEN]
     assert {inputs[INDICES].shape[1] for inputs, _ in delivered} == {MAX_LEN}
 
 
@@ -145,6 +147,47 @@ def test_training_continues_at_any_step(dataset: Path):
     for start_step in (1, 13, len(whole) - 1, len(whole)):
         rest = train_dataset(str(dataset), 8, seed=1, epoch=2, start_step=start_step)
         assert batches_of(rest) == whole[start_step:]
+
+
+def test_a_reader_delivers_any_epoch_from_any_step_with_one_tracing(dataset: Path):
+    stored = open_split(str(dataset), "train")
+    num_traced = 0
+
+    def count(batches: tf.data.Dataset) -> tf.data.Dataset:
+        nonlocal num_traced
+        num_traced += 1
+        return batches
+
+    batches = plan_batches(stored.length_histogram, BatchOptions(global_batch_size=8))
+    reader = TrainReader(stored, batches, seed=1, transform=count)
+    for epoch, start_step in ((0, 0), (1, 3), (7, 0), (1, 0)):
+        expected = train_dataset(str(dataset), 8, seed=1, epoch=epoch, start_step=start_step)
+        assert batches_of(reader.epoch(epoch, start_step)) == batches_of(expected)
+    assert num_traced == 1
+
+
+def test_epochs_of_a_reader_do_not_disturb_each_other(dataset: Path):
+    """Each reads its own plan, though both are read at the same time."""
+    stored = open_split(str(dataset), "train")
+    batches = plan_batches(stored.length_histogram, BatchOptions(global_batch_size=8))
+    reader = TrainReader(stored, batches)
+    alone = [batches_of(reader.epoch(epoch)) for epoch in range(2)]
+    pairs = list(zip(reader.epoch(0), reader.epoch(1), strict=True))
+    assert [rows_of(*first) for first, _ in pairs] == alone[0]
+    assert [rows_of(*second) for _, second in pairs] == alone[1]
+
+
+@pytest.mark.parametrize("num_taken", [0, 3, None])
+def test_a_reader_may_go_at_any_time(dataset: Path, num_taken: int | None):
+    """Its iterator waits for another plan, or still reads, when the garbage collector finds it."""
+    stored = open_split(str(dataset), "train")
+    reader = TrainReader(stored, plan_batches(stored.length_histogram, BatchOptions(global_batch_size=8)))
+    taken = list(itertools.islice(reader.epoch(0), num_taken))
+    cycle: list[object] = [reader]
+    cycle.append(cycle)
+    del reader, cycle
+    gc.collect()
+    assert num_taken is None or len(taken) == num_taken
 
 
 def test_training_continues_inside_small_windows(dataset: Path):
@@ -236,9 +279,11 @@ def test_segments_other_than_zero_are_delivered_with_their_rows(tmp_path: Path):
     write_tiny_dataset(tmp_path / "d", {"train": examples}, max_len=MAX_LEN, num_shards=9)
     expected = {tuple(example.indices): example.segments or [0] * len(example.indices) for example in examples}
     stored = open_split(str(tmp_path / "d"), "train")
-    plan = plan_evaluation(stored.lengths, [10] * 9, max_len=MAX_LEN, global_batch_size=4, window_records=12)
+    plan = plan_evaluation(
+        lengths=stored.lengths, shard_sizes=[10] * 9, max_len=MAX_LEN, global_batch_size=4, window_records=12
+    )
     seen = 0
-    for inputs, _ in read_batches(stored, plan, plan_route(plan)):
+    for inputs, _ in read_batches(stored, plan, plan_windows(plan)):
         for indices, segments in zip(inputs[INDICES].numpy(), inputs[SEGMENTS].numpy(), strict=True):
             tokens = tuple(indices[indices != 0].tolist())
             assert segments.tolist() == expected[tokens] + [0] * (len(indices) - len(tokens))
@@ -286,7 +331,7 @@ def test_masked_evaluation_counts_every_example_once(dataset: Path, num_workers:
 def test_masking_knows_the_full_size_of_each_length(dataset: Path):
     info = read_dataset_info(str(dataset))
     options = BatchOptions(batch_tokens=100, batch_multiple=2)
-    plan = plan_batches(info.split("train").length_histogram, MAX_LEN, options)
+    plan = plan_batches(info.split("train").length_histogram, options)
     batches = train_dataset(str(dataset), batch_tokens=100, batch_multiple=2)
     total = 0
     for inputs, _, weights in mask_partial_batches(batches, plan.full_rows()):
@@ -309,7 +354,7 @@ def shard(data_dir: Path, index: int) -> Path:
     return data_dir / f"train-{index:05d}-of-00003.tfrecord"
 
 
-def describe_anew(data_dir: Path, index: int, **changes) -> None:
+def describe_again(data_dir: Path, index: int, **changes) -> None:
     """Make `dataset.json` agree with a shard that was replaced, but for what the test is about."""
     info = read_dataset_info(str(data_dir))
     split = info.splits["train"]
@@ -390,7 +435,7 @@ def test_a_flipped_bit_is_located(small: Path, number: int):
 def test_a_cut_inside_a_record_is_located_where_the_size_was_not_told(small: Path):
     records = serialize(examples_of(30))[:10]
     shard(small, 0).write_bytes(shard(small, 0).read_bytes()[:-5])
-    describe_anew(small, 0)
+    describe_again(small, 0)
     with pytest.raises(CorruptShardError, match="ends inside the record") as caught:
         consume(small)
     assert (caught.value.record, caught.value.offset) == (9, offset_of(records, 9))
@@ -400,7 +445,7 @@ def test_a_cut_inside_a_record_is_located_where_the_size_was_not_told(small: Pat
 def test_another_number_of_records_is_found(small: Path, count: int):
     records = serialize(examples_of(31))[:count]
     shard(small, 0).write_bytes(frame_records(records))
-    describe_anew(small, 0)
+    describe_again(small, 0)
     with pytest.raises(CorruptShardError, match=rf"train-00000.*expected 10 records.*got {count}"):
         consume(small)
 
@@ -408,7 +453,7 @@ def test_another_number_of_records_is_found(small: Path, count: int):
 def test_records_of_another_order_are_found(small: Path):
     records = serialize(examples_of(30))[:10]
     shard(small, 0).write_bytes(frame_records(records[::-1]))
-    describe_anew(small, 0)
+    describe_again(small, 0)
     with pytest.raises(CorruptShardError, match=r"train-00000.*record 0 at byte 0.*'indices'"):
         consume(small)
 
@@ -419,7 +464,7 @@ def test_a_record_without_a_feature_is_located(small: Path):
     del example.features.feature[LABEL]
     records[3] = example.SerializeToString()
     shard(small, 0).write_bytes(frame_records(records))
-    describe_anew(small, 0)
+    describe_again(small, 0)
     with pytest.raises(CorruptShardError, match=r"expected 1 value of feature 'label', got 0") as caught:
         consume(small)
     assert (caught.value.record, caught.value.offset) == (3, offset_of(records, 3))
@@ -430,7 +475,7 @@ def test_a_record_that_is_no_example_is_located(small: Path):
     records = serialize(examples_of(30))[:10]
     records[4] = records[4][:40] + b"\xff"
     shard(small, 0).write_bytes(frame_records(records))
-    describe_anew(small, 0)
+    describe_again(small, 0)
     with pytest.raises(CorruptShardError) as caught:
         consume(small)
     assert (caught.value.record, caught.value.offset) == (4, offset_of(records, 4))
@@ -447,7 +492,7 @@ def test_segments_of_another_length_are_located(small: Path):
     example.features.feature[SEGMENTS].int64_list.value[-1] = 1
     records[2] = example.SerializeToString(deterministic=True)
     shard(small, 0).write_bytes(frame_records(records))
-    describe_anew(small, 0)
+    describe_again(small, 0)
     with pytest.raises(CorruptShardError, match="'segments'") as caught:
         consume(small)
     assert caught.value.record == 2
