@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.measure import describe_machine
 from pipeline.dataset.files import digest_directory
 from pipeline.dataset.summary import format_table
-from pipeline.sample_corpus.__main__ import write_sample_corpus
+from pipeline.sample_corpus.tree import write_sample_corpus
 from tests.engines import clusters, flink_cluster
 from tests.engines.clusters import PRISM, SPARK_JAR, Cluster, Task
 

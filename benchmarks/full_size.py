@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.measure import describe_machine, run_measured
 from benchmarks.real_data import DATA_DIR, VOCAB
 from pipeline.dataset.info import read_dataset_info
-from pipeline.sample_corpus.__main__ import write_sample_corpus
+from pipeline.sample_corpus.tree import write_sample_corpus
 
 THUCNEWS_DOCUMENTS = 836_074
 

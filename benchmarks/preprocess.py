@@ -23,7 +23,7 @@ from benchmarks.measure import Run, describe_machine, median, run_measured
 from benchmarks.real_data import DATA_DIR, VOCAB
 from benchmarks.results import Comparison, add_results_option, record
 from pipeline.dataset.summary import format_table
-from pipeline.sample_corpus.__main__ import write_sample_corpus
+from pipeline.sample_corpus.tree import write_sample_corpus
 
 MAX_LEN = 512
 

@@ -26,7 +26,7 @@ from pipeline.job.publish import publish_dataset
 from pipeline.job.references import ReferenceBatch, ReferenceReader, Survey, plan_dataset
 from pipeline.job.shard_writer import write_shard
 from pipeline.job.transforms import assign_shards
-from pipeline.sample_corpus.__main__ import NUM_THUCNEWS_DOCUMENTS, write_sample_corpus
+from pipeline.sample_corpus.tree import NUM_THUCNEWS_DOCUMENTS, write_sample_corpus
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import parse_vocab
 

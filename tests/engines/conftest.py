@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.dataset.files import digest_directory
 from pipeline.filesystem import is_installed
-from pipeline.sample_corpus.__main__ import write_sample_corpus
+from pipeline.sample_corpus.tree import write_sample_corpus
 from tests.engines.clusters import Cluster, Task, cluster, install, unpack
 from tests.support import corpora
 

@@ -4,6 +4,8 @@ import collections
 import os
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError
-from pipeline.sample_corpus import __main__ as sample_corpus
 from pipeline.sample_corpus import text as sample_text
-from pipeline.sample_corpus.__main__ import apportion, main, write_sample_corpus
+from pipeline.sample_corpus import tree as sample_corpus
+from pipeline.sample_corpus.__main__ import command as main
 from pipeline.sample_corpus.grammar import FORMS
 from pipeline.sample_corpus.text import sample_document
 from pipeline.sample_corpus.topics import GENERAL_WORDS, SHARED_WORDS, TOPICS, Words
+from pipeline.sample_corpus.tree import apportion, write_sample_corpus
+from tests.support.workshop import REPOSITORY
 
 # THUCNews's own counts, typed in a second time on purpose.
 THUCNEWS_COUNTS = {
@@ -295,3 +299,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pyt
     assert main(["--output", str(tmp_path / "x"), "--documents", "many"]) == 2
     assert read_tree(tmp_path / "corpus") == before
     assert os.listdir(tmp_path) == ["corpus"]
+
+
+def test_command_with_several_workers(tmp_path: Path) -> None:
+    """As a process of its own, whose workers must find what they run."""
+    command = [sys.executable, "-m", "pipeline.sample_corpus", "--output", tmp_path / "corpus", "--documents", "30"]
+    subprocess.run([*command, "--workers", "2"], cwd=REPOSITORY, check=True)
+    write_sample_corpus(str(tmp_path / "alone"), num_documents=30)
+    assert read_tree(tmp_path / "corpus") == read_tree(tmp_path / "alone")
