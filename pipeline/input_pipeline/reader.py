@@ -149,8 +149,7 @@ class _Stream:
             batches = tf.data.Dataset.counter().map(wait_for_plan).flat_map(stream_fn)
             self._batches = iter(batches.prefetch(tf.data.AUTOTUNE).with_options(read_options()))
         self._plans = plans
-        # TensorFlow crashes where a queue goes while an iterator waits in it.
-        weakref.finalize(self, plans.close, cancel_pending_enqueues=True)
+        weakref.finalize(self, _close, plans)
         self.num_left = 0
 
     def start(self, plan: _Tensors, num_batches: int) -> Iterator[Any]:
@@ -165,6 +164,13 @@ class _Stream:
             batch = next(self._batches)
             self.num_left -= 1
             yield batch
+
+
+def _close(plans: tf.queue.FIFOQueue) -> None:
+    """Wake the iterator that waits in a queue: TensorFlow crashes if the queue is destroyed before."""
+    # The garbage collector may run while a function is traced, and must not add to its graph.
+    with tf.init_scope():
+        plans.close(cancel_pending_enqueues=True)
 
 
 def train_dataset(
