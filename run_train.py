@@ -173,8 +173,8 @@ def main(argv: Sequence[str]) -> int:
     from model.trainer import train_and_evaluate
 
     report = train_and_evaluate(config)
-    speed = f"{report['train_examples_per_second']:,.1f} examples/s in training"
-    sys.stdout.write(f"{result_table(report)}\n{speed}\n")
+    speed = f"{report.training.examples_per_second:,.1f} examples/s in training"
+    sys.stdout.write(f"{result_table(report.evaluation)}\n{speed}\n")
     return 0
 
 

@@ -21,7 +21,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +32,7 @@ from model.decoding import (
     INDEPENDENT,
     JOINT,
     PAIR_HEADS,
+    Decoding,
     check_decode,
     decode_labels,
     pair_scores,
@@ -71,7 +72,7 @@ class PredictConfig:
     tsv_columns: tuple[str, ...] | None = None
     top_k: int | None = None
     batch_size: int = 64
-    decode: Literal["independent", "joint"] = "independent"
+    decode: Decoding = INDEPENDENT
 
     def __post_init__(self) -> None:
         require_choice("decode", self.decode, DECODINGS)

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, check_decode
+from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, Decoding, check_decode
 from model.files import remove, sync_path, temporary_sibling
 from model.run.finished import check_same_labels, load_finished_run, load_run_vocab
 from model.serving.graph_tokenizer import GraphTokenizer
@@ -81,7 +81,7 @@ TokenizeFn = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 logger = logging.getLogger(__name__)
 
 
-def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, decode: str = INDEPENDENT) -> None:
+def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, decode: Decoding = INDEPENDENT) -> None:
     """Write the SavedModel of a finished run; all of it or nothing.
 
     Args:
@@ -103,7 +103,7 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, de
     finished = load_finished_run(run_dir)
     check_decode(decode, finished.labels)
     pairs = finished.pairs if decode == JOINT else None
-    data_dir = data_dir or finished.description["config"]["paths"]["data_dir"]
+    data_dir = data_dir or finished.description.config.paths.data_dir
     check_same_labels(finished, data_dir)
     vocab = load_run_vocab(finished)
     tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=finished.max_len))
