@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -45,11 +45,12 @@ from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, plan_bat
 logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: TrainConfig) -> Report:
+def train_and_evaluate(config: TrainConfig, *, on_step: Callable[[TrainingLoop], None] | None = None) -> Report:
     """Train, then measure the best epoch's weights on the test split (the validation split where there is none).
 
     Args:
         config: what, where and how.
+        on_step: called after each training step is started, with the loop whose `progress` counts it.
 
     Returns:
         The content of `report.json`.
@@ -64,7 +65,7 @@ def train_and_evaluate(config: TrainConfig) -> Report:
     setup = _resolve(config, inputs, run, open_devices(config))
     # Not before the devices: where there are several workers, TensorFlow takes SIGTERM for itself when it starts.
     with _write_access(run, setup.devices), watch_for_preemption() as watch:
-        return _train_in(setup, watch)
+        return _train_in(setup, watch, on_step)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def _prepare_run_dir(setup: _Setup) -> None:
             copy_file(source, copy)
 
 
-def _train_in(setup: _Setup, watch: PreemptionWatch) -> Report:
+def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[TrainingLoop], None] | None) -> Report:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
     if run.exists() and not config.saving.restart:
         run.check_resumable(setup.description)
@@ -199,6 +200,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> Report:
         variables=variables,
         progress=progress,
         watch=watch,
+        on_step=on_step,
     )
     if devices.is_chief:
         for line in _start_up_lines(setup, loop):

@@ -58,6 +58,7 @@ class TrainingLoop:
         variables: name -> variable, all that a state holds beside `progress`.
         progress: where the run is.
         watch: whether somebody asked to stop.
+        on_step: called after each training step is started.
     """
 
     config: TrainConfig
@@ -72,6 +73,7 @@ class TrainingLoop:
     variables: Mapping[str, tf.Variable]
     progress: Progress
     watch: PreemptionWatch
+    on_step: Callable[["TrainingLoop"], None] | None = None
 
     def __post_init__(self) -> None:
         self._tensorboard = TensorBoard(self.run.tensorboard if self.devices.is_chief else None)
@@ -185,6 +187,8 @@ class TrainingLoop:
             )
         self._pending.append((step, learning_rate, result))
         self.progress = dataclasses.replace(self.progress, step=step + 1, epoch_step=self.progress.epoch_step + 1)
+        if self.on_step is not None:
+            self.on_step(self)
 
     def _explained_errors(self) -> contextlib.AbstractContextManager[None]:
         option = "--batch_size" if self.config.batches.batch_tokens is None else "--batch_tokens"
