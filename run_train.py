@@ -13,7 +13,6 @@ from model.config import (
     SavingConfig,
     TrainConfig,
 )
-from model.quiet import start_tensorflow
 from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
 
 EPILOG = (
@@ -150,24 +149,23 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
-    """Return the configuration that a command line describes, and whether `--debug` is given.
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Return the configuration that a command line describes.
 
     Raises:
         OptionError: an option has a value that cannot be used, or no effect beside the others.
     """
     parser = make_parser()
     given = vars(parser.parse_args(argv))
-    debug = given.pop("debug")
+    del given["debug"]
     config = TrainConfig.from_options(**given)
     parser.require_effect(given, config.options)
-    return config, debug
+    return config
 
 
 def main(argv: Sequence[str]) -> int:
     """Train, and print the result table."""
-    config, debug = parse_config(argv)
-    start_tensorflow(quietly=not debug)
+    config = parse_config(argv)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table
     from model.trainer import train_and_evaluate

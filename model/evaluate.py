@@ -16,7 +16,6 @@ import numpy as np
 
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, Decoding, check_decode
 from model.files import write_text
-from model.quiet import start_tensorflow
 from model.report.metrics import measure
 from model.run.directory import RunDir
 from model.run.report import Evaluation, Report
@@ -136,7 +135,6 @@ def main(argv: Sequence[str]) -> int:
         raise OptionError(f"--output {arguments.output}: expected a local directory; copy it afterwards")
     if arguments.output is not None and RunDir(Path(arguments.output)).config.exists():
         raise OptionError(f"--output {arguments.output}: a run's directory, whose own report stays; give another one")
-    start_tensorflow(quietly=not arguments.debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.run.finished import check_same_labels, load_finished_run
     from model.training.run_inputs import check_file_system

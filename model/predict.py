@@ -37,7 +37,6 @@ from model.decoding import (
     decode_labels,
     pair_scores,
 )
-from model.quiet import start_tensorflow
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import TSV_COLUMNS, require, require_choice
@@ -51,7 +50,6 @@ MAX_LINE_BYTES = 16 << 20
 
 # Some 15,000 titles or 350 articles: enough that sorting them by length leaves little padding.
 _BLOCK_BYTES = 1 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +262,7 @@ def predict_input(config: PredictConfig) -> None:
     with _open_input(config.input_path) as raw, tqdm(unit=" lines", disable=not show_bar, dynamic_ncols=True) as bar:
         if raw.isatty():
             logger.info("reading lines from the terminal, Ctrl-D ends")
-        stream: ByteReader = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP_MAGIC else raw
+        stream: ByteReader = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == filesystem.GZIP_MAGIC else raw
         for lines in read_blocks(stream):
             answers = predict_lines(predictor, lines, columns=config.tsv_columns, top_k=config.top_k, pairs=pairs)
             for number, answer in enumerate(answers, num_lines + 1):
@@ -310,7 +308,6 @@ def main(argv: Sequence[str]) -> int:
         batch_size=arguments.batch_size,
         decode=arguments.decode,
     )
-    start_tensorflow(quietly=not arguments.debug)
     predict_input(config)
     return 0
 

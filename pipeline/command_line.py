@@ -18,6 +18,8 @@ from pipeline.errors import OptionError, PipelineError
 _INSTALLED_PREFIX = "two-headed-bert-"
 # What the extra `train` installs and a worker of the preprocessing job does without.
 _TRAINING_MODULES = ("jinja2", "keras_bert", "matplotlib", "sklearn", "tensorboard", "tensorflow", "tf_keras")
+_TENSORFLOW_LOGGERS = ("absl", "tensorflow")
+GPU_DRIVER = "/proc/driver/nvidia/version"
 # As shells report a command that a signal ended: 128 and the signal's number.
 _INTERRUPTED_STATUS = 130  # SIGINT
 _BROKEN_PIPE_STATUS = 141  # SIGPIPE
@@ -174,6 +176,9 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     _configure_logging(debug)
+    # TensorFlow reads this once, when it is imported. Where there is a GPU, it may have to say why it does not use it.
+    if not debug and not os.path.exists(GPU_DRIVER):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A label that the terminal's encoding lacks must not turn finished work into a failure.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -215,11 +220,12 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 def _configure_logging(debug: bool) -> None:
-    """Log to stderr; what Beam says about itself, and about parts of it that are not installed, only with `--debug`."""
+    """Log to stderr; what Beam and TensorFlow say about themselves only with `--debug`."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     if not debug:
         handler.addFilter(lambda record: not _is_of_beam(record) or record.levelno >= logging.CRITICAL)
+        handler.addFilter(lambda record: record.name not in _TENSORFLOW_LOGGERS or record.levelno >= logging.WARNING)
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
 
 

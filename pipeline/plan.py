@@ -1,7 +1,6 @@
 """`python -m pipeline.plan DIR`: what an epoch over a dataset will look like, and how fast this machine reads it."""
 
 import functools
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -130,7 +129,6 @@ def main(argv: Sequence[str]) -> int:
     per_batch_share = per_batch_padding_share(stored.lengths, args.batch_size, plan.max_len)
     print(describe_plan(args.split, stored.info.split(args.split), plan, per_batch_share))
     if args.seconds:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         rate = measure_reader(args.data_dir, args.split, options, args.seconds)
         print(f"reader           {rate:,.0f} examples/s on this machine ({args.seconds:g} s, the first read included)")
     return 0

@@ -26,10 +26,13 @@ from typing import TypeVar
 
 import msgspec
 
+from model.bert.config import CONFIG_FILE_NAME
 from model.decoding import INDEPENDENT, Decoding
 from model.files import remove, remove_temporary, write_text
 from model.run.description import BertIdentity, DatasetIdentity, RunDescription, RunOrigin, changed_values, changes
 from model.run.report import Report
+from pipeline import filesystem
+from pipeline.dataset.info import VOCAB_NAME
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -65,12 +68,12 @@ class RunDir:
     @property
     def vocab(self) -> Path:
         """The vocabulary."""
-        return self.path / "vocab.txt"
+        return self.path / VOCAB_NAME
 
     @property
     def bert_config(self) -> Path:
         """The BERT's sizes."""
-        return self.path / "bert_config.json"
+        return self.path / CONFIG_FILE_NAME
 
     @property
     def metrics(self) -> Path:
@@ -288,7 +291,7 @@ class RunDir:
         except OSError as error:
             raise OutputWriteError(f"{self.path}: cannot make this directory: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            filesystem.flock(descriptor, str(self.path), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             raise OutputExistsError(f"{self.path}: another process is training here; wait for it, or stop it") from None
@@ -306,7 +309,7 @@ def open_run_dir(path: str) -> RunDir:
     """
     if is_remote(path):
         raise OptionError(
-            f"--output {path}: a run needs a local directory, for it renames and locks; copy it afterwards"
+            f"--output {path}: a run needs a local directory, because it renames and locks; copy it afterwards"
         )
     return RunDir(Path(path))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.tokenization.characters import DROP as FOLDS_TO_NOTHING
 from pipeline.tokenization.characters import IN_CONTEXT, NUM_CODE_POINTS, SINGLE, SPACE, WORD, class_table, fold_table
-from pipeline.tokenization.vocabulary import UNK_TOKEN
+from pipeline.tokenization.vocabulary import CONTINUATION, UNK_TOKEN
 
 TEXT_END = NUM_CODE_POINTS
 
@@ -39,7 +39,6 @@ CAPITAL_SIGMA, FINAL_SIGMA, SMALL_SIGMA = map(ord, "Σςσ")
 # States of the trie in which a word begins and goes on.
 FIRST_PIECE, NEXT_PIECE = 0, 1
 
-_CONTINUATION = "##"
 _PAGE_BITS = 8
 _PAGE_SIZE = 1 << _PAGE_BITS
 
@@ -248,9 +247,9 @@ def _word_pieces(vocab: Mapping[str, int]) -> tuple[dict[str, int], dict[str, in
 
     first_pieces = {token: token_id for token, token_id in vocab.items() if consists_of_letters(token)}
     continuations = {
-        token.removeprefix(_CONTINUATION): token_id
+        token.removeprefix(CONTINUATION): token_id
         for token, token_id in vocab.items()
-        if token.startswith(_CONTINUATION)
+        if token.startswith(CONTINUATION)
     }
     return first_pieces, {piece: token_id for piece, token_id in continuations.items() if consists_of_letters(piece)}
 

@@ -13,7 +13,7 @@ from typing import Literal
 import apache_beam
 import pytest
 
-from pipeline import VERSION
+from pipeline import VERSION, command_line
 from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
 from pipeline.errors import CorruptShardError, NonFiniteLossError, OptionError, OutputWriteError, PipelineError
 from tests.support.corpora import own_logging
@@ -159,6 +159,19 @@ def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None
     assert "what to run --count" in text
     assert "how many (default: 64) --split" in text
     assert text.endswith("which one (default: all)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "has_gpu", "level"), [((), False, "3"), (("--debug",), False, None), ((), True, None)]
+)
+def test_tensorflow_is_quiet_unless_it_may_have_to_explain_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], has_gpu: bool, level: str | None
+) -> None:
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")  # so that it is restored
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(command_line, "GPU_DRIVER", str(tmp_path if has_gpu else tmp_path / "none"))
+    assert run(None, *arguments) == 0
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

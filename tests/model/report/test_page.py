@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import json
 import re
 from html.parser import HTMLParser
 
@@ -224,7 +223,17 @@ def test_classes_are_shown_by_parent():
 
 
 def head_values(matrix):
-    return {"confusion_matrix": matrix.tolist(), "classes": [{"label": f"c{i}"} for i in range(len(matrix))]}
+    figures = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
+    return HeadMeasures(
+        accuracy=0.0,
+        macro_f1=0.0,
+        micro_f1=0.0,
+        ece=0.0,
+        classes=tuple(ClassMeasures(label=f"c{number}", **figures) for number in range(len(matrix))),
+        confusion_matrix=matrix.tolist(),
+        calibration=(),
+        mistakes=(),
+    )
 
 
 def test_a_matrix_keeps_every_example(inputs):
@@ -241,15 +250,15 @@ def test_a_matrix_keeps_every_example(inputs):
 
     labels = {"category": [f"c{i}" for i in range(100)]}
     shown = shade_matrix(head_values(matrix), class_orders(labels, None)["category"])
-    assert len(shown["rows"]) == len(shown["names"]) == MAX_MATRIX_CLASSES
-    assert sum(int(count or 0) for row in shown["rows"] for _, count in row["cells"]) == matrix.sum()
-    assert "classes with the most mistakes" in shown["note"]
+    assert len(shown.rows) == len(shown.names) == MAX_MATRIX_CLASSES
+    assert sum(int(count or 0) for row in shown.rows for _, count in row.cells) == matrix.sum()
+    assert "classes with the most mistakes" in shown.note
 
 
 def test_shades_follow_the_share_of_the_row():
     matrix = np.array([[9, 1, 0], [5, 5, 0], [0, 0, 0]])
     shown = shade_matrix(head_values(matrix), class_orders({"category": ["a", "b", "c"]}, None)["category"])
-    assert [row["cells"] for row in shown["rows"]] == [
+    assert [row.cells for row in shown.rows] == [
         [("h9", "9"), ("m1", "1"), ("", "")],
         [("m5", "5"), ("h5", "5"), ("", "")],
         [("", "")] * 3,
@@ -259,4 +268,6 @@ def test_shades_follow_the_share_of_the_row():
 
 def test_the_report_is_what_json_holds(inputs):
     run, report, *others = inputs
-    assert render_report(run, json.loads(json.dumps(report)), *others) == render_report(run, report, *others)
+    assert render_report(run, Report.from_json(report.to_json().encode()), *others) == render_report(
+        run, report, *others
+    )

@@ -1,6 +1,8 @@
 """What may be done with a directory that is there already."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -292,6 +294,15 @@ def test_a_second_process_is_refused(run):
     with run.locked():
         assert "another process is training here" in try_to_lock()
     assert try_to_lock() == "locked\n"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(run, monkeypatch, caplog):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run.locked():
+        assert "no locks on this file system (No locks available)" in caplog.text
 
 
 def test_configuration_is_written_for_people(run):
