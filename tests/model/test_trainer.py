@@ -94,7 +94,7 @@ def test_leaves_what_one_needs(finished):
     config, run, report = finished
     assert RunDir(run).read_report() == report
     page = (run / "report.html").read_text()
-    assert f"{report['exact_match']:.2%}" in page
+    assert f"{report.evaluation.exact_match:.2%}" in page
     assert page.count("<svg") == 4  # curves, lengths, and each head's calibration
     description = RunDir(run).read_config()
     assert description.config == config

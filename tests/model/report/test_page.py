@@ -15,7 +15,7 @@ from model.report.page import render_report
 from model.run.description import BertIdentity, DatasetIdentity, RunDescription
 from model.run.directory import RunDir
 from model.run.metrics_csv import write_metrics_csv
-from model.run.report import Evaluation, Report, TrainingSummary
+from model.run.report import ClassMeasures, Evaluation, HeadMeasures, Report, TrainingSummary
 from pipeline.errors import InputFormatError
 from tests.support.runs import RESOLVED, TINY_BERT, tiny_config
 from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
