@@ -18,7 +18,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file, whole or not at all.
 
     Raises:
-        OutputWriteError: the disk is full, read-only or not ours; what stood under that name is untouched.
+        OutputWriteError: the disk is full, read-only or not ours; a file of that name is untouched.
     """
     with _write_errors(path):
         filesystem.write_atomically(str(path), text.encode("utf-8"))

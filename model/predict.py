@@ -5,8 +5,8 @@
      {"label": "娱乐", "probability": 0.01}]}, "second": {"label": …}}                       (on one line)
 
 As many lines go out as come in, in the same order; one that cannot be labelled gives `{"line": 2, "error": "…"}`. Every
-line is normalized and tokenized exactly as the training texts were. What has arrived is answered before more is read:
-memory stays bounded, and whoever types a line gets its answer at once.
+line is normalized and tokenized exactly as the training texts were. Lines that have arrived are
+answered before more are read: memory stays bounded, and a line that is typed gets its answer at once.
 """
 
 import dataclasses
@@ -220,7 +220,7 @@ def _describe_pairs(
 
 
 def _written(probability: np.float32) -> float:
-    """Return the decimal number that stands for this float32: 0.9, not 0.8999999761581421."""
+    """Return the shortest decimal number that rounds to this float32: 0.9, not 0.8999999761581421."""
     return float(str(probability))
 
 

@@ -70,7 +70,7 @@ def train_and_evaluate(config: TrainConfig, *, on_step: Callable[[TrainingLoop],
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Setup:
-    """A run before anything of it is written: what was asked for, and what comes of it on these devices.
+    """A run before anything of it is written: options, inputs, and values resolved for these devices.
 
     Attributes:
         policy: Keras's mixed-precision policy.
@@ -110,7 +110,7 @@ class _Setup:
 
 
 def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devices) -> _Setup:
-    """Settle what the options leave to the devices and the data, or refuse what goes with neither."""
+    """Resolve the options that are left to the devices and the data."""
     check_batch_sizes(config, devices.num_replicas)
     policy = resolve_policy(config, devices)
     plan = plan_batches(
@@ -222,7 +222,7 @@ def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossSc
 
 
 def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
-    """Say what is about to happen, in one block."""
+    """Yield the start-up block."""
     config, inputs, devices, plan = setup.config, setup.inputs, setup.devices, setup.plan
     info = inputs.info
     options = " ".join(f"{name}={spell(value)}" for name, value in config.options.items())
@@ -267,7 +267,7 @@ def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
 
 
 def _finish(setup: _Setup, loop: TrainingLoop) -> Report:
-    """Write what a finished run has, the report last, and return that."""
+    """Write the results, the report last, and return the report."""
     if setup.devices.is_chief:
         _write_results(setup, loop)
     setup.devices.barrier()
@@ -275,7 +275,7 @@ def _finish(setup: _Setup, loop: TrainingLoop) -> Report:
 
 
 def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
-    """Go back to the best epoch's weights, and measure them as they will be used."""
+    """Measure the best epoch's weights, and write the results."""
     config, inputs, run = setup.config, setup.inputs, setup.run
     progress = loop.progress
     monitor = progress.monitor

@@ -45,7 +45,7 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
-        self.only_with: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self.only_with: dict[str, tuple[str, str, tuple[str, ...]]] = {}
         self.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error and Beam's own messages")
 
@@ -56,15 +56,15 @@ class CommandParser(argparse.ArgumentParser):
         """Refuse options that have no effect beside the others.
 
         Args:
-            given: the parsed arguments; options that are not given are absent.
-            values: option → resolved value, of all options.
+            given: the parsed arguments, by field; options that are not given are absent.
+            values: field → value, of all options.
 
         Raises:
             OptionError: an option is given that is only used with another value of another option.
         """
-        for option, (other, used_with) in self.only_with.items():
+        for field, (option, other, used_with) in self.only_with.items():
             require(
-                option not in given or values[other] in used_with,
+                field not in given or values[other] in used_with,
                 f"--{option}: only used with --{other} {' or '.join(used_with)}, not {values[other]}",
             )
 
@@ -108,12 +108,12 @@ class OptionGroup:
                 `argparse.ArgumentTypeError`.
             metavar: the name of its value in the help.
             default: the default as the help describes it, where the value itself does not say it.
-            only_with: another option and those of its values beside which this option has an effect; see
-                `CommandParser.require_effect`.
+            only_with: another option, whose field has the same name, and those of its values beside which this option
+                has an effect; see `CommandParser.require_effect`.
         """
         field = field or option
         if only_with:
-            self._only_with[option] = only_with
+            self._only_with[field] = (option, *only_with)
         value, factory = self._fields[field].default, self._fields[field].default_factory
         settings = _argument_of(self._hints[field], parse, metavar)
         if value is factory is dataclasses.MISSING:

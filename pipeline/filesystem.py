@@ -314,7 +314,7 @@ def make_and_lock(directory: str) -> int:
     while True:
         make_directory(directory)
         descriptor = None
-        # Until it is locked, whoever made it may remove it, and somebody else may make another one.
+        # Until it is locked, its maker may remove it, and another process may make another one.
         with contextlib.suppress(FileNotFoundError):
             descriptor = lock(directory)
             if os.path.samestat(os.fstat(descriptor), os.stat(directory)):

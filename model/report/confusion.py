@@ -84,7 +84,7 @@ def class_orders(
         children = pairs[:, column]
         if len(parents) < len(labels[head]) and len(np.unique(children)) == len(children):
             parent_of = dict(zip(children.tolist(), pairs[:, 1 - column].tolist(), strict=True))
-            # A class that training never saw has no parent, and stands last.
+            # A class that training never saw has no parent, and is last.
             ids = sorted(orders[head].ids, key=lambda label: (parent_of.get(label, len(parents)), label))
             groups = [parents[parent_of[label]] if label in parent_of else "" for label in ids]
             orders[head] = ClassOrder(ids=ids, groups=groups)
@@ -100,8 +100,8 @@ def shade_matrix(measures: HeadMeasures, order: ClassOrder) -> Matrix:
         matrix, kept = condense(matrix, MAX_MATRIX_CLASSES)
         names, starts = [*(names[place] for place in kept), _OTHERS], []
         note = (
-            f"The {len(kept)} of {len(order.ids)} classes with the most mistakes; what is right and wrong among the "
-            f"{_OTHERS} stands in one cell."
+            f"The {len(kept)} of {len(order.ids)} classes with the most mistakes; all examples among the "
+            f"{_OTHERS} is in one cell."
         )
     totals = matrix.sum(axis=1)
     rows = []

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from model.run.report import CalibrationBin
 
-# matplotlib wants colours with values; what stands in the page are the style sheet's names for them.
+# matplotlib needs colours with values; in the page they become the style sheet's names.
 _INK, _MUTED, _RULE = "#010101", "#020202", "#030303"
 _SERIES = ("#040404", "#050505", "#060606")
 _CSS_NAMES = {_INK: "ink", _MUTED: "muted", _RULE: "rule"} | {

@@ -1,4 +1,4 @@
-"""The directory of a run, and what may be done with one that is there already.
+"""The directory of a run, and whether an existing one can be continued.
 
 RUN/
   config.json       first of all: options, resolved values, the dataset's and BERT's identity, label names, versions
@@ -277,7 +277,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the directory, and hold it against a second process for as long as this one trains.
+        """Make the directory, and keep other processes from training in it meanwhile.
 
         Raises:
             OutputExistsError: another process trains here.

@@ -1,4 +1,4 @@
-"""`dataset.json`: what a dataset directory holds, written last by the job and read first by everybody else.
+"""`dataset.json`: the description of a dataset directory, written last by the job and read first by all its users.
 
 Its presence means that the dataset is complete. It says everything that can be known without opening a shard: the
 schema, the vocabulary's identity, both label maps, and for each split the counts, the lengths and every file's size and
@@ -234,10 +234,10 @@ class DatasetInfo:
 
     @classmethod
     def from_any_json(cls, text: str | bytes, source: str) -> tuple["DatasetInfo", bool]:
-        """Parse the text of a `dataset.json` that somebody may have changed.
+        """Parse the text of a `dataset.json` that may have been changed.
 
         Returns:
-            What it says, and whether it is what was written.
+            The description, and whether it is unchanged since it was written.
 
         Raises:
             SchemaMismatchError: it makes no sense, or was written under another format or schema.

@@ -66,7 +66,7 @@ class Tokenizer:
             cased: keep letter case and accents, for vocabularies that have them.
 
         Raises:
-            OptionError: `max_len` leaves no room for a token.
+            OptionError: `max_len` is too short for a token.
             InputFormatError: a special token is missing, or two tokens share an id.
         """
         if max_len < MIN_MAX_LEN:

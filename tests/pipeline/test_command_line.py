@@ -189,7 +189,7 @@ def cake_parser() -> CommandParser:
     group = OptionGroup(parser, "cake", Cake)
     group.add("baker", "who bakes", field="baker_name", metavar="NAME")
     group.add("layers", "how high")
-    group.add("sugar", "how sweet", default="to taste", only_with=("filling", ("jam",)))
+    group.add("sweet", "how sweet", field="sugar", default="to taste", only_with=("filling", ("jam",)))
     group.add("filling", "between layers")
     group.add("toppings", "on top", parse=parse_names, metavar="NAME,…", default="none")
     group.add("shared", "for everybody")
@@ -207,12 +207,12 @@ def bake(*arguments: str) -> Cake:
 
 def test_options_set_the_fields_of_a_dataclass_and_have_its_defaults() -> None:
     assert bake("--baker", "Ada") == Cake(baker_name="Ada")
-    options = ["--layers", "3", "--sugar", "0.5", "--filling", "jam", "--toppings", "nuts, icing", "--shared"]
-    assert bake("--baker", "Ada", *options) == Cake(
-        baker_name="Ada", layers=3, sugar=0.5, filling="jam", toppings=("nuts", "icing"), shared=True
-    )
+    options = ["--layers", "3", "--sweet", "0.5", "--filling", "jam", "--toppings", "nuts, icing", "--shared"]
+    cake = bake("--baker", "Ada", *options)
+    assert (cake.baker_name, cake.layers, cake.sugar, cake.filling) == ("Ada", 3, 0.5, "jam")
+    assert (cake.toppings, cake.shared) == (("nuts", "icing"), True)
     text = " ".join(cake_parser().format_help().split())
-    assert "--baker NAME who bakes --layers N how high (default: 2) --sugar X how sweet (default: to taste)" in text
+    assert "--baker NAME who bakes --layers N how high (default: 2) --sweet X how sweet (default: to taste)" in text
     assert "--shared for everybody" in text
 
 
@@ -222,7 +222,7 @@ def test_options_set_the_fields_of_a_dataclass_and_have_its_defaults() -> None:
         ([], "the following arguments are required: --baker"),
         (["--baker", "Ada", "--layers", "high"], "argument --layers: invalid int value: 'high'"),
         (["--baker", "Ada", "--filling", "air"], "argument --filling: invalid choice: 'air'"),
-        (["--baker", "Ada", "--sugar", "1"], "--sugar: only used with --filling jam, not cream"),
+        (["--baker", "Ada", "--sweet", "1"], "--sweet: only used with --filling jam, not cream"),
     ],
 )
 def test_refuses_options_that_do_not_fit(arguments: list[str], message: str) -> None:
