@@ -1,8 +1,9 @@
 """What the tokenizer inside the graph looks up, as arrays: built once from a vocabulary, with NumPy alone.
 
 `pipeline.tokenization.characters` defines the folding of most characters on their own. This module has, as tables over
-all code points, what it leaves to Python's `unicodedata` and `str.lower`: decompositions into several characters, the order
-of combining marks, and the Greek capital sigma, whose lower case depends on its neighbours. Word pieces become a trie.
+all code points, what it leaves to Python's `unicodedata` and `str.lower`: decompositions into several characters, the
+order of combining marks, and the Greek capital sigma, whose lower case depends on its neighbours. Word pieces become a
+trie.
 
 The tables have one entry more than there are code points: TEXT_END, which follows every text of a batch, so that
 nothing looks across the border between two texts.
