@@ -1,11 +1,9 @@
-import argparse
 import functools
 import sys
 from collections.abc import Sequence
 
 from model.config import (
     BatchesConfig,
-    Buckets,
     DevicesConfig,
     LearningConfig,
     ModelConfig,
@@ -13,7 +11,14 @@ from model.config import (
     SavingConfig,
     TrainConfig,
 )
-from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
+from pipeline.command_line import (
+    CommandParser,
+    OptionGroup,
+    parse_buckets,
+    parse_named_numbers,
+    parse_names,
+    run_command,
+)
 
 EPILOG = (
     "The same command again continues an interrupted run, to the same result. SIGTERM saves the state and exits with "
@@ -21,22 +26,6 @@ EPILOG = (
     "--heads category for its single-output model). A usual fine-tuning of a pre-trained BERT: --schedule linear "
     "--learning_rate 3e-5 --epochs 3. Several machines: set TF_CONFIG on each, and start the same command on all."
 )
-
-
-def parse_buckets(text: str) -> Buckets:
-    """Parse `auto`, `off` or `64,128,…`.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none of them.
-    """
-    if text == "auto":
-        return "auto"
-    if text == "off":
-        return "off"
-    try:
-        return tuple(int(edge) for edge in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected auto, off or lengths such as 64,128, got {text!r}") from None
 
 
 def make_parser() -> CommandParser:

@@ -162,6 +162,22 @@ def parse_named_numbers(text: str) -> dict[str, float]:
     return values
 
 
+def parse_buckets(text: str) -> Literal["auto", "off"] | tuple[int, ...]:
+    """Parse `auto`, `off` or `64,128,…`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of them.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    try:
+        return tuple(int(edge) for edge in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected auto, off or lengths such as 64,128, got {text!r}") from None
+
+
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main` and turn its outcome into an exit status; the installed commands call nothing else.
 

@@ -14,7 +14,14 @@ import apache_beam
 import pytest
 
 from pipeline import VERSION, command_line
-from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
+from pipeline.command_line import (
+    CommandParser,
+    OptionGroup,
+    parse_buckets,
+    parse_named_numbers,
+    parse_names,
+    run_command,
+)
 from pipeline.errors import CorruptShardError, NonFiniteLossError, OptionError, OutputWriteError, PipelineError
 from tests.support.corpora import own_logging
 
@@ -228,6 +235,12 @@ def test_options_set_the_fields_of_a_dataclass_and_have_its_defaults() -> None:
 def test_refuses_options_that_do_not_fit(arguments: list[str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         bake(*arguments)
+
+
+def test_buckets_are_words_or_numbers() -> None:
+    assert [parse_buckets(text) for text in ("auto", "off", "64", "64,128")] == ["auto", "off", (64,), (64, 128)]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected auto, off or lengths such as 64,128, got '64;128'"):
+        parse_buckets("64;128")
 
 
 @pytest.mark.parametrize(
