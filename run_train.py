@@ -1,13 +1,11 @@
 """Train a shared BERT with its heads on a dataset directory that run_preprocess.py made; print the result table."""
 
-import argparse
 import functools
 import sys
 from collections.abc import Sequence
 
 from model.config import (
     BatchesConfig,
-    Buckets,
     DevicesConfig,
     LearningConfig,
     ModelConfig,
@@ -15,8 +13,14 @@ from model.config import (
     SavingConfig,
     TrainConfig,
 )
-from model.quiet import start_tensorflow
-from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
+from pipeline.command_line import (
+    CommandParser,
+    OptionGroup,
+    parse_buckets,
+    parse_named_numbers,
+    parse_names,
+    run_command,
+)
 
 EPILOG = (
     "The same command again continues an interrupted run, to the same result. SIGTERM saves the state and exits with "
@@ -24,22 +28,6 @@ EPILOG = (
     "--heads category for its single-output model). A usual fine-tuning of a pre-trained BERT: --schedule linear "
     "--learning_rate 3e-5 --epochs 3. Several machines: set TF_CONFIG on each, and start the same command on all."
 )
-
-
-def parse_buckets(text: str) -> Buckets:
-    """Parse `auto`, `off` or `64,128,…`.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none of them.
-    """
-    if text == "auto":
-        return "auto"
-    if text == "off":
-        return "off"
-    try:
-        return tuple(int(edge) for edge in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected auto, off or lengths such as 64,128, got {text!r}") from None
 
 
 def make_parser() -> CommandParser:
@@ -152,31 +140,30 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
-    """Return the configuration that a command line describes, and whether `--debug` is given.
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Return the configuration that a command line describes.
 
     Raises:
         OptionError: an option has a value that cannot be used, or no effect beside the others.
     """
     parser = make_parser()
     given = vars(parser.parse_args(argv))
-    debug = given.pop("debug")
+    del given["debug"]
     config = TrainConfig.from_options(**given)
     parser.require_effect(given, config.options)
-    return config, debug
+    return config
 
 
 def main(argv: Sequence[str]) -> int:
     """Train, and print the result table."""
-    config, debug = parse_config(argv)
-    start_tensorflow(quietly=not debug)
+    config = parse_config(argv)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table
     from model.trainer import train_and_evaluate
 
     report = train_and_evaluate(config)
-    speed = f"{report['train_examples_per_second']:,.1f} examples/s in training"
-    sys.stdout.write(f"{result_table(report)}\n{speed}\n")
+    speed = f"{report.training.examples_per_second:,.1f} examples/s in training"
+    sys.stdout.write(f"{result_table(report.evaluation)}\n{speed}\n")
     return 0
 
 

@@ -1,7 +1,6 @@
 """`make demo`: the whole chain on made-up documents, with the commands a user would type, and one table at the end."""
 
 import argparse
-import json
 import shlex
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from model.run.directory import RunDir
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.summary import format_table
 
@@ -58,15 +58,18 @@ def _run(*command: str, text: str | None = None) -> float:
 
 def _result_table(data: str, run: str, preprocess_rate: float) -> str:
     info = read_dataset_info(data)
-    report = json.loads(Path(run, "report.json").read_text(encoding="utf-8"))
+    report = RunDir(Path(run)).read_report()
     rows = [(f"examples, {name}", f"{split.num_examples:,}") for name, split in info.splits.items()]
-    for head, metrics in report["heads"].items():
-        rows.append((f"{head}, test accuracy", f"{metrics['accuracy']:.1%}"))
-        rows.append((f"{head}, test macro-F1", f"{metrics['macro_f1']:.1%}"))
+    for head, measures in report.evaluation.heads.items():
+        rows.append((f"{head}, test accuracy", f"{measures.accuracy:.1%}"))
+        rows.append((f"{head}, test macro-F1", f"{measures.macro_f1:.1%}"))
     rows += [
-        *((f"both heads right, test, {name}", f"{v['exact_match']:.1%}") for name, v in report["decoding"].items()),
+        *(
+            (f"both heads right, test, {name}", f"{v.exact_match:.1%}")
+            for name, v in (report.evaluation.decoding or {}).items()
+        ),
         ("preprocessing, documents/s, start-up included", f"{preprocess_rate:,.0f}"),
-        ("training, examples/s", f"{report['train_examples_per_second']:,.0f}"),
+        ("training, examples/s", f"{report.training.examples_per_second:,.0f}"),
     ]
     return "\n".join(["", *format_table(("result", ""), rows)])
 

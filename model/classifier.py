@@ -11,13 +11,12 @@ from pathlib import Path
 import tensorflow as tf
 
 from model.bert.checkpoint import (
-    CONFIG_FILE_NAME,
     initialize_encoder_weights,
     load_encoder_weights,
     random_variable,
     read_bert_dir,
 )
-from model.bert.config import BertConfig
+from model.bert.config import CONFIG_FILE_NAME, BertConfig
 from model.bert.encoder import ENCODERS, POOLING_LAYER
 from pipeline.dataset.schema import INDICES, SEGMENTS
 from pipeline.errors import MissingInputError, OptionError

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-from pipeline.config import MIN_MAX_LEN, STANDARD_SPLITS, describe, require, require_choice
+from pipeline.config import MIN_MAX_LEN, STANDARD_SPLITS, require, require_choice
 from pipeline.dataset.schema import HEAD_FEATURES
 
 TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = STANDARD_SPLITS
@@ -278,20 +278,11 @@ class TrainConfig:
         groups = [getattr(self, group.name) for group in dataclasses.fields(self)]
         return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Return group → option → JSON value."""
-        return {group.name: describe(getattr(self, group.name)) for group in dataclasses.fields(self)}
 
-
-def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say which options that shape the result differ between two described configurations; see `changes`."""
-    old_options, new_options = (
-        {option: value for group in described.values() for option, value in group.items()} for described in (old, new)
-    )
-    names = [name for name in new_options if name not in FREE_OPTIONS | RESOLVED_OPTIONS]
-    return changes(old_options, new_options, names)
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Say which of the named values differ, as `name: old -> new`."""
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+def spell(value: Any) -> str:
+    """Write an option's value as the command line does."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={number}" for name, number in value.items())
+    return str(value)

@@ -6,6 +6,7 @@ those of the taxonomy, or of whatever else gave the second label.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -13,7 +14,10 @@ from pipeline.dataset.info import SplitInfo
 from pipeline.dataset.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.errors import OptionError
 
-INDEPENDENT, JOINT = DECODINGS = ("independent", "joint")
+Decoding = Literal["independent", "joint"]
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
+INDEPENDENT: Decoding = "independent"
+JOINT: Decoding = "joint"
 PAIR_HEADS = (CATEGORY_HEAD, SECOND_HEAD)
 DECODE_HELP = (
     "independent: each head's most probable label; joint: the most probable pair of labels among those that occur in "
@@ -26,7 +30,7 @@ def has_pairs(heads: Mapping[str, object] | Sequence[str]) -> bool:
     return set(PAIR_HEADS) <= set(heads)
 
 
-def check_decode(decode: str, heads: Mapping[str, object] | Sequence[str]) -> None:
+def check_decode(decode: Decoding, heads: Mapping[str, object] | Sequence[str]) -> None:
     """Check that a run can be decoded this way.
 
     Raises:
@@ -44,7 +48,7 @@ def observed_pairs(split: SplitInfo) -> np.ndarray:
     return np.argwhere(np.asarray(split.joint_label_counts) > 0)
 
 
-def name_pairs(pairs: np.ndarray, labels: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def name_pairs(pairs: np.ndarray, labels: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Return pairs as category -> its second labels, which is how a run's `config.json` keeps them.
 
     Args:
@@ -55,7 +59,7 @@ def name_pairs(pairs: np.ndarray, labels: Mapping[str, Sequence[str]]) -> dict[s
     named: dict[str, list[str]] = {}
     for category, second in pairs.tolist():
         named.setdefault(categories[category], []).append(seconds[second])
-    return named
+    return {category: tuple(seconds) for category, seconds in named.items()}
 
 
 def index_pairs(named: Mapping[str, Sequence[str]], labels: Mapping[str, Sequence[str]]) -> np.ndarray:
@@ -66,7 +70,7 @@ def index_pairs(named: Mapping[str, Sequence[str]], labels: Mapping[str, Sequenc
 
 
 def decode_labels(
-    probabilities: Mapping[str, np.ndarray], *, decode: str = INDEPENDENT, pairs: np.ndarray | None = None
+    probabilities: Mapping[str, np.ndarray], *, decode: Decoding = INDEPENDENT, pairs: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Return the label that each head is given.
 

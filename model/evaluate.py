@@ -5,21 +5,20 @@ the figures are is said in `model.report.metrics`, what the page shows in `model
 """
 
 import functools
-import json
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, check_decode
+from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, Decoding, check_decode
 from model.files import write_text
-from model.quiet import start_tensorflow
 from model.report.metrics import measure
 from model.run.directory import RunDir
+from model.run.report import Evaluation, Report
 from pipeline.command_line import CommandParser, run_command
 from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import OptionError, OutputWriteError
@@ -40,8 +39,8 @@ def evaluate_split(
     pairs: np.ndarray | None,
     max_len: int,
     batch_size: int = 64,
-    decode: str = INDEPENDENT,
-) -> dict[str, Any]:
+    decode: Decoding = INDEPENDENT,
+) -> Evaluation:
     """Measure a model on a split.
 
     Args:
@@ -53,10 +52,6 @@ def evaluate_split(
         max_len: texts are cut to this many tokens.
         batch_size: texts at a time.
         decode: see `model.decoding`.
-
-    Returns:
-        `split`, what `model.report.metrics.measure` returns, and `evaluate_seconds`, the time of the model's answers
-        alone.
 
     Raises:
         OptionError: joint decoding without pairs.
@@ -70,35 +65,35 @@ def evaluate_split(
     seconds = time.perf_counter() - started
     keys = read_keys(data_dir, split)
     measures = measure(predictions, labels=labels, keys=keys, pairs=pairs, decode=decode)
-    return {"split": split, **measures, "evaluate_seconds": seconds}
+    return Evaluation(**vars(measures), split=split, seconds=seconds)
 
 
-def result_table(report: Mapping[str, Any]) -> str:
-    """Return the figures of a report as a table for people."""
-    decode = "" if report["decode"] == INDEPENDENT else f", {report['decode']} decoding"
+def result_table(evaluation: Evaluation) -> str:
+    """Return the figures of an evaluation as a table for people."""
+    decode = "" if evaluation.decode == INDEPENDENT else f", {evaluation.decode} decoding"
     lines = [
-        f"{report['split']} ({report['num_examples']:,} examples{decode})",
+        f"{evaluation.split} ({evaluation.num_examples:,} examples{decode})",
         f"{'head':<14}{'accuracy':>13}{'macro-F1':>13}{'ECE':>13}",
     ]
     lines += [
-        f"{head:<14}{values['accuracy']:>13.2%}{values['macro_f1']:>13.2%}{values['ece']:>13.2%}"
-        for head, values in report["heads"].items()
+        f"{head:<14}{measures.accuracy:>13.2%}{measures.macro_f1:>13.2%}{measures.ece:>13.2%}"
+        for head, measures in evaluation.heads.items()
     ]
-    if "decoding" in report:
+    if evaluation.decoding is not None:
         lines.append(f"{'both heads':<14}{'exact match':>13}{'impossible':>13}")
         lines += [
-            f"{name:<14}{values['exact_match']:>13.2%}{values['impossible_pairs']:>13.2%}"
-            for name, values in report["decoding"].items()
+            f"{name:<14}{measures.exact_match:>13.2%}{measures.impossible_pairs:>13.2%}"
+            for name, measures in evaluation.decoding.items()
         ]
     return "\n".join(lines)
 
 
-def write_report(run: RunDir, report: Mapping[str, Any], data_dir: str, output: Path) -> None:
+def write_report(run: RunDir, report: Report, data_dir: str, output: Path) -> None:
     """Write `report.html`, then `report.json`.
 
     Args:
         run: with its configuration and metrics.
-        report: what `evaluate_split` returned, and what training says about itself.
+        report: to write.
         data_dir: the dataset that was measured.
         output: a directory, made if it is not there.
 
@@ -113,7 +108,7 @@ def write_report(run: RunDir, report: Mapping[str, Any], data_dir: str, output: 
         raise OutputWriteError(f"{output}: cannot make this directory: {error.strerror}") from error
     written = RunDir(output)
     write_text(written.report_page, render_report(run, report, read_dataset_info(data_dir), data_dir))
-    write_text(written.report, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    written.write_report(report)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -140,21 +135,20 @@ def main(argv: Sequence[str]) -> int:
         raise OptionError(f"--output {arguments.output}: expected a local directory; copy it afterwards")
     if arguments.output is not None and RunDir(Path(arguments.output)).config.exists():
         raise OptionError(f"--output {arguments.output}: a run's directory, whose own report stays; give another one")
-    start_tensorflow(quietly=not arguments.debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.run.finished import check_same_labels, load_finished_run
     from model.training.run_inputs import check_file_system
 
     finished = load_finished_run(arguments.run)
     check_decode(arguments.decode, finished.labels)
-    data_dir = arguments.data or finished.description["config"]["paths"]["data_dir"]
-    split = arguments.split or finished.report["split"]
+    data_dir = arguments.data or finished.description.config.paths.data_dir
+    split = arguments.split or finished.report.evaluation.split
     check_file_system(data_dir)
     check_same_labels(finished, data_dir)
     info = read_dataset_info(data_dir)
     if info.max_len < finished.max_len:
         logger.info("its texts are cut at %d tokens, those of training were at %d", info.max_len, finished.max_len)
-    measures = evaluate_split(
+    evaluation = evaluate_split(
         finished.model,
         data_dir,
         split,
@@ -164,15 +158,14 @@ def main(argv: Sequence[str]) -> int:
         batch_size=arguments.batch_size,
         decode=arguments.decode,
     )
-    # What training says about itself stays true, whatever is measured now.
-    report = {**finished.report, **measures}
+    report = Report(evaluation=evaluation, training=finished.report.training)
     if arguments.output is not None:
         output = Path(arguments.output)
     else:
-        is_other = info.fingerprint != finished.description["dataset"]["fingerprint"]
+        is_other = info.fingerprint != finished.description.dataset.fingerprint
         output = finished.run.evaluation(split, arguments.decode, info.fingerprint if is_other else None)
     write_report(finished.run, report, data_dir, output)
-    sys.stdout.write(result_table(report) + "\n")
+    sys.stdout.write(result_table(evaluation) + "\n")
     logger.info("report in %s", RunDir(output).report_page)
     return 0
 

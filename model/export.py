@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT
-from model.quiet import start_tensorflow
 from pipeline.command_line import CommandParser, run_command
 
 
@@ -26,7 +25,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", metavar="DIR", help="dataset directory, if not where it was during training")
     parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=DECODE_HELP)
     arguments = parser.parse_args(argv)
-    start_tensorflow(quietly=not arguments.debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.serving.saved_model import export_run
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file, whole or not at all.
 
     Raises:
-        OutputWriteError: the disk is full, read-only or not ours; what stood under that name is untouched.
+        OutputWriteError: the disk is full, read-only or not ours; a file of that name is untouched.
     """
     with _write_errors(path):
         filesystem.write_atomically(str(path), text.encode("utf-8"))
@@ -70,8 +69,8 @@ def remove(path: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """Return a new hidden name beside a file or directory, for what is not complete yet or not needed any more."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    """Return a new hidden name beside a file or directory; see `pipeline.filesystem.temporary_sibling`."""
+    return Path(filesystem.temporary_sibling(str(path)))
 
 
 def remove_temporary(directory: Path) -> None:

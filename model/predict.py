@@ -5,8 +5,8 @@
      {"label": "娱乐", "probability": 0.01}]}, "second": {"label": …}}                       (on one line)
 
 As many lines go out as come in, in the same order; one that cannot be labelled gives `{"line": 2, "error": "…"}`. Every
-line is normalized and tokenized exactly as the training texts were. What has arrived is answered before more is read:
-memory stays bounded, and whoever types a line gets its answer at once.
+line is normalized and tokenized exactly as the training texts were. Lines that have arrived are
+answered before more are read: memory stays bounded, and a line that is typed gets its answer at once.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -32,11 +32,11 @@ from model.decoding import (
     INDEPENDENT,
     JOINT,
     PAIR_HEADS,
+    Decoding,
     check_decode,
     decode_labels,
     pair_scores,
 )
-from model.quiet import start_tensorflow
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
 from pipeline.config import TSV_COLUMNS, require, require_choice
@@ -50,7 +50,6 @@ MAX_LINE_BYTES = 16 << 20
 
 # Some 15,000 titles or 350 articles: enough that sorting them by length leaves little padding.
 _BLOCK_BYTES = 1 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class PredictConfig:
     tsv_columns: tuple[str, ...] | None = None
     top_k: int | None = None
     batch_size: int = 64
-    decode: Literal["independent", "joint"] = "independent"
+    decode: Decoding = INDEPENDENT
 
     def __post_init__(self) -> None:
         require_choice("decode", self.decode, DECODINGS)
@@ -221,7 +220,7 @@ def _describe_pairs(
 
 
 def _written(probability: np.float32) -> float:
-    """Return the decimal number that stands for this float32: 0.9, not 0.8999999761581421."""
+    """Return the shortest decimal number that rounds to this float32: 0.9, not 0.8999999761581421."""
     return float(str(probability))
 
 
@@ -263,7 +262,7 @@ def predict_input(config: PredictConfig) -> None:
     with _open_input(config.input_path) as raw, tqdm(unit=" lines", disable=not show_bar, dynamic_ncols=True) as bar:
         if raw.isatty():
             logger.info("reading lines from the terminal, Ctrl-D ends")
-        stream: ByteReader = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP_MAGIC else raw
+        stream: ByteReader = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == filesystem.GZIP_MAGIC else raw
         for lines in read_blocks(stream):
             answers = predict_lines(predictor, lines, columns=config.tsv_columns, top_k=config.top_k, pairs=pairs)
             for number, answer in enumerate(answers, num_lines + 1):
@@ -309,7 +308,6 @@ def main(argv: Sequence[str]) -> int:
         batch_size=arguments.batch_size,
         decode=arguments.decode,
     )
-    start_tensorflow(quietly=not arguments.debug)
     predict_input(config)
     return 0
 

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.bert.config import BertConfig
-from model.quiet import start_tensorflow
 from pipeline.command_line import CommandParser, run_command
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
 from pipeline.tokenization.characters import SINGLE, WORD, class_table, fold_blocks
-from pipeline.tokenization.vocabulary import SPECIAL_TOKENS, load_vocab
+from pipeline.tokenization.vocabulary import CONTINUATION, SPECIAL_TOKENS, load_vocab
 
 MASK_TOKEN = "[MASK]"
-CONTINUATION = "##"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +197,6 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument(f"--{name}", type=int, default=getattr(SampleBertConfig, name), help=meaning)
     arguments = vars(parser.parse_args(argv))
     config = SampleBertConfig(**{field.name: arguments[field.name] for field in dataclasses.fields(SampleBertConfig)})
-    start_tensorflow(quietly=not arguments["debug"])
     made = make_sample_bert(config)
     sys.stdout.write(
         f"{config.output}: {made.num_hidden_layers} layers of width {made.hidden_size}, "

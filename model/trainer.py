@@ -11,18 +11,19 @@ import dataclasses
 import functools
 import logging
 import textwrap
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
-from model.config import TRAIN_SPLIT, TrainConfig
+from model.config import TRAIN_SPLIT, TrainConfig, spell
 from model.evaluate import evaluate_split, write_report
 from model.files import copy_file
-from model.run.directory import RunDir, open_run_dir, run_id
+from model.run.description import Resolved, ResolvedBatches, ResolvedDevices, RunDescription
+from model.run.directory import RunDir, open_run_dir
 from model.run.finished import load_final_model
+from model.run.report import Report, TrainingSummary
 from model.run.weights import named_variables
 from model.training.loop import TrainingLoop
 from model.training.optimizer import AdamW, LossScale, Schedule
@@ -44,11 +45,12 @@ from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, plan_bat
 logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
+def train_and_evaluate(config: TrainConfig, *, on_step: Callable[[TrainingLoop], None] | None = None) -> Report:
     """Train, then measure the best epoch's weights on the test split (the validation split where there is none).
 
     Args:
         config: what, where and how.
+        on_step: called after each training step is started, with the loop whose `progress` counts it.
 
     Returns:
         The content of `report.json`.
@@ -59,16 +61,16 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
     inputs = read_run_inputs(config)
     run = open_run_dir(config.paths.output_dir)
     if run.exists() and not config.saving.restart:
-        run.check_resumable(inputs.describe(config))
+        run.check_origin(inputs.origin(config))
     setup = _resolve(config, inputs, run, open_devices(config))
     # Not before the devices: where there are several workers, TensorFlow takes SIGTERM for itself when it starts.
     with _write_access(run, setup.devices), watch_for_preemption() as watch:
-        return _train_in(setup, watch)
+        return _train_in(setup, watch, on_step)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Setup:
-    """A run before anything of it is written: what was asked for, and what comes of it on these devices.
+    """A run before anything of it is written: options, inputs, and values resolved for these devices.
 
     Attributes:
         policy: Keras's mixed-precision policy.
@@ -87,24 +89,28 @@ class _Setup:
     plan: BatchPlan
 
     @functools.cached_property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> RunDescription:
         """The content of the run's `config.json`."""
-        resolved = {
-            "precision": self.policy.removeprefix("mixed_"),
-            "xla": self.xla,
-            "deterministic": self.deterministic,
-            "strategy": self.devices.kind,
-            "num_replicas": self.devices.num_replicas,
-            "num_workers": self.devices.num_workers,
-            "bucket_lengths": list(self.plan.edges),
-            "bucket_rows": list(self.plan.rows),
-            "steps_per_epoch": self.plan.steps_per_epoch,
-        }
-        return self.inputs.describe(self.config) | {"resolved": resolved}
+        resolved = Resolved(
+            precision=self.policy.removeprefix("mixed_"),
+            devices=ResolvedDevices(
+                strategy=self.devices.kind,
+                num_replicas=self.devices.num_replicas,
+                num_workers=self.devices.num_workers,
+                xla=self.xla,
+                deterministic=self.deterministic,
+            ),
+            batches=ResolvedBatches(
+                bucket_lengths=tuple(self.plan.edges),
+                bucket_rows=tuple(self.plan.rows),
+                steps_per_epoch=self.plan.steps_per_epoch,
+            ),
+        )
+        return self.inputs.describe(self.config, resolved)
 
 
 def _resolve(config: TrainConfig, inputs: RunInputs, run: RunDir, devices: Devices) -> _Setup:
-    """Settle what the options leave to the devices and the data, or refuse what goes with neither."""
+    """Resolve the options that are left to the devices and the data."""
     check_batch_sizes(config, devices.num_replicas)
     policy = resolve_policy(config, devices)
     plan = plan_batches(
@@ -146,7 +152,7 @@ def _prepare_run_dir(setup: _Setup) -> None:
             copy_file(source, copy)
 
 
-def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
+def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[TrainingLoop], None] | None) -> Report:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
     if run.exists() and not config.saving.restart:
         run.check_resumable(setup.description)
@@ -174,7 +180,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         _prepare_run_dir(setup)
     devices.barrier()
     variables = _state_variables(model, optimizer, loss_scale)
-    own_id = run_id(setup.description)
+    own_id = setup.description.run_id
     restored = restore_newest(run.states, variables, run_id=own_id, best_weights=run.best_weights)
     progress = restored or Progress(run_id=own_id)
     devices.agree(progress.step)
@@ -193,6 +199,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         variables=variables,
         progress=progress,
         watch=watch,
+        on_step=on_step,
     )
     if devices.is_chief:
         for line in _start_up_lines(setup, loop):
@@ -214,10 +221,10 @@ def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossSc
 
 
 def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
-    """Say what is about to happen, in one block."""
+    """Yield the start-up block."""
     config, inputs, devices, plan = setup.config, setup.inputs, setup.devices, setup.plan
     info = inputs.info
-    options = " ".join(f"{name}={value}" for name, value in config.options.items())
+    options = " ".join(f"{name}={spell(value)}" for name, value in config.options.items())
     yield from textwrap.wrap(
         options,
         110,
@@ -258,8 +265,8 @@ def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
         yield f"continuing   after step {loop.progress.step:,}, epoch {loop.progress.epoch + 1}"
 
 
-def _finish(setup: _Setup, loop: TrainingLoop) -> dict[str, Any]:
-    """Write what a finished run has, the report last, and return that."""
+def _finish(setup: _Setup, loop: TrainingLoop) -> Report:
+    """Write the results, the report last, and return the report."""
     if setup.devices.is_chief:
         _write_results(setup, loop)
     setup.devices.barrier()
@@ -267,15 +274,16 @@ def _finish(setup: _Setup, loop: TrainingLoop) -> dict[str, Any]:
 
 
 def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
-    """Go back to the best epoch's weights, and measure them as they will be used."""
+    """Measure the best epoch's weights, and write the results."""
     config, inputs, run = setup.config, setup.inputs, setup.run
-    monitor, progress = loop.monitor, loop.progress
+    progress = loop.progress
+    monitor = progress.monitor
     copy_file(run.best_weights(monitor.best_epoch), run.weights)
     # Not the model that was trained, which may compute in another precision: the one that evaluation, prediction and
     # export load.
     model = load_final_model(run, setup.description)
-    report = {
-        **evaluate_split(
+    report = Report(
+        evaluation=evaluate_split(
             model,
             config.paths.data_dir,
             inputs.test_split,
@@ -284,15 +292,17 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
             max_len=inputs.max_len,
             batch_size=config.batches.eval_batch_size,
         ),
-        "monitored": config.learning.monitored,
-        "best_value": monitor.best,
-        "best_epoch": monitor.best_epoch,
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "early_stopped": progress.step < loop.last_step,
-        "train_seconds": progress.train_seconds,
-        "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
-    }
+        training=TrainingSummary(
+            monitored=config.learning.monitored,
+            best_value=progress.rows[monitor.best_epoch - 1][config.learning.monitored],
+            best_epoch=monitor.best_epoch,
+            epochs=progress.epoch,
+            steps=progress.step,
+            early_stopped=progress.step < loop.last_step,
+            seconds=progress.train_seconds,
+            num_examples=progress.num_examples,
+        ),
+    )
     save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
     write_report(run, report, config.paths.data_dir, run.path)
     logger.info(

@@ -18,6 +18,8 @@ from pipeline.errors import OptionError, PipelineError
 _INSTALLED_PREFIX = "two-headed-bert-"
 # What the extra `train` installs and a worker of the preprocessing job does without.
 _TRAINING_MODULES = ("jinja2", "keras_bert", "matplotlib", "sklearn", "tensorboard", "tensorflow", "tf_keras")
+_TENSORFLOW_LOGGERS = ("absl", "tensorflow")
+GPU_DRIVER = "/proc/driver/nvidia/version"
 # As shells report a command that a signal ended: 128 and the signal's number.
 _INTERRUPTED_STATUS = 130  # SIGINT
 _BROKEN_PIPE_STATUS = 141  # SIGPIPE
@@ -43,7 +45,7 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
-        self.only_with: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self.only_with: dict[str, tuple[str, str, tuple[str, ...]]] = {}
         self.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error and Beam's own messages")
 
@@ -54,15 +56,15 @@ class CommandParser(argparse.ArgumentParser):
         """Refuse options that have no effect beside the others.
 
         Args:
-            given: the parsed arguments; options that are not given are absent.
-            values: option → resolved value, of all options.
+            given: the parsed arguments, by field; options that are not given are absent.
+            values: field → value, of all options.
 
         Raises:
             OptionError: an option is given that is only used with another value of another option.
         """
-        for option, (other, used_with) in self.only_with.items():
+        for field, (option, other, used_with) in self.only_with.items():
             require(
-                option not in given or values[other] in used_with,
+                field not in given or values[other] in used_with,
                 f"--{option}: only used with --{other} {' or '.join(used_with)}, not {values[other]}",
             )
 
@@ -106,12 +108,12 @@ class OptionGroup:
                 `argparse.ArgumentTypeError`.
             metavar: the name of its value in the help.
             default: the default as the help describes it, where the value itself does not say it.
-            only_with: another option and those of its values beside which this option has an effect; see
-                `CommandParser.require_effect`.
+            only_with: another option, whose field has the same name, and those of its values beside which this option
+                has an effect; see `CommandParser.require_effect`.
         """
         field = field or option
         if only_with:
-            self._only_with[option] = only_with
+            self._only_with[field] = (option, *only_with)
         value, factory = self._fields[field].default, self._fields[field].default_factory
         settings = _argument_of(self._hints[field], parse, metavar)
         if value is factory is dataclasses.MISSING:
@@ -160,6 +162,22 @@ def parse_named_numbers(text: str) -> dict[str, float]:
     return values
 
 
+def parse_buckets(text: str) -> Literal["auto", "off"] | tuple[int, ...]:
+    """Parse `auto`, `off` or `64,128,…`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of them.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    try:
+        return tuple(int(edge) for edge in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected auto, off or lengths such as 64,128, got {text!r}") from None
+
+
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main` and turn its outcome into an exit status; the installed commands call nothing else.
 
@@ -174,6 +192,9 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     _configure_logging(debug)
+    # TensorFlow reads this once, when it is imported. Where there is a GPU, it may have to say why it does not use it.
+    if not debug and not os.path.exists(GPU_DRIVER):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A label that the terminal's encoding lacks must not turn finished work into a failure.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -215,11 +236,12 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 def _configure_logging(debug: bool) -> None:
-    """Log to stderr; what Beam says about itself, and about parts of it that are not installed, only with `--debug`."""
+    """Log to stderr; what Beam and TensorFlow say about themselves only with `--debug`."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     if not debug:
         handler.addFilter(lambda record: not _is_of_beam(record) or record.levelno >= logging.CRITICAL)
+        handler.addFilter(lambda record: record.name not in _TENSORFLOW_LOGGERS or record.levelno >= logging.WARNING)
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
 
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 from pipeline.errors import MissingInputError, OptionError, OutputWriteError, PipelineError
 
 TEMPORARY_SUFFIX = ".tmp"
+GZIP_MAGIC = b"\x1f\x8b"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 logger = logging.getLogger(__name__)
@@ -199,6 +200,12 @@ def make_directory(path: str) -> None:
         raise OutputWriteError(f"{path}: cannot make this directory: {error.strerror}") from error
 
 
+def temporary_sibling(path: str) -> str:
+    """Return a new hidden name beside a local file or directory, for what is incomplete or about to be removed."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
 def write_atomically(path: str, data: bytes | memoryview) -> None:
     """Write a whole file so that either all of it is there under its name, or nothing is.
 
@@ -217,7 +224,7 @@ def write_atomically(path: str, data: bytes | memoryview) -> None:
             stream.write(data)
             stream.close()
         return
-    temporary = f"{path}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    temporary = temporary_sibling(path)
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -288,7 +295,7 @@ def try_lock(directory: str) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        _flock(descriptor, directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(descriptor, directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
@@ -298,7 +305,7 @@ def try_lock(directory: str) -> int | None:
 def lock(directory: str) -> int:
     """Wait for the lock of a local directory; return a file descriptor, whose closing gives it back."""
     descriptor = os.open(directory, os.O_RDONLY)
-    _flock(descriptor, directory, fcntl.LOCK_EX)
+    flock(descriptor, directory, fcntl.LOCK_EX)
     return descriptor
 
 
@@ -307,7 +314,7 @@ def make_and_lock(directory: str) -> int:
     while True:
         make_directory(directory)
         descriptor = None
-        # Until it is locked, whoever made it may remove it, and somebody else may make another one.
+        # Until it is locked, its maker may remove it, and another process may make another one.
         with contextlib.suppress(FileNotFoundError):
             descriptor = lock(directory)
             if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
@@ -316,14 +323,23 @@ def make_and_lock(directory: str) -> int:
             os.close(descriptor)
 
 
-def _flock(descriptor: int, directory: str, operation: int) -> None:
-    """Lock an open directory, or say that its file system cannot: some network file systems have no locks."""
+def flock(descriptor: int, directory: str, operation: int) -> None:
+    """Lock an open directory or a file in it, or warn that its file system has no locks, as some of networks do.
+
+    Args:
+        descriptor: what is locked.
+        directory: for the message.
+        operation: see `fcntl.flock`.
+
+    Raises:
+        BlockingIOError: somebody else has the lock, and the operation does not wait.
+    """
     try:
         fcntl.flock(descriptor, operation)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        logger.warning("%s: no locks on this file system (%s); let no other job write there", directory, error.strerror)
+        logger.warning("%s: no locks on this file system (%s); let nothing else write there", directory, error.strerror)
 
 
 def delete_directory(path: str) -> None:

@@ -2,34 +2,17 @@
 
 import functools
 import itertools
-import os
 import sys
 import time
 from collections.abc import Sequence
 
-from pipeline.command_line import CommandParser, run_command
+from pipeline.command_line import CommandParser, parse_buckets, run_command
 from pipeline.config import require
 from pipeline.dataset.info import SplitInfo
 from pipeline.dataset.summary import format_table
-from pipeline.errors import OptionError, one_line
-from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, Buckets, per_batch_padding_share, plan_batches
+from pipeline.errors import one_line
+from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, per_batch_padding_share, plan_batches
 from pipeline.input_pipeline.stored_split import StoredSplit, open_split
-
-
-def parse_buckets(text: str) -> Buckets:
-    """Return what `--buckets` means: `auto`, `off` or padded lengths separated by commas.
-
-    Raises:
-        OptionError: it is none of these.
-    """
-    if text == "auto":
-        return "auto"
-    if text == "off":
-        return "off"
-    try:
-        return tuple(int(length) for length in text.split(","))
-    except ValueError:
-        raise OptionError(f"--buckets: expected auto, off or lengths such as 64,128,256, got {text!r}") from None
 
 
 def describe_plan(split: str, info: SplitInfo, plan: BatchPlan, per_batch_share: float) -> str:
@@ -103,7 +86,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=32, help="examples per batch, over all replicas")
     parser.add_argument("--batch_tokens", type=int, help="positions per batch instead")
     parser.add_argument("--num_replicas", type=int, default=1, help="a batch is a multiple of this")
-    parser.add_argument("--buckets", default="auto", help="auto, off or padded lengths such as 64,128,256")
+    parser.add_argument(
+        "--buckets", type=parse_buckets, default="auto", help="auto, off or padded lengths such as 64,128,256"
+    )
     parser.add_argument("--max_len", type=int, help="cut longer examples; the dataset's own if not given")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure the reader; 0 does not")
     args = parser.parse_args(argv)
@@ -111,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     options = BatchOptions(
         global_batch_size=args.batch_size,
         max_len=args.max_len,
-        buckets=parse_buckets(args.buckets),
+        buckets=args.buckets,
         batch_tokens=args.batch_tokens,
         batch_multiple=args.num_replicas,
     )
@@ -120,7 +105,6 @@ def main(argv: Sequence[str]) -> int:
     per_batch_share = per_batch_padding_share(stored.lengths, global_batch_size=args.batch_size, max_len=plan.max_len)
     print(describe_plan(args.split, stored.info.split(args.split), plan, per_batch_share))
     if args.seconds:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         rate = measure_reader(stored, plan, seconds=args.seconds)
         print(f"reader           {rate:,.0f} examples/s on this machine ({args.seconds:g} s, after the first batch)")
     return 0

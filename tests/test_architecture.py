@@ -27,7 +27,7 @@ LAYERS = {
     "pipeline.inspect": 9,
     "pipeline.plan": 9,
     "run_preprocess": 10,
-    "model": 20,  # its base modules: config, decoding, files, quiet
+    "model": 20,  # its base modules: config, decoding, files
     "model.bert": 21,
     "model.classifier": 22,
     "model.run": 23,

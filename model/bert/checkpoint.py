@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from model.bert.config import BertConfig
+from model.bert.config import CONFIG_FILE_NAME, BertConfig
 from model.files import remove, replace_directory, sync_path, temporary_sibling
+from pipeline.dataset.info import VOCAB_NAME
 from pipeline.errors import InputFormatError, MissingInputError, OutputExistsError, OutputWriteError
 from pipeline.tokenization.vocabulary import load_vocab
 
-VOCAB_FILE_NAME = "vocab.txt"
-CONFIG_FILE_NAME = "bert_config.json"
 CHECKPOINT_NAME = "bert_model.ckpt"
 
 Shape = tuple[int, ...]
@@ -61,10 +60,10 @@ def read_bert_dir(path: str | Path) -> BertDir:
     """
     path = Path(path)
     if not path.is_dir():
-        raise MissingInputError(f"{path}: no such directory; expected a BERT directory with {VOCAB_FILE_NAME}, "
+        raise MissingInputError(f"{path}: no such directory; expected a BERT directory with {VOCAB_NAME}, "
                                 f"{CONFIG_FILE_NAME} and {CHECKPOINT_NAME}.*")  # fmt: skip
-    config_path, vocab_path = path / CONFIG_FILE_NAME, path / VOCAB_FILE_NAME
-    for name in (VOCAB_FILE_NAME, CONFIG_FILE_NAME, f"{CHECKPOINT_NAME}.index"):
+    config_path, vocab_path = path / CONFIG_FILE_NAME, path / VOCAB_NAME
+    for name in (VOCAB_NAME, CONFIG_FILE_NAME, f"{CHECKPOINT_NAME}.index"):
         if not (path / name).is_file():
             raise MissingInputError(f"{path}: the BERT directory has no {name}")
     if not any(path.glob(f"{CHECKPOINT_NAME}.data-*")):
@@ -275,7 +274,7 @@ def write_bert_dir(
     try:
         new.mkdir(parents=True)
         (new / CONFIG_FILE_NAME).write_bytes(config_bytes)
-        (new / VOCAB_FILE_NAME).write_bytes(vocab_bytes)
+        (new / VOCAB_NAME).write_bytes(vocab_bytes)
         names = sorted(variables)
         tf.raw_ops.SaveV2(
             prefix=str(new / CHECKPOINT_NAME),

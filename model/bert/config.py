@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
 
+CONFIG_FILE_NAME = "bert_config.json"
 ACTIVATIONS = ("gelu", "relu", "tanh", "linear")  # those of `get_activation` in Google's modeling.py
 
 

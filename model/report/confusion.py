@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from model.decoding import PAIR_HEADS, has_pairs, index_pairs
+from model.run.report import HeadMeasures
 
 # A matrix of more classes shows those with the most mistakes, and the others as one.
 MAX_MATRIX_CLASSES = 80
@@ -34,6 +34,38 @@ class ClassOrder:
         return [place for place in range(1, len(groups)) if groups[place] != groups[place - 1]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixRow:
+    """One row of a confusion matrix.
+
+    Attributes:
+        name: the right class.
+        cells: (names of style classes, number of examples) for each predicted class.
+    """
+
+    name: str
+    cells: Sequence[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A confusion matrix as the page shows it.
+
+    Attributes:
+        names: of the classes.
+        rows: one for each class.
+        groups: indices of rows where a new group begins.
+        size: `many` or `dense` for small cells.
+        note: what is left out.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[MatrixRow]
+    groups: Sequence[int]
+    size: str
+    note: str
+
+
 def class_orders(
     labels: Mapping[str, Sequence[str]], label_pairs: Mapping[str, Sequence[str]] | None
 ) -> dict[str, ClassOrder]:
@@ -52,24 +84,24 @@ def class_orders(
         children = pairs[:, column]
         if len(parents) < len(labels[head]) and len(np.unique(children)) == len(children):
             parent_of = dict(zip(children.tolist(), pairs[:, 1 - column].tolist(), strict=True))
-            # A class that training never saw has no parent, and stands last.
+            # A class that training never saw has no parent, and is last.
             ids = sorted(orders[head].ids, key=lambda label: (parent_of.get(label, len(parents)), label))
             groups = [parents[parent_of[label]] if label in parent_of else "" for label in ids]
             orders[head] = ClassOrder(ids=ids, groups=groups)
     return orders
 
 
-def shade_matrix(values: Mapping[str, Any], order: ClassOrder) -> dict[str, Any]:
+def shade_matrix(measures: HeadMeasures, order: ClassOrder) -> Matrix:
     """Return the matrix with a shade for each cell, condensed where there are too many classes to see."""
-    names = [values["classes"][label]["label"] for label in order.ids]
-    matrix = np.array(values["confusion_matrix"])[np.ix_(order.ids, order.ids)]
+    names = [measures.classes[label].label for label in order.ids]
+    matrix = np.array(measures.confusion_matrix)[np.ix_(order.ids, order.ids)]
     starts, note = order.starts, ""
     if len(names) > MAX_MATRIX_CLASSES:
         matrix, kept = condense(matrix, MAX_MATRIX_CLASSES)
         names, starts = [*(names[place] for place in kept), _OTHERS], []
         note = (
-            f"The {len(kept)} of {len(order.ids)} classes with the most mistakes; what is right and wrong among the "
-            f"{_OTHERS} stands in one cell."
+            f"The {len(kept)} of {len(order.ids)} classes with the most mistakes; all examples among the "
+            f"{_OTHERS} is in one cell."
         )
     totals = matrix.sum(axis=1)
     rows = []
@@ -79,9 +111,9 @@ def shade_matrix(values: Mapping[str, Any], order: ClassOrder) -> dict[str, Any]
             kinds = [f"{'h' if row == column else 'm'}{-(-_NUM_SHADES * count // int(totals[row]))}"] if count else []
             kinds += ["group"] if column in starts else []
             cells.append((" ".join(kinds), f"{count}" if count else ""))
-        rows.append({"name": name, "cells": cells})
+        rows.append(MatrixRow(name=name, cells=cells))
     size = "dense" if len(names) > 36 else "many" if len(names) > 16 else ""
-    return {"names": names, "rows": rows, "groups": starts, "size": size, "note": note}
+    return Matrix(names=names, rows=rows, groups=starts, size=size, note=note)
 
 
 def condense(matrix: np.ndarray, num_classes: int) -> tuple[np.ndarray, list[int]]:
@@ -103,10 +135,10 @@ def condense(matrix: np.ndarray, num_classes: int) -> tuple[np.ndarray, list[int
     return condensed, kept.tolist()
 
 
-def frequent_confusions(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def frequent_confusions(measures: HeadMeasures) -> list[tuple[str, ...]]:
     """Return the most frequent pairs of right and wrong label."""
-    matrix = np.array(values["confusion_matrix"])
-    names = [cell["label"] for cell in values["classes"]]
+    matrix = np.array(measures.confusion_matrix)
+    names = [cell.label for cell in measures.classes]
     totals = matrix.sum(axis=1)
     np.fill_diagonal(matrix, 0)
     order = np.argsort(-matrix, axis=None, kind="stable")[:NUM_CONFUSIONS]

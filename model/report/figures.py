@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-# matplotlib wants colours with values; what stands in the page are the style sheet's names for them.
+from model.run.report import CalibrationBin
+
+# matplotlib needs colours with values; in the page they become the style sheet's names.
 _INK, _MUTED, _RULE = "#010101", "#020202", "#030303"
 _SERIES = ("#040404", "#050505", "#060606")
 _CSS_NAMES = {_INK: "ink", _MUTED: "muted", _RULE: "rule"} | {
@@ -85,24 +87,24 @@ def draw_learning_curves(rows: Sequence[Mapping[str, float]], heads: Sequence[st
         return _as_markup(figure, "Loss and accuracy by epoch")
 
 
-def draw_calibration(head: str, calibration: Sequence[Mapping[str, Any]]) -> Markup:
+def draw_calibration(head: str, calibration: Sequence[CalibrationBin]) -> Markup:
     """Draw accuracy over confidence, and how many predictions have which confidence.
 
     Args:
         head: whose they are.
         calibration: bins, see `model.report.metrics.calibrate`.
     """
-    centers = [(bin_["lower"] + bin_["upper"]) / 2 for bin_ in calibration]
+    centers = [(bin_.lower + bin_.upper) / 2 for bin_ in calibration]
     width = 0.86 / len(calibration)
-    filled = [bin_ for bin_ in calibration if bin_["count"]]
+    filled = [bin_ for bin_ in calibration if bin_.count]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8.6, 2.7), layout="constrained")
         reliability, counts = figure.subplots(1, 2)
         reliability.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-        reliability.bar(centers, [bin_["accuracy"] or 0.0 for bin_ in calibration], width, color=_SERIES[0], alpha=0.35)
+        reliability.bar(centers, [bin_.accuracy or 0.0 for bin_ in calibration], width, color=_SERIES[0], alpha=0.35)
         reliability.plot(
-            [bin_["confidence"] for bin_ in filled],
-            [bin_["accuracy"] for bin_ in filled],
+            [bin_.confidence for bin_ in filled],
+            [bin_.accuracy for bin_ in filled],
             linestyle="none",
             color=_SERIES[0],
             marker="o",
@@ -111,7 +113,7 @@ def draw_calibration(head: str, calibration: Sequence[Mapping[str, Any]]) -> Mar
         reliability.set_title("Accuracy by confidence")
         reliability.set_ylim(0, 1.02)
         reliability.yaxis.set_major_formatter(PercentFormatter(1.0))
-        counts.bar(centers, [bin_["count"] for bin_ in calibration], width, color=_SERIES[0], alpha=0.6)
+        counts.bar(centers, [bin_.count for bin_ in calibration], width, color=_SERIES[0], alpha=0.6)
         counts.set_title("Predictions by confidence")
         _count_axis(counts)
         for axes in (reliability, counts):

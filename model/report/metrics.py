@@ -13,12 +13,12 @@ A prediction's confidence is what its head says about the predicted class.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from model.decoding import DECODINGS, INDEPENDENT, are_impossible, decode_labels, has_pairs
+from model.decoding import DECODINGS, INDEPENDENT, Decoding, are_impossible, decode_labels, has_pairs
+from model.run.report import CalibrationBin, ClassMeasures, DecodingMeasures, HeadMeasures, Measures, Mistake
 
 NUM_BINS = 15  # Guo et al. 2017, section 5
 NUM_MISTAKES = 20
@@ -43,9 +43,9 @@ def measure(
     labels: Mapping[str, Sequence[str]],
     keys: Sequence[str],
     pairs: np.ndarray | None = None,
-    decode: str = INDEPENDENT,
-) -> dict[str, Any]:
-    """Return the figures of a split as JSON values.
+    decode: Decoding = INDEPENDENT,
+) -> Measures:
+    """Return the figures of a split.
 
     Args:
         predictions: of N examples, at least one.
@@ -54,37 +54,34 @@ def measure(
         pairs: int [P, 2], the pairs of labels that occur in training; `None` where there is one head alone.
         decode: how all figures but `decoding`'s are decoded.
 
-    Returns:
-        `num_examples`, `decode`, `heads`: head -> `measure_head`'s, `exact_match`; with pairs also `decoding`: name ->
-        `accuracy` by head, `exact_match` and `impossible_pairs` of both ways to decode, and `unseen_pairs`: share of
-        examples whose right pair no training example has, which joint decoding cannot find.
-
     Raises:
         OptionError: joint decoding without pairs.
     """
     predicted = decode_labels(predictions.probabilities, decode=decode, pairs=pairs)
-    report: dict[str, Any] = {
-        "num_examples": len(keys),
-        "decode": decode,
-        "heads": {
+    decoding = unseen_pairs = None
+    if pairs is not None and has_pairs(predictions.labels):
+        decoding = {name: _measure_decoding(predictions, pairs, decode=name) for name in DECODINGS}
+        unseen_pairs = float(are_impossible(predictions.labels, pairs).mean())
+    return Measures(
+        num_examples=len(keys),
+        decode=decode,
+        heads={
             head: measure_head(right, predicted[head], predictions.probabilities[head], names=labels[head], keys=keys)
             for head, right in predictions.labels.items()
         },
-        "exact_match": exact_match(predictions.labels, predicted),
-    }
-    if pairs is not None and has_pairs(predictions.labels):
-        report["decoding"] = {}
-        for name in DECODINGS:
-            predicted = decode_labels(predictions.probabilities, decode=name, pairs=pairs)
-            report["decoding"][name] = {
-                "accuracy": {
-                    head: float(accuracy_score(right, predicted[head])) for head, right in predictions.labels.items()
-                },
-                "exact_match": exact_match(predictions.labels, predicted),
-                "impossible_pairs": float(are_impossible(predicted, pairs).mean()),
-            }
-        report["unseen_pairs"] = float(are_impossible(predictions.labels, pairs).mean())
-    return report
+        exact_match=exact_match(predictions.labels, predicted),
+        decoding=decoding,
+        unseen_pairs=unseen_pairs,
+    )
+
+
+def _measure_decoding(predictions: Predictions, pairs: np.ndarray, *, decode: Decoding) -> DecodingMeasures:
+    predicted = decode_labels(predictions.probabilities, decode=decode, pairs=pairs)
+    return DecodingMeasures(
+        accuracy={head: float(accuracy_score(right, predicted[head])) for head, right in predictions.labels.items()},
+        exact_match=exact_match(predictions.labels, predicted),
+        impossible_pairs=float(are_impossible(predicted, pairs).mean()),
+    )
 
 
 def exact_match(labels: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]) -> float:
@@ -94,19 +91,14 @@ def exact_match(labels: Mapping[str, np.ndarray], predicted: Mapping[str, np.nda
 
 def measure_head(
     labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, *, names: Sequence[str], keys: Sequence[str]
-) -> dict[str, Any]:
-    """Return the figures of one head as JSON values.
+) -> HeadMeasures:
+    """Return the figures of one head.
 
     Args:
         labels, predicted: int [N], the right classes and those it was given.
         probabilities: float [N, classes].
         names: of the classes.
         keys: where each example came from.
-
-    Returns:
-        `accuracy`, `macro_f1`, `micro_f1`, `ece`; `classes`: `label`, `precision`, `recall`, `f1`, `support`,
-        `predicted` of each, 0 where it would be divided by 0; `confusion_matrix`: [right][predicted]; `calibration`:
-        see `calibrate`; `mistakes`: see `confident_mistakes`.
     """
     class_ids = list(range(len(names)))
     matrix = confusion_matrix(labels, predicted, labels=class_ids)
@@ -115,29 +107,29 @@ def measure_head(
     )
     confidence = probabilities[np.arange(len(predicted)), predicted].astype(np.float64)
     ece, calibration = calibrate(confidence, predicted == labels)
-    return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
-        "micro_f1": float(f1_score(labels, predicted, average="micro", zero_division=0.0)),
-        "ece": ece,
-        "classes": [
-            {
-                "label": name,
-                "precision": float(precision[index]),
-                "recall": float(recall[index]),
-                "f1": float(f1[index]),
-                "support": int(support[index]),
-                "predicted": int(matrix[:, index].sum()),
-            }
+    return HeadMeasures(
+        accuracy=float(accuracy_score(labels, predicted)),
+        macro_f1=float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
+        micro_f1=float(f1_score(labels, predicted, average="micro", zero_division=0.0)),
+        ece=ece,
+        classes=tuple(
+            ClassMeasures(
+                label=name,
+                precision=float(precision[index]),
+                recall=float(recall[index]),
+                f1=float(f1[index]),
+                support=int(support[index]),
+                predicted=int(matrix[:, index].sum()),
+            )
             for index, name in enumerate(names)
-        ],
-        "confusion_matrix": matrix.tolist(),
-        "calibration": calibration,
-        "mistakes": confident_mistakes(labels, predicted, probabilities, names=names, keys=keys),
-    }
+        ),
+        confusion_matrix=matrix.tolist(),
+        calibration=calibration,
+        mistakes=confident_mistakes(labels, predicted, probabilities, names=names, keys=keys),
+    )
 
 
-def calibrate(confidence: np.ndarray, right: np.ndarray) -> tuple[float, list[dict[str, Any]]]:
+def calibrate(confidence: np.ndarray, right: np.ndarray) -> tuple[float, tuple[CalibrationBin, ...]]:
     """Compare how sure a head is with how often it is right.
 
     Args:
@@ -145,8 +137,7 @@ def calibrate(confidence: np.ndarray, right: np.ndarray) -> tuple[float, list[di
         right: bool [N].
 
     Returns:
-        The expected calibration error, and its NUM_BINS bins: `lower`, `upper`, `count`, and means over the examples in
-        it, `confidence` and `accuracy`, `None` in an empty one.
+        The expected calibration error, and its NUM_BINS bins.
     """
     edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
     # A confidence of 0, which joint decoding may have to accept, belongs to the first bin.
@@ -155,32 +146,35 @@ def calibrate(confidence: np.ndarray, right: np.ndarray) -> tuple[float, list[di
     for index in range(NUM_BINS):
         inside = places == index
         count = int(inside.sum())
-        means: dict[str, float | None] = {"confidence": None, "accuracy": None}
+        mean_confidence = mean_accuracy = None
         if count:
-            mean_confidence, accuracy = float(confidence[inside].mean()), float(right[inside].mean())
-            means = {"confidence": mean_confidence, "accuracy": accuracy}
-            error += count / len(confidence) * abs(mean_confidence - accuracy)
-        bins.append({"lower": float(edges[index]), "upper": float(edges[index + 1]), "count": count, **means})
-    return error, bins
+            mean_confidence, mean_accuracy = float(confidence[inside].mean()), float(right[inside].mean())
+            error += count / len(confidence) * abs(mean_confidence - mean_accuracy)
+        bins.append(
+            CalibrationBin(
+                lower=float(edges[index]),
+                upper=float(edges[index + 1]),
+                count=count,
+                confidence=mean_confidence,
+                accuracy=mean_accuracy,
+            )
+        )
+    return error, tuple(bins)
 
 
 def confident_mistakes(
     labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, *, names: Sequence[str], keys: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the mistakes a head is most sure of, at most NUM_MISTAKES.
-
-    Returns:
-        `key`, `label`, `label_probability`, `predicted`, `probability` of each; in stored order where equally sure.
-    """
+) -> tuple[Mistake, ...]:
+    """Return the mistakes with the highest confidence, at most NUM_MISTAKES; in stored order where it is equal."""
     wrong = np.flatnonzero(predicted != labels)
     order = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")]
-    return [
-        {
-            "key": keys[row],
-            "label": names[labels[row]],
-            "label_probability": float(probabilities[row, labels[row]]),
-            "predicted": names[predicted[row]],
-            "probability": float(probabilities[row, predicted[row]]),
-        }
+    return tuple(
+        Mistake(
+            key=keys[row],
+            label=names[labels[row]],
+            label_probability=float(probabilities[row, labels[row]]),
+            predicted=names[predicted[row]],
+            probability=float(probabilities[row, predicted[row]]),
+        )
         for row in order[:NUM_MISTAKES].tolist()
-    ]
+    )

@@ -1,7 +1,7 @@
-"""The directory of a run, and what may be done with one that is there already.
+"""The directory of a run, and whether an existing one can be continued.
 
 RUN/
-  config.json       first of all: options, what they came to, the dataset's and BERT's identity, label names, versions
+  config.json       first of all: options, resolved values, the dataset's and BERT's identity, label names, versions
   vocab.txt         the vocabulary the ids refer to
   bert_config.json  the BERT's sizes
   metrics.csv       a row for each finished epoch
@@ -10,7 +10,7 @@ RUN/
   best/             weights of the best epoch so far, and of those that a state still refers to, epoch-00003.npz
   weights.npz       at the end: all weights, heads included, of the best epoch
   bert/             at the end: the same encoder as a Google-format BERT directory
-  report.html       at the end: results on the test split and how they came about, for people
+  report.html       at the end: results on the test split and the course of training, for people
   report.json       at the very end: the same results for machines; its presence means "finished"
   evaluation/       what `model.evaluate` wrote later, a report for each split, way to decode and dataset
 """
@@ -18,17 +18,21 @@ RUN/
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from model.config import FREE_OPTIONS, RESOLVED_OPTIONS, changed_options, changes
-from model.decoding import INDEPENDENT
+import msgspec
+
+from model.bert.config import CONFIG_FILE_NAME
+from model.decoding import INDEPENDENT, Decoding
 from model.files import remove, remove_temporary, write_text
+from model.run.description import BertIdentity, DatasetIdentity, RunDescription, RunOrigin, changed_values, changes
+from model.run.report import Report
+from pipeline import filesystem
+from pipeline.dataset.info import VOCAB_NAME
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -39,30 +43,11 @@ from pipeline.errors import (
 )
 from pipeline.filesystem import TEMPORARY_SUFFIX, is_remote
 
-RUN_FORMAT = 3
-# What `config.json` says about them identifies their content.
-INPUTS = {"dataset": "--data", "bert": "--bert"}
-# What of `resolved` decides which examples make a batch; and what changes rounding and dropout noise, which is worth a
-# warning but not worth losing a run for.
-BATCH_VALUES = ("bucket_lengths", "bucket_rows", "steps_per_epoch")
-DEVICE_VALUES = ("strategy", "num_replicas", "num_workers", "xla", "deterministic")
-# What others read of `report.json`: the split that was measured, and what training says about itself.
-REPORT_FIELDS = frozenset(
-    {
-        "split",
-        "monitored",
-        "best_value",
-        "best_epoch",
-        "epochs",
-        "steps",
-        "early_stopped",
-        "train_seconds",
-        "train_examples_per_second",
-    }
-)
 _LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
+
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +62,18 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The options, and what they came to."""
+        """Options, and resolved values."""
         return self.path / "config.json"
 
     @property
     def vocab(self) -> Path:
         """The vocabulary."""
-        return self.path / "vocab.txt"
+        return self.path / VOCAB_NAME
 
     @property
     def bert_config(self) -> Path:
         """The BERT's sizes."""
-        return self.path / "bert_config.json"
+        return self.path / CONFIG_FILE_NAME
 
     @property
     def metrics(self) -> Path:
@@ -125,7 +110,7 @@ class RunDir:
         """The result, for people."""
         return self.path / "report.html"
 
-    def evaluation(self, split: str, decode: str, fingerprint: str | None) -> Path:
+    def evaluation(self, split: str, decode: Decoding, fingerprint: str | None) -> Path:
         """The report of a later measurement.
 
         Args:
@@ -165,7 +150,7 @@ class RunDir:
             )
         return False
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> RunDescription:
         """Return the content of `config.json`.
 
         Raises:
@@ -174,15 +159,9 @@ class RunDir:
         """
         if not self.config.is_file():
             raise MissingInputError(f"{self.path}: no run here (no config.json); make one with run_train.py")
-        with _parse_errors(self.config):
-            content: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
-            if content["run_format"] != RUN_FORMAT:
-                raise ValueError(f"run_format {content['run_format']}, expected {RUN_FORMAT}")
-            if not isinstance(content["config"], dict) or not isinstance(content["resolved"], dict):
-                raise TypeError("config and resolved must be objects")
-        return content
+        return _parse(self.config, RunDescription.from_json)
 
-    def read_report(self) -> dict[str, Any]:
+    def read_report(self) -> Report:
         """Return the content of `report.json`.
 
         Raises:
@@ -191,23 +170,20 @@ class RunDir:
         """
         if not self.report.is_file():
             raise MissingInputError(f"{self.path}: this run is not finished; start the same run_train.py command again")
-        with _parse_errors(self.report):
-            content: dict[str, Any] = json.loads(self.report.read_text(encoding="utf-8"))
-            missing = REPORT_FIELDS - content.keys()
-            if missing:
-                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        return content
+        return _parse(self.report, Report.from_json)
 
-    def check_resumable(self, new: Mapping[str, Any]) -> None:
-        """Check that the run here is unfinished and was started by the same command.
+    def check_origin(self, new: RunOrigin) -> RunDescription:
+        """Check that the run here is unfinished and was started with the same options and inputs.
 
         Args:
-            new: what the present command would write into `config.json`; without `resolved`, that is not compared.
+            new: the present command's.
+
+        Returns:
+            The description of the run here.
 
         Raises:
             OutputExistsError: it is finished, or was started with other options.
-            OptionError: an option was left to the machine, and comes to something else on this one.
-            SchemaMismatchError: the dataset or the BERT is another by now.
+            SchemaMismatchError: the dataset or the BERT has changed.
             InputFormatError: its `config.json` is damaged.
         """
         old = self.read_config()
@@ -216,36 +192,46 @@ class RunDir:
                 f"{self.path}: this run is finished (it has a {self.report.name}); --restart trains again from the "
                 "beginning, python -m model.evaluate measures it again"
             )
-        changed = changed_options(old["config"], new["config"])
+        changed = changes(old.result_options, new.result_options)
         if changed:
             raise OutputExistsError(
                 f"{self.path}: this run was started with other options ({'; '.join(changed)}); repeat its options to "
                 "continue it, or give --restart, or another --output"
             )
-        for what, fix in INPUTS.items():
-            if old.get(what) != new[what]:
+        for option, before, now in (("--data", old.dataset, new.dataset), ("--bert", old.bert, new.bert)):
+            if before != now:
                 raise SchemaMismatchError(
-                    f"{self.path}: this run was started with another {fix} ({_difference(old.get(what), new[what])}); "
+                    f"{self.path}: this run was started with another {option} "
+                    f"({'; '.join(changes(_short(before), _short(now)))}); "
                     "give that one to continue it, or --restart, or another --output"
                 )
-        if "resolved" in new:
-            self._check_resolved(old["resolved"], new["resolved"], new["config"]["devices"]["precision"])
+        return old
 
-    def _check_resolved(self, old: Mapping[str, Any], new: Mapping[str, Any], given_precision: str) -> None:
-        if old.get("precision") != new["precision"]:
+    def check_resumable(self, new: RunDescription) -> None:
+        """Check that the run here is unfinished and was started by the same command.
+
+        Args:
+            new: the content of `config.json` that the present command would write.
+
+        Raises:
+            PipelineError: as `check_origin`.
+            OptionError: an option that is left to the machine has another value on this one.
+        """
+        old = self.check_origin(new).resolved
+        precision, given = new.resolved.precision, new.config.devices.precision
+        if old.precision != precision:
             raise OptionError(
-                f"{self.path}: this run was started in {old.get('precision')}, and --precision {given_precision} is "
-                f"{new['precision']} here; give --precision {old.get('precision')} to continue it, or --restart, or "
-                "another --output"
+                f"{self.path}: this run was started in {old.precision}, and --precision {given} is {precision} here; "
+                f"give --precision {old.precision} to continue it, or --restart, or another --output"
             )
-        changed = changes(old, new, BATCH_VALUES)
+        changed = changed_values(old.batches, new.resolved.batches)
         if changed:
             raise OptionError(
-                f"{self.path}: this run's batches would be others from here on ({'; '.join(changed)}); with "
-                f"--batch_tokens they are multiples of the replicas, which were {old.get('num_replicas')} and are "
-                f"{new['num_replicas']}: continue with as many, or give --restart, or another --output"
+                f"{self.path}: this run's batches would change from here on ({'; '.join(changed)}); with "
+                f"--batch_tokens they are multiples of the replicas, which were {old.devices.num_replicas} and are "
+                f"{new.resolved.devices.num_replicas}: continue with as many, or give --restart, or another --output"
             )
-        changed = changes(old, new, DEVICE_VALUES)
+        changed = changed_values(old.devices, new.resolved.devices)
         if changed:
             logger.warning(
                 "continuing on other devices (%s): rounding and dropout noise will differ from an uninterrupted run",
@@ -273,18 +259,25 @@ class RunDir:
         for directory in (self.path, self.best_weights(0).parent, self.states):
             remove_temporary(directory)
 
-    def write_config(self, content: Mapping[str, Any]) -> None:
+    def write_config(self, description: RunDescription) -> None:
         """Write `config.json`.
 
         Raises:
             OutputWriteError: it cannot be written.
         """
-        text = json.dumps({"run_format": RUN_FORMAT, **content}, ensure_ascii=False, indent=2)
-        write_text(self.config, text + "\n")
+        write_text(self.config, description.to_json())
+
+    def write_report(self, report: Report) -> None:
+        """Write `report.json`.
+
+        Raises:
+            OutputWriteError: it cannot be written.
+        """
+        write_text(self.report, report.to_json())
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the directory, and hold it against a second process for as long as this one trains.
+        """Make the directory, and keep other processes from training in it meanwhile.
 
         Raises:
             OutputExistsError: another process trains here.
@@ -298,7 +291,7 @@ class RunDir:
         except OSError as error:
             raise OutputWriteError(f"{self.path}: cannot make this directory: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            filesystem.flock(descriptor, str(self.path), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             raise OutputExistsError(f"{self.path}: another process is training here; wait for it, or stop it") from None
@@ -316,40 +309,18 @@ def open_run_dir(path: str) -> RunDir:
     """
     if is_remote(path):
         raise OptionError(
-            f"--output {path}: a run needs a local directory, for it renames and locks; copy it afterwards"
+            f"--output {path}: a run needs a local directory, because it renames and locks; copy it afterwards"
         )
     return RunDir(Path(path))
 
 
-def run_id(description: Mapping[str, Any]) -> str:
-    """Return what tells a run from those with another result: a hash, not a name, so that it is the same every time.
-
-    Args:
-        description: the content of `config.json`.
-    """
-    free = FREE_OPTIONS | RESOLVED_OPTIONS
-    groups = description["config"].values()
-    config = {option: value for group in groups for option, value in group.items() if option not in free}
-    # With `--batch_tokens` the rows depend on the number of replicas, and with them what the number of a step means.
-    batch_rows = description["resolved"]["bucket_rows"]
-    content = {"config": config, "batch_rows": batch_rows, **{what: description[what] for what in INPUTS}}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _short(identity: DatasetIdentity | BertIdentity) -> dict[str, str]:
+    return {name: digest[:12] for name, digest in vars(identity).items()}
 
 
-@contextlib.contextmanager
-def _parse_errors(path: Path) -> Iterator[None]:
-    """Turn what reading a file as JSON of some form can raise into one line about it."""
+def _parse(path: Path, parse: Callable[[bytes], _Parsed]) -> _Parsed:
+    """Read a file of a run; an error in it is one line about it."""
     try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return parse(path.read_bytes())
+    except (msgspec.DecodeError, ValueError) as error:
         raise InputFormatError(f"{path}: damaged, or not written by this version ({error})") from None
-
-
-def _difference(old: Any, new: Any) -> str:
-    if not isinstance(old, dict):
-        return "it is not said which"
-    return "; ".join(f"{key}: {_short(old.get(key))} -> {_short(new[key])}" for key in new if old.get(key) != new[key])
-
-
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else str(value)

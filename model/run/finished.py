@@ -3,15 +3,15 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from model.bert.config import BertConfig
 from model.classifier import build_graph
-from model.decoding import has_pairs, index_pairs
+from model.run.description import RunDescription
 from model.run.directory import RunDir, open_run_dir
+from model.run.report import Report
 from model.run.weights import load_model_weights
 from pipeline import filesystem
 from pipeline.dataset.info import read_dataset_info
@@ -31,37 +31,24 @@ class FinishedRun:
     """
 
     run: RunDir
-    description: Mapping[str, Any]
-    report: Mapping[str, Any]
+    description: RunDescription
+    report: Report
     model: tf.keras.Model
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]:
         """Head -> names of its classes in id order."""
-        labels: Mapping[str, Sequence[str]] = self.description["labels"]
-        return labels
+        return self.description.labels
 
     @property
     def max_len(self) -> int:
         """Texts are cut to this many tokens."""
-        return int(self.description["max_len"])
+        return self.description.max_len
 
     @property
     def pairs(self) -> np.ndarray | None:
-        """The pairs of labels that occur in training, int64 [P, 2]; `None` for a run with one head.
-
-        Raises:
-            InputFormatError: the run does not say which.
-        """
-        if not has_pairs(self.labels):
-            return None
-        try:
-            return index_pairs(self.description["label_pairs"], self.labels)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputFormatError(
-                f"{self.run.config}: does not say which labels occur together ({error} in label_pairs); it was "
-                "damaged, or written by an earlier version: train again"
-            ) from None
+        """The pairs of labels that occur in training, int64 [P, 2]; `None` for a run with one head."""
+        return self.description.pairs
 
 
 def load_finished_run(path: str) -> FinishedRun:
@@ -77,7 +64,7 @@ def load_finished_run(path: str) -> FinishedRun:
     return FinishedRun(run=run, description=description, report=report, model=load_final_model(run, description))
 
 
-def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Model:
+def load_final_model(run: RunDir, description: RunDescription) -> tf.keras.Model:
     """Build the model of a run's `weights.npz`, in float32 whatever it was trained in.
 
     Args:
@@ -89,9 +76,9 @@ def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Mo
     """
     model = build_graph(
         BertConfig.from_file(run.bert_config),
-        {head: len(names) for head, names in description["labels"].items()},
-        pooling=description["config"]["model"]["pooling"],
-        encoder=description["config"]["model"]["encoder"],
+        {head: len(names) for head, names in description.labels.items()},
+        pooling=description.config.model.pooling,
+        encoder=description.config.model.encoder,
         policy="float32",
     )
     load_model_weights(run.weights, model)
@@ -107,7 +94,7 @@ def load_run_vocab(finished: FinishedRun) -> dict[str, int]:
     """
     path = str(finished.run.vocab)
     data = filesystem.read_bytes(path)
-    expected = finished.description["bert"]["vocab_sha256"]
+    expected = finished.description.bert.vocab_sha256
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise InputFormatError(
@@ -124,7 +111,7 @@ def check_same_labels(finished: FinishedRun, data_dir: str) -> None:
         MissingInputError, SchemaMismatchError: the dataset cannot be read, or it does not.
     """
     info = read_dataset_info(data_dir)
-    if info.vocab_sha256 != finished.description["bert"]["vocab_sha256"]:
+    if info.vocab_sha256 != finished.description.bert.vocab_sha256:
         raise SchemaMismatchError(
             f"{data_dir}: made with another vocabulary than the run; preprocess with --vocab {finished.run.vocab}"
         )

@@ -27,7 +27,7 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
         arrays: (name, array) pairs; names are unique.
 
     Raises:
-        OutputWriteError: the disk is full, read-only or not ours; what stood under that name is untouched.
+        OutputWriteError: the disk is full, read-only or not ours; a file of that name is untouched.
     """
     with written_whole(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays:

@@ -12,6 +12,7 @@ from pipeline.corpus.documents import normalize_text
 from pipeline.dataset.schema import INDICES, SEGMENTS
 from pipeline.input_pipeline.reader import eval_dataset, explain_read_errors
 from pipeline.tokenization.tokenizer import Tokenizer
+from pipeline.tokenization.vocabulary import NUM_EDGE_TOKENS
 
 PredictFn = Callable[[Mapping[str, tf.Tensor | np.ndarray]], dict[str, tf.Tensor]]
 
@@ -112,12 +113,14 @@ class Predictor:
         normalized = [normalize_text(text) for text in texts]
         rows = self._tokenizer.encode_arrays(normalized)
         lengths = rows.lengths
-        errors = {row: _NO_TOKEN if normalized[row] else _EMPTY for row in np.flatnonzero(lengths == 2).tolist()}
+        errors = {
+            row: _NO_TOKEN if normalized[row] else _EMPTY for row in np.flatnonzero(lengths == NUM_EDGE_TOKENS).tolist()
+        }
         probabilities = {
             head: np.full((len(texts), len(names)), np.nan, np.float32) for head, names in self.labels.items()
         }
         order = np.argsort(lengths, kind="stable")
-        order = order[lengths[order] > 2]
+        order = order[lengths[order] > NUM_EDGE_TOKENS]
         for start in range(0, order.size, self._batch_size):
             batch = order[start : start + self._batch_size]
             indices = np.zeros((batch.size, lengths[batch[-1]]), np.int32)

@@ -1,10 +1,11 @@
 """What the tokenizer inside the graph looks up, as arrays: built once from a vocabulary, with NumPy alone.
 
-`pipeline.tokenization.characters` says what becomes of most characters on their own. Here stands, as tables over all
-code points, what it leaves to Python's `unicodedata` and `str.lower`: decompositions into several characters, the order
-of combining marks, and the Greek capital sigma, whose lower case depends on its neighbours. Word pieces become a trie.
+`pipeline.tokenization.characters` defines the folding of most characters on their own. This module has, as tables over
+all code points, what it leaves to Python's `unicodedata` and `str.lower`: decompositions into several characters, the
+order of combining marks, and the Greek capital sigma, whose lower case depends on its neighbours. Word pieces become a
+trie.
 
-The tables have one entry more than there are code points: TEXT_END, which stands behind every text of a batch, so that
+The tables have one entry more than there are code points: TEXT_END, which follows every text of a batch, so that
 nothing looks across the border between two texts.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from pipeline.tokenization.characters import DROP as FOLDS_TO_NOTHING
 from pipeline.tokenization.characters import IN_CONTEXT, NUM_CODE_POINTS, SINGLE, SPACE, WORD, class_table, fold_table
-from pipeline.tokenization.vocabulary import UNK_TOKEN
+from pipeline.tokenization.vocabulary import CONTINUATION, UNK_TOKEN
 
 TEXT_END = NUM_CODE_POINTS
 
@@ -39,7 +40,6 @@ CAPITAL_SIGMA, FINAL_SIGMA, SMALL_SIGMA = map(ord, "Σςσ")
 # States of the trie in which a word begins and goes on.
 FIRST_PIECE, NEXT_PIECE = 0, 1
 
-_CONTINUATION = "##"
 _PAGE_BITS = 8
 _PAGE_SIZE = 1 << _PAGE_BITS
 
@@ -128,7 +128,7 @@ class TokenizerTables:
     """All that the graph looks up.
 
     Attributes:
-        white_space: bool [W], what `str.strip` removes; the last entry, False, stands for all later code points.
+        white_space: bool [W], what `str.strip` removes; the last entry, False, is that of all later code points.
         codes: code point → id of a token of its own, SPACE_CODE, DROP_CODE, TEXT_END_CODE, its letter, or
             IN_CONTEXT_CODE: the other tables must be asked, about all characters of the text.
         fold: code point → folded code point, or 0 for itself, or -1 - the row of `expansions`. The capital sigma folds
@@ -248,9 +248,9 @@ def _word_pieces(vocab: Mapping[str, int]) -> tuple[dict[str, int], dict[str, in
 
     first_pieces = {token: token_id for token, token_id in vocab.items() if consists_of_letters(token)}
     continuations = {
-        token.removeprefix(_CONTINUATION): token_id
+        token.removeprefix(CONTINUATION): token_id
         for token, token_id in vocab.items()
-        if token.startswith(_CONTINUATION)
+        if token.startswith(CONTINUATION)
     }
     return first_pieces, {piece: token_id for piece, token_id in continuations.items() if consists_of_letters(piece)}
 

@@ -21,14 +21,9 @@ import tensorflow as tf
 
 from model.config import TRAIN_SPLIT, VALIDATION_SPLIT, TrainConfig
 from model.run.directory import RunDir
+from model.run.metrics_csv import write_metrics_csv
 from model.run.weights import save_model_weights
-from model.training.callbacks import (
-    EpochDisplay,
-    Monitor,
-    TensorBoard,
-    Throughput,
-    write_metrics_csv,
-)
+from model.training.display import EpochDisplay, TensorBoard, Throughput
 from model.training.optimizer import MIN_LOSS_SCALE, Schedule
 from model.training.preemption import PreemptedError, PreemptionWatch
 from model.training.steps import EXAMPLES, TOKENS, Batch, Outcome, metrics_from_sums, num_sums
@@ -64,6 +59,7 @@ class TrainingLoop:
         variables: name -> variable, all that a state holds beside `progress`.
         progress: where the run is.
         watch: whether somebody asked to stop.
+        on_step: called after each training step is started.
     """
 
     config: TrainConfig
@@ -78,9 +74,9 @@ class TrainingLoop:
     variables: Mapping[str, tf.Variable]
     progress: Progress
     watch: PreemptionWatch
+    on_step: Callable[["TrainingLoop"], None] | None = None
 
     def __post_init__(self) -> None:
-        self.monitor = Monitor(**self.progress.monitor)
         self._tensorboard = TensorBoard(self.run.tensorboard if self.devices.is_chief else None)
         self._pending: list[tuple[int, float, tf.Tensor]] = []
         self._undrained = Throughput()
@@ -100,7 +96,7 @@ class TrainingLoop:
     def is_done(self) -> bool:
         """Whether there is nothing left to train."""
         return self.progress.epoch_step == 0 and (
-            self.progress.step >= self.last_step or self.monitor.wants_to_stop(self.config)
+            self.progress.step >= self.last_step or self.progress.monitor.wants_to_stop(self.config.learning)
         )
 
     def train(self) -> None:
@@ -180,7 +176,7 @@ class TrainingLoop:
             batch = self._for_heads(next(batches))
         self._undrained.wait_seconds += time.monotonic() - before
         step = self.progress.step
-        learning_rate = self.schedule.learning_rate(step, scale=self.monitor.learning_rate_scale)
+        learning_rate = self.schedule.learning_rate(step, scale=self.progress.monitor.learning_rate_scale)
         with self._explained_errors():
             result = self.train_step(
                 batch,
@@ -190,6 +186,8 @@ class TrainingLoop:
             )
         self._pending.append((step, learning_rate, result))
         self.progress = dataclasses.replace(self.progress, step=step + 1, epoch_step=self.progress.epoch_step + 1)
+        if self.on_step is not None:
+            self.on_step(self)
 
     def _explained_errors(self) -> contextlib.AbstractContextManager[None]:
         option = "--batch_size" if self.config.batches.batch_tokens is None else "--batch_tokens"
@@ -314,18 +312,20 @@ class TrainingLoop:
     def _finish_epoch(self, train: Mapping[str, float], validation: Mapping[str, float], done: Throughput) -> None:
         """Take the epoch into account, then put it on disk: best weights, state, `metrics.csv`."""
         epoch = self.progress.epoch + 1
-        learning_rate = self.schedule.learning_rate(self.progress.step - 1, scale=self.monitor.learning_rate_scale)
+        monitor = self.progress.monitor
+        learning_rate = self.schedule.learning_rate(self.progress.step - 1, scale=monitor.learning_rate_scale)
         row = {"epoch": epoch, "step": self.progress.step, "learning_rate": learning_rate, **train}
         row |= {f"val_{name}": value for name, value in validation.items()}
-        is_best = self.monitor.update(row[self.config.learning.monitored], epoch, self.config)
+        monitor = monitor.after(epoch, row[self.config.learning.monitored], self.config.learning)
+        is_best = monitor.best_epoch == epoch
         self.progress = dataclasses.replace(
-            self.progress, epoch=epoch, epoch_step=0, epoch_sums=(), rows=(*self.progress.rows, row)
+            self.progress, epoch=epoch, epoch_step=0, epoch_sums=(), rows=(*self.progress.rows, row), monitor=monitor
         )
         if self.devices.is_chief:
             if is_best:
                 save_model_weights(self.run.best_weights(epoch), self.model)
             self._save()
-            self.run.keep_best_weights({self.monitor.best_epoch, *best_epochs(self.run.states)})
+            self.run.keep_best_weights({monitor.best_epoch, *best_epochs(self.run.states)})
             write_metrics_csv(self.run.metrics, self.progress.rows)
             self._tensorboard.write("val", validation, step=self.progress.step)
             num_left_out = self.progress.step - int(self.variables["num_updates"].numpy())
@@ -343,8 +343,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Put the state on disk."""
         if self.devices.is_chief:
-            progress = dataclasses.replace(self.progress, monitor=self.monitor.to_json())
-            save_state(self.run.states, progress, self.variables, keep=self.config.saving.keep_states)
+            save_state(self.run.states, self.progress, self.variables, keep=self.config.saving.keep_states)
         self._mark = time.monotonic()
 
     def _stop(self) -> None:

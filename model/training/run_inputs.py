@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +11,7 @@ import tensorflow as tf
 from model.bert.checkpoint import CHECKPOINT_NAME, BertDir, read_bert_dir
 from model.config import TEST_SPLIT, TRAIN_SPLIT, VALIDATION_SPLIT, TrainConfig
 from model.decoding import has_pairs, name_pairs, observed_pairs
+from model.run.description import BertIdentity, DatasetIdentity, Resolved, RunDescription, RunOrigin
 from pipeline import VERSION, filesystem
 from pipeline.dataset.info import VOCAB_NAME, DatasetInfo, read_dataset_info
 from pipeline.errors import OptionError, SchemaMismatchError
@@ -41,23 +41,27 @@ class RunInputs:
         """Return the pairs of labels that occur in training, int64 [P, 2]; `None` without both heads."""
         return observed_pairs(self.info.split(TRAIN_SPLIT)) if has_pairs(heads) else None
 
-    def describe(self, config: TrainConfig) -> dict[str, Any]:
-        """Return the content of a run's `config.json`: all that evaluation, prediction and export need to know."""
-        labels = {head: list(self.info.labels[head].names) for head in config.model.heads}
+    def origin(self, config: TrainConfig) -> RunOrigin:
+        """Return the options of a run, and what identifies its inputs."""
+        index = self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")
+        return RunOrigin(
+            config=config,
+            dataset=DatasetIdentity(fingerprint=self.info.fingerprint),
+            bert=BertIdentity(vocab_sha256=self.info.vocab_sha256, checkpoint_index_sha256=_sha256(index)),
+        )
+
+    def describe(self, config: TrainConfig, resolved: Resolved) -> RunDescription:
+        """Return the content of a run's `config.json`."""
+        labels = {head: self.info.labels[head].names for head in config.model.heads}
         pairs = self.label_pairs(config.model.heads)
-        return {
-            "config": config.describe(),
-            "dataset": {"fingerprint": self.info.fingerprint},
-            "bert": {
-                "vocab_sha256": self.info.vocab_sha256,
-                # The index holds a checksum of every variable, so it identifies the weights without reading them.
-                "checkpoint_index_sha256": _sha256(self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")),
-            },
-            "labels": labels,
-            "label_pairs": None if pairs is None else name_pairs(pairs, labels),
-            "max_len": self.max_len,
-            "versions": versions(),
-        }
+        return RunDescription(
+            **vars(self.origin(config)),
+            labels=labels,
+            label_pairs=None if pairs is None else name_pairs(pairs, labels),
+            max_len=self.max_len,
+            versions=versions(),
+            resolved=resolved,
+        )
 
 
 def versions() -> dict[str, str]:

@@ -13,18 +13,20 @@ the newest that reads back whole, and only this run's own. Nothing read is ever 
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from model.files import remove, replace_directory, sync_path, temporary_sibling, write_text
 from model.run.weights import assign_arrays, write_arrays
+from model.training.monitor import Monitor
 from pipeline.errors import InputFormatError, MissingInputError, OutputWriteError, SchemaMismatchError
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 ARRAYS_NAME = "arrays.npz"
 STATE_NAME = "state.json"
 _STATE_DIR = re.compile(r"step-(\d{8,})(-epoch-\d{3,})?")
@@ -43,7 +45,7 @@ class Progress:
         epoch_step: batches seen in this epoch.
         epoch_sums: sums over this epoch's examples so far, as `model.training.steps` orders them; empty at its
         beginning. rows: one for each finished epoch, the rows of `metrics.csv`.
-        monitor: counters of the monitored metric, see `model.training.callbacks.Monitor`.
+        monitor: counters of the monitored metric.
         train_seconds, num_examples: time spent in training steps, and the examples they saw; without the first step
             of each process.
     """
@@ -53,8 +55,8 @@ class Progress:
     epoch: int = 0
     epoch_step: int = 0
     epoch_sums: tuple[float, ...] = ()
-    rows: tuple[Mapping[str, float], ...] = ()
-    monitor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: tuple[Mapping[str, int | float], ...] = ()
+    monitor: Monitor = dataclasses.field(default_factory=Monitor)
     train_seconds: float = 0.0
     num_examples: int = 0
 
@@ -63,36 +65,36 @@ class Progress:
         """The state's directory: the step, and the epoch where it is complete and validated."""
         return f"step-{self.step:08d}" + ("" if self.epoch_step else f"-epoch-{self.epoch:03d}")
 
-    @property
-    def best_epoch(self) -> int:
-        """The best epoch so far, from 1; 0 before the first has ended."""
-        return int(self.monitor.get("best_epoch", 0))
-
     def to_json(self) -> str:
         """Return the text of `state.json`."""
-        content = {"format": STATE_FORMAT, **dataclasses.asdict(self)}
-        return json.dumps(content | {"checksum": _checksum(content)}, indent=1) + "\n"
+        content = msgspec.json.encode(self)
+        file = _StateFile(
+            format=STATE_FORMAT, sha256=hashlib.sha256(content).hexdigest(), progress=msgspec.Raw(content)
+        )
+        return msgspec.json.encode(file).decode() + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: Path) -> "Progress":
+    def from_json(cls, text: bytes, source: Path) -> "Progress":
         """Parse the text of `state.json`.
 
         Raises:
             InputFormatError: it is damaged, or of another format.
         """
         try:
-            content = json.loads(text)
-            checksum, found = content.pop("checksum"), content.pop("format")
-            if checksum != _checksum({"format": found, **content}) or found != STATE_FORMAT:
-                raise ValueError(f"checksum or format {found} differs")
-            sequences = {"epoch_sums": tuple(content["epoch_sums"]), "rows": tuple(content["rows"])}
-            return cls(**content | sequences)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            file = msgspec.json.decode(text, type=_StateFile)
+            if file.format != STATE_FORMAT:
+                raise ValueError(f"format {file.format}, expected {STATE_FORMAT}")
+            if file.sha256 != hashlib.sha256(file.progress).hexdigest():
+                raise ValueError("its checksum differs")
+            return msgspec.json.decode(file.progress, type=cls)
+        except (msgspec.DecodeError, ValueError) as error:
             raise InputFormatError(f"{source}: damaged ({error})") from error
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+class _StateFile(msgspec.Struct):
+    format: int
+    sha256: str
+    progress: msgspec.Raw
 
 
 def list_states(states_dir: Path) -> list[Path]:
@@ -140,13 +142,13 @@ def best_epochs(states_dir: Path) -> set[int]:
     """Return the epochs whose weights the states there call the best, and cannot be continued without."""
     found = set()
     for path in list_states(states_dir):
-        with contextlib.suppress(InputFormatError, OSError, UnicodeDecodeError):
-            found.add(_read_progress(path).best_epoch)
+        with contextlib.suppress(InputFormatError, OSError):
+            found.add(_read_progress(path).monitor.best_epoch)
     return found
 
 
 def _read_progress(path: Path) -> Progress:
-    return Progress.from_json((path / STATE_NAME).read_text(encoding="utf-8"), path / STATE_NAME)
+    return Progress.from_json((path / STATE_NAME).read_bytes(), path / STATE_NAME)
 
 
 def restore_newest(
@@ -177,10 +179,14 @@ def restore_newest(
         try:
             progress = _read_progress(path)
             _check_run(path / STATE_NAME, progress, run_id)
-            if best_weights is not None and progress.best_epoch and not best_weights(progress.best_epoch).is_file():
-                raise MissingInputError(f"{best_weights(progress.best_epoch)}: no such file")
+            if (
+                best_weights is not None
+                and progress.monitor.best_epoch
+                and not best_weights(progress.monitor.best_epoch).is_file()
+            ):
+                raise MissingInputError(f"{best_weights(progress.monitor.best_epoch)}: no such file")
             assign_arrays(path / ARRAYS_NAME, variables)
-        except (InputFormatError, MissingInputError, OSError, UnicodeDecodeError) as error:
+        except (InputFormatError, MissingInputError, OSError) as error:
             logger.warning("the state %s cannot be used, trying the one before: %s", path, error)
             problem = error
             continue

@@ -19,11 +19,11 @@ from pipeline import filesystem
 from pipeline.corpus.documents import DocumentRejectedError, Locator, RawDocument, Rejection, key_from_path
 from pipeline.corpus.reading import MAX_DOCUMENT_BYTES, read_files, read_member
 from pipeline.errors import InputFormatError, MissingInputError
+from pipeline.filesystem import GZIP_MAGIC
 
 DOCUMENTS_PER_CHUNK = 500
 BYTES_PER_CHUNK = 1 << 20
 
-GZIP_MAGIC = b"\x1f\x8b"
 _FLAG_ENCRYPTED = 0x1
 _FLAG_UTF8 = 0x800
 

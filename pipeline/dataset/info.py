@@ -1,4 +1,4 @@
-"""`dataset.json`: what a dataset directory holds, written last by the job and read first by everybody else.
+"""`dataset.json`: the description of a dataset directory, written last by the job and read first by all its users.
 
 Its presence means that the dataset is complete. It says everything that can be known without opening a shard: the
 schema, the vocabulary's identity, both label maps, and for each split the counts, the lengths and every file's size and
@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from pipeline import filesystem
@@ -24,13 +25,14 @@ from pipeline.dataset.schema import (
     schema_as_json,
     schema_fingerprint,
 )
-from pipeline.dataset.typed_json import find_misfit
 from pipeline.errors import EmptySplitError, MissingInputError, SchemaMismatchError
 
 DATASET_INFO_NAME = "dataset.json"
 VOCAB_NAME = "vocab.txt"
 _CHANGED = "changed after it was written (its checksum differs)"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,13 @@ class FileInfo:
     """
 
     name: str
-    num_examples: int
-    num_bytes: int
+    num_examples: Count
+    num_bytes: Count
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not _PLAIN_NAME.fullmatch(self.name):
+            raise ValueError(f"expected the name of a file in the same directory, got {self.name!r:.80}")
 
     @classmethod
     def of(cls, name: str, num_examples: int, data: bytes | memoryview) -> "FileInfo":
@@ -72,13 +78,13 @@ class SplitInfo:
         shards: in reading order.
     """
 
-    num_examples: int
-    num_tokens: int
-    num_unknown_tokens: int
-    num_truncated: int
-    label_counts: Mapping[str, list[int]]
-    joint_label_counts: list[list[int]]
-    length_histogram: list[int]
+    num_examples: Count
+    num_tokens: Count
+    num_unknown_tokens: Count
+    num_truncated: Count
+    label_counts: Mapping[str, list[Count]]
+    joint_label_counts: list[list[Count]]
+    length_histogram: list[Count]
     lengths_file: FileInfo
     shards: tuple[FileInfo, ...]
 
@@ -135,12 +141,12 @@ class DocumentCounts:
             share whole texts. `None` in datasets of earlier versions, which did not count them.
     """
 
-    read: int
-    written: int
-    rejected: Mapping[str, int]
-    duplicates: int
+    read: Count
+    written: Count
+    rejected: Mapping[str, Count]
+    duplicates: Count
     conflicting: list[list[str]]
-    in_several_splits: int | None = None
+    in_several_splits: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,14 +166,14 @@ class DatasetInfo:
         rejected_file: lists the documents that are not used; `None` in datasets of earlier versions.
     """
 
-    max_len: int
+    max_len: Count
     compression: str
     vocab_sha256: str
-    vocab_size: int
+    vocab_size: Count
     labels: Mapping[str, LabelMap]
     splits: Mapping[str, SplitInfo]
     documents: DocumentCounts
-    seed: int
+    seed: Count
     configuration: Mapping[str, Any]
     versions: Mapping[str, str]
     rejected_file: FileInfo | None = None
@@ -242,44 +248,25 @@ class DatasetInfo:
         if content.pop("checksum", None) != _checksum(content):
             raise SchemaMismatchError(f"{source}: {_CHANGED}; write it again")
         try:
-            fields = {field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content}
-            rejected_file = fields.get("rejected_file")
-            info = cls(
-                **fields
-                | {
-                    "labels": {head: LabelMap(tuple(content["labels"][head])) for head in HEAD_FEATURES},
-                    "splits": {name: _split_from_json(split) for name, split in content["splits"].items()},
-                    "documents": DocumentCounts(**content["documents"]),
-                    "rejected_file": rejected_file and FileInfo(**rejected_file),
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            problem: str | None = f"field {error} is missing or malformed"
-        else:
-            problem = find_misfit(info) or _find_foreign_name(info)
-        if problem:
-            raise SchemaMismatchError(f"{source}: {problem}; write it again")
-        return info
+            names = msgspec.convert(content, _Labels).labels
+            label_maps = {head: {"names": names[head]} for head in HEAD_FEATURES}
+            return msgspec.convert({**content, "labels": label_maps}, cls)
+        except msgspec.ValidationError as error:
+            problem = str(error)
+        except KeyError as error:
+            problem = f"labels of head {error} are missing"
+        raise SchemaMismatchError(f"{source}: {problem}; write it again")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """The label names of `dataset.json`, which lists them without `LabelMap`'s field."""
+
+    labels: Mapping[str, tuple[str, ...]]
 
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _find_foreign_name(info: DatasetInfo) -> str | None:
-    """Return which file does not lie in the dataset's directory, by its name."""
-    files = [(f"splits.{name}", file) for name, split in info.splits.items() for file in split.files]
-    files += [("rejected_file", info.rejected_file)] if info.rejected_file else []
-    for place, file in files:
-        if not _PLAIN_NAME.fullmatch(file.name):
-            return f"field {place}: expected the name of a file in the same directory, got {file.name!r:.80}"
-    return None
-
-
-def _split_from_json(content: dict[str, Any]) -> SplitInfo:
-    lengths_file = FileInfo(**content["lengths_file"])
-    shards = tuple(FileInfo(**shard) for shard in content["shards"])
-    return SplitInfo(**content | {"lengths_file": lengths_file, "shards": shards})
 
 
 def require_dataset(data_dir: str) -> str:

@@ -35,7 +35,6 @@ from pipeline.tokenization.token_rows import TokenBatch, TokenRows, split_words
 from pipeline.tokenization.vocabulary import (
     CLS_TOKEN,
     NUM_EDGE_TOKENS,
-    PAD_TOKEN,
     SEP_TOKEN,
     SPECIAL_TOKENS,
     UNK_TOKEN,
@@ -67,7 +66,7 @@ class Tokenizer:
             cased: keep letter case and accents, for vocabularies that have them.
 
         Raises:
-            OptionError: `max_len` leaves no room for a token.
+            OptionError: `max_len` is too short for a token.
             InputFormatError: a special token is missing, or two tokens share an id.
         """
         if max_len < MIN_MAX_LEN:
@@ -126,11 +125,6 @@ class Tokenizer:
     def cased(self) -> bool:
         """Whether letter case and accents are kept."""
         return self._cased
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills rows up to a common length."""
-        return self._vocab[PAD_TOKEN]
 
     @property
     def unk_id(self) -> int:

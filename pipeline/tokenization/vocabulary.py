@@ -11,6 +11,7 @@ CLS_TOKEN = "[CLS]"
 SEP_TOKEN = "[SEP]"
 # In each row, [CLS] and [SEP]: one of this length has no token of its own.
 NUM_EDGE_TOKENS = 2
+CONTINUATION = "##"  # begins tokens that continue a word
 SPECIAL_TOKENS = (PAD_TOKEN, UNK_TOKEN, CLS_TOKEN, SEP_TOKEN)
 
 _EXPECTED = "expected the vocab.txt of a BERT directory, one token per line"

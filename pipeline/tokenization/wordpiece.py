@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from pipeline.tokenization.vocabulary import CONTINUATION
+
 Value = TypeVar("Value")
 
 _MAX_ENTRIES = 1 << 16
 _MAX_KEY_CHARS = 64
-_CONTINUATION = "##"
 
 
 class BoundedCache(dict[str, Value]):
@@ -51,7 +52,11 @@ class WordPieces(BoundedCache[tuple[int, ...]]):
         self._unk_id = unk_id
         self._max_pieces = max_pieces
         self._first = vocab
-        self._next = {token[2:]: token_id for token, token_id in vocab.items() if token.startswith(_CONTINUATION)}
+        self._next = {
+            token.removeprefix(CONTINUATION): token_id
+            for token, token_id in vocab.items()
+            if token.startswith(CONTINUATION)
+        }
         # Lengths that occur, longest first: what makes the search linear in the length of the word.
         self._first_lengths = sorted(set(map(len, self._first)) - {0}, reverse=True)
         self._next_lengths = sorted(set(map(len, self._next)) - {0}, reverse=True)

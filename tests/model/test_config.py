@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.config import LearningConfig, TrainConfig, changed_options
+from model.config import LearningConfig, TrainConfig, spell
 from pipeline.errors import OptionError
 
 PATHS = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
@@ -83,9 +83,9 @@ def test_refuses_options_that_do_not_exist():
         TrainConfig.from_options(**PATHS, batchsize=3)
 
 
-def test_names_what_changed_between_two_commands():
-    old = TrainConfig.from_options(**PATHS, loss_weights={"second": 0.5}, cpu_replicas=2).describe()
-    new = TrainConfig.from_options(
-        data_dir="moved", bert_dir="bert", output_dir="elsewhere", batch_size=16, save_every=7, cpu_replicas=1
-    ).describe()
-    assert changed_options(old, new) == ["loss_weights: {'second': 0.5} -> {}", "batch_size: 32 -> 16"]
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(("a", "b"), "a,b"), ({"second": 0.5}, "second=0.5"), (None, "None"), ((64, 128), "64,128"), (1e-5, "1e-05")],
+)
+def test_spells_values_as_the_command_line_does(value, text):
+    assert spell(value) == text

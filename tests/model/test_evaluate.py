@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model.evaluate import main
+from model.run.directory import RunDir
 from model.run.finished import load_finished_run
 from model.serving.predictor import Predictor
 from pipeline.command_line import run_command
@@ -29,7 +30,7 @@ def run(tmp_path_factory):
 
 def read_report(directory):
     check_self_contained((directory / "report.html").read_text("utf-8"))
-    return json.loads((directory / "report.json").read_text("utf-8"))
+    return RunDir(directory).read_report().evaluation
 
 
 def test_measures_what_prediction_says(run, capsys):
@@ -44,14 +45,14 @@ def test_measures_what_prediction_says(run, capsys):
     }
     for head, labels in right.items():
         hits = predicted[head] == labels
-        assert report["heads"][head]["accuracy"] == pytest.approx(hits.mean())
-        assert {m["key"] for m in report["heads"][head]["mistakes"]} == {f"texts:{n}" for n in np.flatnonzero(~hits)}
+        assert report.heads[head].accuracy == pytest.approx(hits.mean())
+        assert {m.key for m in report.heads[head].mistakes} == {f"texts:{n}" for n in np.flatnonzero(~hits)}
     both = np.all([predicted[head] == labels for head, labels in right.items()], axis=0)
-    assert report["exact_match"] == pytest.approx(both.mean())
+    assert report.exact_match == pytest.approx(both.mean())
     table = capsys.readouterr().out.splitlines()
     assert table[0] == "test (11 examples)"
     assert [line.split()[0] for line in table[1:]] == ["head", "category", "second", "both", "independent", "joint"]
-    assert f"{report['exact_match']:.2%}" in table[5]
+    assert f"{report.exact_match:.2%}" in table[5]
 
 
 def test_a_run_is_complete_without_its_bert_directory(tmp_path, capsys):
@@ -66,15 +67,15 @@ def test_split_decoding_and_output(run, tmp_path, capsys):
     options = ["--split", "dev", "--decode", "joint", "--batch_size", "2", "--output", str(output)]
     assert main(["--run", str(run), *options]) == 0
     report = read_report(output)
-    assert (report["split"], report["num_examples"], report["decode"]) == ("dev", 5, "joint")
-    assert report["exact_match"] == report["decoding"]["joint"]["exact_match"]
+    assert (report.split, report.num_examples, report.decode) == ("dev", 5, "joint")
+    assert report.exact_match == report.decoding["joint"].exact_match
     assert capsys.readouterr().out.startswith("dev (5 examples, joint decoding)\n")
 
 
 def test_another_dataset_with_the_same_labels(run, tmp_path):
     data_dir = make_text_data_dir(tmp_path / "other", TEXTS[:4])
     assert main(["--run", str(run), "--data", str(data_dir), "--output", str(tmp_path / "report")]) == 0
-    assert read_report(tmp_path / "report")["num_examples"] == 4
+    assert read_report(tmp_path / "report").num_examples == 4
     page = (tmp_path / "report" / "report.html").read_text("utf-8")
     assert "The run was trained on another one." in page
 
@@ -87,8 +88,8 @@ def test_every_way_to_measure_has_its_own_report(run, tmp_path, caplog):
     assert main(["--run", str(run), "--data", str(data_dir), "--split", "dev"]) == 0
     assert "its texts are cut at 12 tokens, those of training were at 20" in caplog.messages
     fingerprint = read_dataset_info(str(data_dir)).fingerprint[:12]
-    assert read_report(run / "evaluation" / "test-joint")["decode"] == "joint"
-    assert read_report(run / "evaluation" / f"dev-{fingerprint}")["num_examples"] == 4
+    assert read_report(run / "evaluation" / "test-joint").decode == "joint"
+    assert read_report(run / "evaluation" / f"dev-{fingerprint}").num_examples == 4
     page = (run / "evaluation" / f"dev-{fingerprint}" / "report.html").read_text("utf-8")
     assert "Texts are cut at 12 tokens" in page
 
@@ -97,7 +98,7 @@ def test_one_head(tmp_path, capsys):
     run = make_finished_run(tmp_path, heads=("second",))
     assert main(["--run", str(run)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
-    assert "decoding" not in read_report(run / "evaluation" / "test")
+    assert read_report(run / "evaluation" / "test").decoding is None
     with pytest.raises(OptionError, match="--decode joint: needs the heads category and second"):
         main(["--run", str(run), "--decode", "joint"])
 
@@ -129,15 +130,19 @@ def test_refuses_what_does_not_fit(run, tmp_path, capsys):
 def test_a_run_that_does_not_say_which_labels_go_together(tmp_path):
     run = make_finished_run(tmp_path)
     config = json.loads((run / "config.json").read_text("utf-8"))
-    for pairs in (None, {"体育": ["跑"]}, ["体育"]):
+    for pairs, message in (
+        (None, "label_pairs does not say which labels occur together"),
+        ({"体育": ["跑"]}, "label_pairs names '跑', which is no label"),
+        (["体育"], r"Expected `object \| null`, got `array` - at `\$.label_pairs`"),
+    ):
         (run / "config.json").write_text(json.dumps(config | {"label_pairs": pairs}), "utf-8")
-        with pytest.raises(InputFormatError, match=r"config\.json: does not say which labels occur together"):
+        with pytest.raises(InputFormatError, match=rf"config\.json: .*{message}"):
             main(["--run", str(run)])
 
 
-def test_says_nothing_about_itself(run, tmp_path):
-    """One line on stderr: where the report is."""
+def test_says_where_the_report_is(run, tmp_path):
+    """On stderr, in one line below what TensorFlow prints when it is imported."""
     command = [sys.executable, "-m", "model.evaluate", "--run", str(run), "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stderr == f"report in {tmp_path / 'report.html'}\n"
+    assert done.stderr.splitlines()[-1] == f"report in {tmp_path / 'report.html'}"
     assert done.stdout.startswith("test (11 examples)\n")

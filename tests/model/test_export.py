@@ -15,7 +15,7 @@ from model.run.finished import load_finished_run
 from model.serving import saved_model as saved_model_module
 from model.serving.graph_tokenizer import GraphTokenizer
 from model.serving.predictor import Predictor
-from model.serving.saved_model import HARD_TEXTS, check_records, export_run, make_tokenize_fn, rebuild_text
+from model.serving.saved_model import check_records, export_run, make_tokenize_fn, rebuild_text
 from pipeline.command_line import run_command
 from pipeline.corpus.documents import normalize_text
 from pipeline.errors import (
@@ -29,6 +29,7 @@ from pipeline.errors import (
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import load_vocab
 from tests.support.finished_runs import LABELS, MAX_LEN, TEXTS, VOCAB, make_finished_run, make_text_data_dir
+from tests.support.hard_texts import HARD_TEXTS
 
 # Run by another Python, outside the repository. Prints everything both signatures return for the texts on its input.
 CLIENT = """

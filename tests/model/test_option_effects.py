@@ -93,7 +93,7 @@ def train(inputs, path, **options):
         parts=computed[:num_parts],
         validation=computed[num_parts:],
         states=[state.name for state in list_states(path / "state")],
-        monitored=loop.monitor.best,
+        monitored=loop.progress.monitor.best,
         metrics={name: float(value) for name, value in row.items()},
         packages={type(layer).__module__.partition(".")[0] for layer in loop.model.layers},
     )

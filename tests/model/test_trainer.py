@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import csv
+import dataclasses
 import itertools
 import json
 import logging
@@ -24,6 +25,8 @@ import model.trainer
 import model.training.loop
 import model.training.optimizer
 from model import evaluate
+from model.config import spell
+from model.run.description import Resolved, ResolvedBatches, ResolvedDevices
 from model.run.directory import RunDir
 from model.run.finished import check_same_labels, load_finished_run
 from model.run.weights import read_arrays
@@ -47,7 +50,7 @@ from tests.support.runs import (
     STEPS_PER_EPOCH,
     VOCAB,
     assert_same_results,
-    interruption,
+    interrupt_after,
     learnable_examples,
     make_data_dir,
     make_inputs,
@@ -81,41 +84,37 @@ def undisturbed(inputs, tmp_path_factory):
 
 def test_learns(finished):
     _, _, report = finished
-    assert report["split"] == "test"
-    assert report["num_examples"] == NUM_EXAMPLES["test"]
-    assert report["heads"]["category"]["accuracy"] > 0.8
-    assert report["exact_match"] <= min(head["accuracy"] for head in report["heads"].values())
+    assert report.evaluation.split == "test"
+    assert report.evaluation.num_examples == NUM_EXAMPLES["test"]
+    assert report.evaluation.heads["category"].accuracy > 0.8
+    assert report.evaluation.exact_match <= min(head.accuracy for head in report.evaluation.heads.values())
 
 
 def test_leaves_what_one_needs(finished):
     config, run, report = finished
-    assert json.loads((run / "report.json").read_text()) == report
+    assert RunDir(run).read_report() == report
     page = (run / "report.html").read_text()
-    assert f"{report['exact_match']:.2%}" in page
+    assert f"{report.evaluation.exact_match:.2%}" in page
     assert page.count("<svg") == 4  # curves, lengths, and each head's calibration
-    description = json.loads((run / "config.json").read_text())
-    assert description["config"] == config.describe()
-    assert description["resolved"] == {
-        "precision": "float32",
-        "xla": False,
-        "deterministic": False,
-        "strategy": "one_device",
-        "num_replicas": 1,
-        "num_workers": 1,
-        "bucket_lengths": [4, 7, 9, 12, 14, 16],
-        "bucket_rows": [8] * 6,
-        "steps_per_epoch": STEPS_PER_EPOCH,
-    }
-    assert description["labels"] == {"category": ["a", "b", "c"], "second": ["x", "y"]}
-    assert description["label_pairs"] == {"a": ["x"], "b": ["x"], "c": ["y"]}
-    assert description["max_len"] == 16
+    description = RunDir(run).read_config()
+    assert description.config == config
+    assert description.resolved == Resolved(
+        precision="float32",
+        devices=ResolvedDevices(strategy="one_device", num_replicas=1, num_workers=1, xla=False, deterministic=False),
+        batches=ResolvedBatches(
+            bucket_lengths=(4, 7, 9, 12, 14, 16), bucket_rows=(8,) * 6, steps_per_epoch=STEPS_PER_EPOCH
+        ),
+    )
+    assert description.labels == {"category": ("a", "b", "c"), "second": ("x", "y")}
+    assert description.label_pairs == {"a": ("x",), "b": ("x",), "c": ("y",)}
+    assert description.max_len == 16
     with (run / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["step"]) for row in rows] == [STEPS_PER_EPOCH * epoch for epoch in range(1, 7)]
     best = max(rows, key=lambda row: float(row["val_accuracy_mean"]))
     assert (int(best["epoch"]), float(best["val_accuracy_mean"])) == (
-        report["best_epoch"],
-        pytest.approx(report["best_value"]),
+        report.training.best_epoch,
+        pytest.approx(report.training.best_value),
     )
     assert [path.name for path in list_states(run / "state")] == ["step-00000064", "step-00000066-epoch-006"]
     kept = {1 + int(np.argmax([float(row["val_accuracy_mean"]) for row in rows[:seen]])) for seen in (5, 6)}
@@ -140,17 +139,18 @@ def test_logs_scalars_by_step(finished):
 def test_can_be_measured_again_from_its_directory(finished, capsys):
     config, run, report = finished
     assert evaluate.main(["--run", str(run)]) == 0
-    assert capsys.readouterr().out == evaluate.result_table(report) + "\n"
-    again = json.loads((run / "evaluation" / "test" / "report.json").read_text())
-    assert again.pop("evaluate_seconds") > 0
-    assert again == {name: value for name, value in report.items() if name != "evaluate_seconds"}
+    assert capsys.readouterr().out == evaluate.result_table(report.evaluation) + "\n"
+    again = RunDir(run / "evaluation" / "test").read_report()
+    assert again.evaluation.seconds > 0
+    assert again.training == report.training
+    assert dataclasses.replace(again.evaluation, seconds=report.evaluation.seconds) == report.evaluation
     loaded = load_finished_run(str(run))
     dev = predict_split(loaded.model, config.paths.data_dir, "dev", heads=["category"], batch_size=7)
     assert dev.labels["category"].shape == (NUM_EXAMPLES["dev"],)
     np.testing.assert_allclose(dev.probabilities["category"].sum(axis=1), 1.0, rtol=1e-5)
     accuracy = (dev.probabilities["category"].argmax(axis=1) == dev.labels["category"]).mean()
     with (run / "metrics.csv").open(newline="") as stream:
-        row = list(csv.DictReader(stream))[report["best_epoch"] - 1]
+        row = list(csv.DictReader(stream))[report.training.best_epoch - 1]
     assert accuracy == pytest.approx(float(row["val_category_accuracy"]))
 
 
@@ -176,32 +176,46 @@ def test_a_finished_run_is_left_alone(finished):
     assert result_bytes(run) == before
 
 
-def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
+def interrupt_after_epoch(patched, name, epoch, signal_number):
+    """Send a signal once a function that the loop calls at an epoch's end has written that epoch."""
+    real = getattr(model.training.loop, name)
+
+    def write_and_interrupt(path, content):
+        real(path, content)
+        written = len(content) if name == "write_metrics_csv" else int(path.stem.split("-")[1])
+        if written == epoch:
+            signal.raise_signal(signal_number)
+
+    patched.setattr(model.training.loop, name, write_and_interrupt)
+
+
+def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypatch):
     config, run, report = undisturbed
     config = with_options(config, output_dir=str(tmp_path / "run"))
     handler = signal.getsignal(signal.SIGTERM)
 
     # SIGTERM inside an epoch, after its last step, after the last epoch; an interrupt from the keyboard saves nothing.
-    for method, step, signal_number, state in (
-        ("_step", 7, signal.SIGTERM, "step-00000007"),
-        ("_step", 9, signal.SIGINT, "step-00000008"),
-        ("_step", 11, signal.SIGTERM, "step-00000011"),
-        ("_validate", 11, signal.SIGINT, "step-00000011"),
-        ("_finish_epoch", 22, signal.SIGTERM, "step-00000022-epoch-002"),
+    for moment, number, signal_number, state in (
+        ("step", 7, signal.SIGTERM, "step-00000007"),
+        ("step", 9, signal.SIGINT, "step-00000008"),
+        ("step", 11, signal.SIGTERM, "step-00000011"),
+        ("save_model_weights", 1, signal.SIGINT, "step-00000011"),
+        ("write_metrics_csv", 2, signal.SIGTERM, "step-00000022-epoch-002"),
     ):
-        with (
-            interruption(method, step=step, signal_number=signal_number),
-            pytest.raises((PreemptedError, KeyboardInterrupt)) as raised,
-        ):
-            train_and_evaluate(config)
+        on_step = interrupt_after(number, signal_number=signal_number) if moment == "step" else None
+        with monkeypatch.context() as patched:
+            if on_step is None:
+                interrupt_after_epoch(patched, moment, number, signal_number)
+            with pytest.raises((PreemptedError, KeyboardInterrupt)) as raised:
+                train_and_evaluate(config, on_step=on_step)
         if signal_number == signal.SIGTERM:
             assert str(raised.value).startswith("stopped by SIGTERM")
         assert list_states(tmp_path / "run" / "state")[-1].name == state
     assert not (tmp_path / "run" / "report.json").exists()
     again = train_and_evaluate(config)
     assert_same_results(tmp_path / "run", run)
-    for name in ("heads", "best_value", "steps"):
-        assert again[name] == report[name]
+    assert again.evaluation.heads == report.evaluation.heads
+    assert (again.training.best_value, again.training.steps) == (report.training.best_value, report.training.steps)
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
@@ -221,17 +235,17 @@ def test_a_full_disk_ends_the_run_and_keeps_the_state(inputs, tmp_path, monkeypa
     with pytest.raises(OutputExistsError, match="started with other options"):
         train_and_evaluate(with_options(config, seed=1))
     monkeypatch.undo()
-    assert train_and_evaluate(config)["steps"] == STEPS_PER_EPOCH
+    assert train_and_evaluate(config).training.steps == STEPS_PER_EPOCH
 
 
 def test_restart_starts_over(inputs, tmp_path):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=1, limit_steps=3)
     report = train_and_evaluate(config)
-    assert (report["steps"], report["epochs"]) == (3, 1)
+    assert (report.training.steps, report.training.epochs) == (3, 1)
     restarted = with_options(config, heads=("second",), restart=True, pooling="max")
     report = train_and_evaluate(restarted)
-    assert list(report["heads"]) == ["second"]
-    assert report["exact_match"] == report["heads"]["second"]["accuracy"]
+    assert list(report.evaluation.heads) == ["second"]
+    assert report.evaluation.exact_match == report.evaluation.heads["second"].accuracy
     names = [name for name, _ in read_arrays(tmp_path / "weights.npz")]
     assert "second_logits/kernel" in names
     assert "category_logits/kernel" not in names
@@ -241,31 +255,28 @@ def test_the_state_of_another_run_is_refused(inputs, tmp_path):
     own = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "own"))
     foreign = with_options(own, output_dir=str(tmp_path / "foreign"), seed=1)
     for config in (own, foreign):
-        with interruption("_step", step=2), pytest.raises(PreemptedError):
-            train_and_evaluate(config)
+        with pytest.raises(PreemptedError):
+            train_and_evaluate(config, on_step=interrupt_after(2))
     shutil.rmtree(tmp_path / "own" / "state")
     shutil.copytree(tmp_path / "foreign" / "state", tmp_path / "own" / "state")
     with pytest.raises(SchemaMismatchError, match=r"own/state/step-00000002/state.json: the state of another run"):
         train_and_evaluate(own)
     # A state may move with its whole run.
     (tmp_path / "foreign").rename(tmp_path / "moved")
-    with interruption("_step", step=3), pytest.raises(PreemptedError):
-        train_and_evaluate(with_options(foreign, output_dir=str(tmp_path / "moved")))
+    with pytest.raises(PreemptedError):
+        train_and_evaluate(with_options(foreign, output_dir=str(tmp_path / "moved")), on_step=interrupt_after(3))
     assert list_states(tmp_path / "moved" / "state")[-1].name == "step-00000003"
 
 
-def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path))
-    real_step = model.training.loop.TrainingLoop._step
 
-    def spoil_weights(loop, batches):
+    def spoil_weights(loop):
         if loop.progress.step == 6:
             loop.model.get_layer("second_logits").bias.assign([np.nan, np.nan])
-        real_step(loop, batches)
 
-    monkeypatch.setattr(model.training.loop.TrainingLoop, "_step", spoil_weights)
     with pytest.raises(NonFiniteLossError, match="the loss of head 'second' is nan at step 7") as error:
-        train_and_evaluate(config)
+        train_and_evaluate(config, on_step=spoil_weights)
     assert (error.value.head, error.value.step) == ("second", 7)
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
 
@@ -275,9 +286,9 @@ def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_p
     monkeypatch.setattr(model.trainer, "resolve_policy", lambda config, devices: "mixed_float16")
     monkeypatch.setattr(model.training.optimizer, "FIRST_LOSS_SCALE", first_scale)
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), limit_steps=STEPS_PER_EPOCH)
-    with interruption("_step", step=3), pytest.raises(PreemptedError):
-        train_and_evaluate(config)
-    assert train_and_evaluate(config)["steps"] == STEPS_PER_EPOCH
+    with pytest.raises(PreemptedError):
+        train_and_evaluate(config, on_step=interrupt_after(3))
+    assert train_and_evaluate(config).training.steps == STEPS_PER_EPOCH
     state = dict(read_arrays(list_states(tmp_path / "state")[-1] / "arrays.npz"))
     num_updates = int(state["num_updates"])
     assert 0 < num_updates < STEPS_PER_EPOCH
@@ -287,20 +298,17 @@ def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_p
 
 def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(inputs, tmp_path, monkeypatch, caplog):
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=4)
-    real_step = model.training.loop.TrainingLoop._step
 
-    def large_gradients_after_an_epoch(loop, batches):
-        if loop.progress.step == STEPS_PER_EPOCH:
+    def large_gradients_after_an_epoch(loop):
+        if loop.progress.step == STEPS_PER_EPOCH + 1:
             kernel = loop.model.get_layer("second_logits").kernel
             kernel.assign(kernel * 1e8)
-        real_step(loop, batches)
 
     # A CPU computes in float16 too, only slowly.
     monkeypatch.setattr(model.trainer, "resolve_policy", lambda *_: "mixed_float16")
     monkeypatch.setattr(model.training.optimizer, "FIRST_LOSS_SCALE", 2.0**24)
-    monkeypatch.setattr(model.training.loop.TrainingLoop, "_step", large_gradients_after_an_epoch)
     with pytest.raises(NonFiniteLossError, match=r"the gradient's norm is (inf|nan) at step") as error:
-        train_and_evaluate(config)
+        train_and_evaluate(config, on_step=large_gradients_after_an_epoch)
     assert error.value.step > STEPS_PER_EPOCH + 10
     assert any(re.fullmatch(r"\d of 11 updates were left out so far: float16 overflowed", m) for m in caplog.messages)
 
@@ -373,10 +381,10 @@ def test_says_at_the_start_what_it_will_do(inputs, tmp_path, monkeypatch, caplog
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options)
     lines = messages_at_start(config, monkeypatch, caplog)
     said = " ".join(line.removeprefix("options").strip() for line in itertools.takewhile(is_about_options, lines))
-    assert said.split() == " ".join(f"{name}={value}" for name, value in config.options.items()).split()
+    assert said.split() == " ".join(f"{name}={spell(value)}" for name, value in config.options.items()).split()
     assert {"batch_size=8", "seed=3", "limit_steps=15"} <= set(said.split())
 
-    fingerprint = json.loads((tmp_path / "config.json").read_text())["dataset"]["fingerprint"]
+    fingerprint = RunDir(tmp_path).read_config().dataset.fingerprint
     expected = [f"dataset      {inputs['data_dir']}, fingerprint {fingerprint[:12]}, max_len 16"]
     for seed, split in enumerate(("train", "dev", "test")):
         examples = learnable_examples(NUM_EXAMPLES[split], seed=seed)
@@ -403,8 +411,8 @@ def test_says_at_the_start_what_it_will_do(inputs, tmp_path, monkeypatch, caplog
     assert found == [line.replace("PART", share) for line in expected]
     assert 0 < float(share[:-1]) < 100 * (1 - train_tokens / (83 * 16))
 
-    with interruption("_step", step=12), pytest.raises(PreemptedError):
-        train_and_evaluate(config)
+    with pytest.raises(PreemptedError):
+        train_and_evaluate(config, on_step=interrupt_after(12))
     again = messages_at_start(config, monkeypatch, caplog)
     assert again == [*lines, "continuing   after step 12, epoch 2"]
 
@@ -432,7 +440,7 @@ def test_what_fails_before_the_first_step_may_be_corrected(inputs, tmp_path, mon
     assert run.exists()
     run.weights.with_name(".weights.npz.1234abcd.tmp").touch()
     (run.path / ".bert.1234abcd.tmp").mkdir()
-    assert train_and_evaluate(config)["steps"] == 1
+    assert train_and_evaluate(config).training.steps == 1
     assert run.vocab.read_bytes() == (damaged / "vocab.txt").read_bytes()
     assert [path.name for path in run.path.rglob("*.tmp")] == []
 
@@ -443,18 +451,18 @@ def test_early_stopping_and_dev_report(inputs, tmp_path):
     options = inputs | {"data_dir": str(data_dir), "output_dir": str(tmp_path / "run")}
     config = tiny_config(**options, **IN_PROCESS, learning_rate=1e-12, epochs=9, early_stopping_patience=2)
     report = train_and_evaluate(config)
-    assert (report["epochs"], report["best_epoch"], report["early_stopped"]) == (3, 1, True)
-    assert (report["split"], report["num_examples"]) == ("dev", NUM_EXAMPLES["dev"])
+    assert (report.training.epochs, report.training.best_epoch, report.training.early_stopped) == (3, 1, True)
+    assert (report.evaluation.split, report.evaluation.num_examples) == ("dev", NUM_EXAMPLES["dev"])
 
 
 def test_the_report_is_of_the_model_that_is_used_afterwards(inputs, tmp_path):
     """Trained in bfloat16, served in float32; and to the planned end, though nothing gets better."""
     options = {"precision": "bfloat16", "epochs": 2, "learning_rate": 1e-12, "early_stopping_patience": 1}
     report = train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options))
-    assert (report["epochs"], report["best_epoch"], report["early_stopped"]) == (2, 1, False)
+    assert (report.training.epochs, report.training.best_epoch, report.training.early_stopped) == (2, 1, False)
     assert evaluate.main(["--run", str(tmp_path)]) == 0
-    again = json.loads((tmp_path / "evaluation" / "test" / "report.json").read_text())
-    assert again["heads"] == report["heads"]
+    again = RunDir(tmp_path / "evaluation" / "test").read_report()
+    assert again.evaluation.heads == report.evaluation.heads
 
 
 TRAIN_IN_PROCESS = """
@@ -557,8 +565,11 @@ def test_many_options_together(inputs, tmp_path):
         losses = [float(row[f"{kind}loss"]) for row in rows]
         expected = [float(row[f"{kind}category_loss"]) + 0.5 * float(row[f"{kind}second_loss"]) for row in rows]
         assert losses == pytest.approx(expected)
-    assert report["monitored"] == "val_loss"
-    assert (report["best_value"], report["best_epoch"]) == (pytest.approx(min(losses)), 1 + np.argmin(losses))
+    assert report.training.monitored == "val_loss"
+    assert (report.training.best_value, report.training.best_epoch) == (
+        pytest.approx(min(losses)),
+        1 + np.argmin(losses),
+    )
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 
@@ -592,8 +603,8 @@ def test_two_workers_do_not_change_the_result(inputs, tmp_path):
     wait_for(*workers, alone)
     assert_equal_within_rounding(tmp_path / "workers", tmp_path / "alone")
     # The best weights were written at the very end, by one of them alone.
-    report = json.loads((tmp_path / "workers" / "report.json").read_text())
-    assert report["best_epoch"] == report["epochs"] == 2
+    report = RunDir(tmp_path / "workers").read_report()
+    assert report.training.best_epoch == report.training.epochs == 2
 
 
 def wait_for_a_state(states, workers):
@@ -627,8 +638,8 @@ def test_workers_stop_together_and_continue(inputs, tmp_path, asked):
 def test_workers_that_see_different_directories_say_so(inputs, tmp_path):
     common = inputs | {"epochs": 40, "limit_steps": 60}
     paths = [tmp_path / "one", tmp_path / "other"]
-    with interruption("_step", step=3), pytest.raises(PreemptedError):
-        train_and_evaluate(tiny_config(**common, output_dir=str(paths[1])))
+    with pytest.raises(PreemptedError):
+        train_and_evaluate(tiny_config(**common, output_dir=str(paths[1])), on_step=interrupt_after(3))
     workers = start_workers(*(common | {"output_dir": str(path)} for path in paths))
     said = wait_for(*workers, status=2)
     for index, step in enumerate((0, 3)):

@@ -13,8 +13,15 @@ from typing import Literal
 import apache_beam
 import pytest
 
-from pipeline import VERSION
-from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
+from pipeline import VERSION, command_line
+from pipeline.command_line import (
+    CommandParser,
+    OptionGroup,
+    parse_buckets,
+    parse_named_numbers,
+    parse_names,
+    run_command,
+)
 from pipeline.errors import CorruptShardError, NonFiniteLossError, OptionError, OutputWriteError, PipelineError
 from tests.support.corpora import own_logging
 
@@ -165,6 +172,19 @@ def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None
     assert text.endswith("which one (default: all)")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "has_gpu", "level"), [((), False, "3"), (("--debug",), False, None), ((), True, None)]
+)
+def test_tensorflow_is_quiet_unless_it_may_have_to_explain_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], has_gpu: bool, level: str | None
+) -> None:
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")  # so that it is restored
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(command_line, "GPU_DRIVER", str(tmp_path if has_gpu else tmp_path / "none"))
+    assert run(None, *arguments) == 0
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cake:
     baker_name: str
@@ -180,7 +200,7 @@ def cake_parser() -> CommandParser:
     group = OptionGroup(parser, "cake", Cake)
     group.add("baker", "who bakes", field="baker_name", metavar="NAME")
     group.add("layers", "how high")
-    group.add("sugar", "how sweet", default="to taste", only_with=("filling", ("jam",)))
+    group.add("sweet", "how sweet", field="sugar", default="to taste", only_with=("filling", ("jam",)))
     group.add("filling", "between layers")
     group.add("toppings", "on top", parse=parse_names, metavar="NAME,…", default="none")
     group.add("shared", "for everybody")
@@ -198,12 +218,12 @@ def bake(*arguments: str) -> Cake:
 
 def test_options_set_the_fields_of_a_dataclass_and_have_its_defaults() -> None:
     assert bake("--baker", "Ada") == Cake(baker_name="Ada")
-    options = ["--layers", "3", "--sugar", "0.5", "--filling", "jam", "--toppings", "nuts, icing", "--shared"]
-    assert bake("--baker", "Ada", *options) == Cake(
-        baker_name="Ada", layers=3, sugar=0.5, filling="jam", toppings=("nuts", "icing"), shared=True
-    )
+    options = ["--layers", "3", "--sweet", "0.5", "--filling", "jam", "--toppings", "nuts, icing", "--shared"]
+    cake = bake("--baker", "Ada", *options)
+    assert (cake.baker_name, cake.layers, cake.sugar, cake.filling) == ("Ada", 3, 0.5, "jam")
+    assert (cake.toppings, cake.shared) == (("nuts", "icing"), True)
     text = " ".join(cake_parser().format_help().split())
-    assert "--baker NAME who bakes --layers N how high (default: 2) --sugar X how sweet (default: to taste)" in text
+    assert "--baker NAME who bakes --layers N how high (default: 2) --sweet X how sweet (default: to taste)" in text
     assert "--shared for everybody" in text
 
 
@@ -213,12 +233,18 @@ def test_options_set_the_fields_of_a_dataclass_and_have_its_defaults() -> None:
         ([], "the following arguments are required: --baker"),
         (["--baker", "Ada", "--layers", "high"], "argument --layers: invalid int value: 'high'"),
         (["--baker", "Ada", "--filling", "air"], "argument --filling: invalid choice: 'air'"),
-        (["--baker", "Ada", "--sugar", "1"], "--sugar: only used with --filling jam, not cream"),
+        (["--baker", "Ada", "--sweet", "1"], "--sweet: only used with --filling jam, not cream"),
     ],
 )
 def test_refuses_options_that_do_not_fit(arguments: list[str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         bake(*arguments)
+
+
+def test_buckets_are_words_or_numbers() -> None:
+    assert [parse_buckets(text) for text in ("auto", "off", "64", "64,128")] == ["auto", "off", (64,), (64, 128)]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected auto, off or lengths such as 64,128, got '64;128'"):
+        parse_buckets("64;128")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", look)
     filesystem.write_atomically(str(path), b"content")
     assert len(seen) == 1
-    assert all(name.startswith("a.") and name.endswith(".tmp") for name in seen[0])
+    assert all(name.startswith(".a.") and name.endswith(".tmp") for name in seen[0])
     assert os.listdir(tmp_path) == ["a"]
 
 

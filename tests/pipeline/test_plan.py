@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.command_line import run_command
-from pipeline.plan import main, parse_buckets
+from pipeline.plan import main
 from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 
@@ -92,7 +92,3 @@ def test_what_cannot_be_planned_is_one_line_and_status_2(
 ):
     assert run_command(main, [data_dir, *arguments]) == 2
     assert message in caplog.text
-
-
-def test_buckets_are_words_or_numbers():
-    assert [parse_buckets(text) for text in ("auto", "off", "64", "64,128")] == ["auto", "off", (64,), (64, 128)]

@@ -1,7 +1,6 @@
 """A finished run on texts, made in a second: everything a run leaves behind and others read, but never trained."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,14 @@ import tensorflow as tf
 from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
 from model.run.directory import RunDir
+from model.run.metrics_csv import write_metrics_csv
+from model.run.report import Evaluation, Report, TrainingSummary
 from model.run.weights import save_model_weights
-from model.training.callbacks import write_metrics_csv
 from model.training.run_inputs import RunInputs, read_run_inputs
 from pipeline.corpus.documents import normalize_text
 from pipeline.input_pipeline.reader import eval_dataset
 from pipeline.tokenization.tokenizer import Tokenizer
-from tests.support.runs import TINY_BERT, make_bert_dir, tiny_config
+from tests.support.runs import RESOLVED, TINY_BERT, make_bert_dir, tiny_config
 from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
 
 MAX_LEN = 20
@@ -71,7 +71,7 @@ def make_finished_run(path: Path, **options: object) -> Path:
     run.path.mkdir()
     run.vocab.write_bytes((bert_dir / "vocab.txt").read_bytes())
     run.bert_config.write_bytes((bert_dir / "bert_config.json").read_bytes())
-    run.write_config(inputs.describe(config) | {"resolved": {"precision": "float32"}})
+    run.write_config(inputs.describe(config, RESOLVED))
     model = build_classifier(
         bert_dir, inputs.head_sizes(config.model.heads), config.model.pooling, config.model.encoder, policy="float32"
     )
@@ -81,18 +81,30 @@ def make_finished_run(path: Path, **options: object) -> Path:
     names = ["loss", *(f"{head}_{what}" for head in config.model.heads for what in ("loss", "accuracy")), "exact_match"]
     metrics = dict.fromkeys([*names, *(f"val_{name}" for name in names)], 0.5)
     write_metrics_csv(run.metrics, [{"epoch": 1, "step": 2, "learning_rate": 1e-3, **metrics}])
-    report = {
-        "split": "test",
-        "monitored": config.learning.monitored,
-        "best_value": 0.5,
-        "best_epoch": 1,
-        "epochs": 1,
-        "steps": 2,
-        "early_stopped": False,
-        "train_seconds": 1.0,
-        "train_examples_per_second": 22.0,
-    }
-    run.report.write_text(json.dumps(report), encoding="utf-8")
+    run.write_report(
+        Report(
+            evaluation=Evaluation(
+                split="test",
+                num_examples=len(TEXTS),
+                decode="independent",
+                heads={},
+                exact_match=0.5,
+                decoding=None,
+                unseen_pairs=None,
+                seconds=1.0,
+            ),
+            training=TrainingSummary(
+                monitored=config.learning.monitored,
+                best_value=0.5,
+                best_epoch=1,
+                epochs=1,
+                steps=2,
+                early_stopped=False,
+                seconds=1.0,
+                num_examples=22,
+            ),
+        )
+    )
     return run.path
 
 

@@ -1,17 +1,16 @@
 """Tiny real inputs for training: a learnable dataset, and a BERT directory with its vocabulary; and what runs leave."""
 
-import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from model.bert.checkpoint import encoder_variables, random_variable, write_bert_dir
 from model.bert.config import BertConfig
 from model.config import TrainConfig
+from model.run.description import Resolved, ResolvedBatches, ResolvedDevices
 from model.training.loop import TrainingLoop
 from tests.support.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
 
@@ -26,6 +25,12 @@ IN_PROCESS = {"deterministic": "off"}
 RESULT_FILES = (
     *("metrics.csv", "weights.npz", "bert/vocab.txt"),
     *("bert/bert_model.ckpt.data-00000-of-00001", "bert/bert_model.ckpt.index"),
+)
+
+RESOLVED = Resolved(
+    precision="float32",
+    devices=ResolvedDevices(strategy="one_device", num_replicas=1, num_workers=1, xla=False, deterministic=False),
+    batches=ResolvedBatches(bucket_lengths=(8, 16), bucket_rows=(8, 8), steps_per_epoch=STEPS_PER_EPOCH),
 )
 
 TINY_BERT = BertConfig(
@@ -96,20 +101,14 @@ def with_options(config: TrainConfig, **options: Any) -> TrainConfig:
     return TrainConfig.from_options(**(config.options | options))
 
 
-@contextlib.contextmanager
-def interruption(method: str, *, step: int, signal_number: int = signal.SIGTERM) -> Iterator[None]:
-    """Let a training in this process get a signal after a method of its loop, once it has done that many steps."""
-    real = getattr(TrainingLoop, method)
+def interrupt_after(step: int, *, signal_number: int = signal.SIGTERM) -> Callable[[TrainingLoop], None]:
+    """Return an `on_step` that sends this process a signal once a training has done that many steps."""
 
-    def call_and_interrupt(loop: TrainingLoop, *arguments: Any) -> Any:
-        result = real(loop, *arguments)
+    def on_step(loop: TrainingLoop) -> None:
         if loop.progress.step == step:
             signal.raise_signal(signal_number)
-        return result
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(TrainingLoop, method, call_and_interrupt)
-        yield
+    return on_step
 
 
 def result_bytes(run: Path) -> dict[str, bytes]:

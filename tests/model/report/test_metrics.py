@@ -1,8 +1,8 @@
 """The figures of a report against values computed by hand, and where they could be undefined."""
 
-import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from model.report.metrics import (
     measure,
     measure_head,
 )
+from model.run.report import ClassMeasures, DecodingMeasures, Measures, Mistake
 from pipeline.errors import OptionError
 
 NAMES = ["体育", "财经/交易", "娱 乐"]
@@ -37,45 +38,44 @@ def measured(labels, predicted, names=NAMES):
     return measure_head(labels, predicted, probabilities, names=names, keys=keys)
 
 
+def through_json(measures):
+    text = msgspec.json.encode(measures)
+    assert b"null" not in text.replace(b'"confidence":null,"accuracy":null', b""), "a number is not finite"
+    return msgspec.json.decode(text, type=Measures)
+
+
 def test_by_hand():
     #               hits of 0: 2 of 3, of 1: 1 of 2, of 2: 0 of 1
     head = measured([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 1])
-    assert head["accuracy"] == head["micro_f1"] == 0.5
-    assert head["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 1, 0]]
+    assert head.accuracy == head.micro_f1 == 0.5
+    assert head.confusion_matrix == [[2, 1, 0], [0, 1, 1], [0, 1, 0]]
     expected = [(1.0, 2 / 3, 0.8, 3, 2), (1 / 3, 1 / 2, 0.4, 2, 3), (0.0, 0.0, 0.0, 1, 1)]
-    for cell, name, values in zip(head["classes"], NAMES, expected, strict=True):
-        assert cell["label"] == name
-        found = [cell[key] for key in ("precision", "recall", "f1", "support", "predicted")]
+    for cell, name, values in zip(head.classes, NAMES, expected, strict=True):
+        assert cell.label == name
+        found = [cell.precision, cell.recall, cell.f1, cell.support, cell.predicted]
         assert found == pytest.approx(list(values))
-    assert head["macro_f1"] == pytest.approx((0.8 + 0.4 + 0.0) / 3)
-    assert head["ece"] == pytest.approx(0.25)  # always 75 % sure, right in half of the cases
+    assert head.macro_f1 == pytest.approx((0.8 + 0.4 + 0.0) / 3)
+    assert head.ece == pytest.approx(0.25)  # always 75 % sure, right in half of the cases
 
 
 def test_a_class_that_does_not_occur_counts_nowhere_but_keeps_its_row():
     head = measured([0, 0, 1], [0, 0, 1])
-    assert head["macro_f1"] == 1.0
-    assert head["classes"][2] == {
-        "label": NAMES[2],
-        "precision": 0.0,
-        "recall": 0.0,
-        "f1": 0.0,
-        "support": 0,
-        "predicted": 0,
-    }
-    assert head["confusion_matrix"][2] == [0, 0, 0]
+    assert head.macro_f1 == 1.0
+    assert head.classes[2] == ClassMeasures(label=NAMES[2], precision=0.0, recall=0.0, f1=0.0, support=0, predicted=0)
+    assert head.confusion_matrix[2] == [0, 0, 0]
 
 
 def test_a_class_that_is_only_predicted_counts_as_nothing_found():
     head = measured([0, 0, 1], [0, 2, 1])
-    assert head["classes"][2]["predicted"] == 1
-    assert head["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert head.classes[2].predicted == 1
+    assert head.macro_f1 == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_one_class_and_one_example():
     head = measured([1], [1], NAMES[:2])
-    assert (head["accuracy"], head["macro_f1"], head["mistakes"]) == (1.0, 1.0, [])
+    assert (head.accuracy, head.macro_f1, head.mistakes) == (1.0, 1.0, ())
     head = measured([1, 1], [0, 0], NAMES[:2])
-    assert (head["accuracy"], head["macro_f1"]) == (0.0, 0.0)
+    assert (head.accuracy, head.macro_f1) == (0.0, 0.0)
 
 
 def test_ties_go_to_the_first_class():
@@ -83,7 +83,7 @@ def test_ties_go_to_the_first_class():
         labels={"second": np.array([0, 1])}, probabilities={"second": np.full((2, 2), 0.5, np.float32)}
     )
     report = measure(predictions, labels={"second": ["x", "y"]}, keys=["k0", "k1"])
-    assert report["heads"]["second"]["confusion_matrix"] == [[1, 0], [1, 0]]
+    assert report.heads["second"].confusion_matrix == [[1, 0], [1, 0]]
 
 
 def test_calibration_by_hand():
@@ -91,17 +91,17 @@ def test_calibration_by_hand():
     confidence, right = np.array([0.95, 1.0, 0.5, 0.0]), np.array([True, False, True, False])
     error, bins = calibrate(confidence, right)
     assert error == pytest.approx(2 / 4 * abs(0.975 - 0.5) + 1 / 4 * abs(0.5 - 1.0) + 1 / 4 * 0.0)
-    assert [bin_["count"] for bin_ in bins] == [1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
-    assert (bins[0]["lower"], bins[-1]["upper"]) == (0.0, 1.0)
-    assert bins[-1]["confidence"] == pytest.approx(0.975)
-    assert bins[-1]["accuracy"] == 0.5
-    assert bins[1]["accuracy"] is None
+    assert [bin_.count for bin_ in bins] == [1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
+    assert (bins[0].lower, bins[-1].upper) == (0.0, 1.0)
+    assert bins[-1].confidence == pytest.approx(0.975)
+    assert bins[-1].accuracy == 0.5
+    assert bins[1].accuracy is None
 
 
 def test_a_bin_holds_its_upper_edge():
     edges = np.linspace(0, 1, NUM_BINS + 1)
     _, bins = calibrate(edges[1:], np.ones(NUM_BINS, bool))
-    assert [bin_["count"] for bin_ in bins] == [1] * NUM_BINS
+    assert [bin_.count for bin_ in bins] == [1] * NUM_BINS
 
 
 def test_a_perfectly_calibrated_head():
@@ -117,8 +117,8 @@ def test_calibration_in_general(data):
     right = data.draw(arrays.arrays(bool, confidence.shape))
     error, bins = calibrate(confidence, right)
     assert 0 <= error <= 1
-    assert sum(bin_["count"] for bin_ in bins) == len(confidence)
-    assert sum(bin_["count"] * (bin_["accuracy"] or 0) for bin_ in bins) == pytest.approx(right.sum())
+    assert sum(bin_.count for bin_ in bins) == len(confidence)
+    assert sum(bin_.count * (bin_.accuracy or 0) for bin_ in bins) == pytest.approx(right.sum())
     # By the triangle inequality, no binning shows less than all examples in one bin.
     assert error >= abs(confidence.mean() - right.mean()) - 1e-9
 
@@ -129,19 +129,13 @@ def test_confident_mistakes_come_first_and_name_their_document():
         [[0.3, 0.6, 0.1], [0.0, 1.0, 0.0], [0.05, 0.05, 0.9], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2]], np.float64
     )
     mistakes = confident_mistakes(labels, predicted, probabilities, names=NAMES, keys=["a", "b", "c", "d", "e"])
-    assert [mistake["key"] for mistake in mistakes] == ["c", "e", "a", "d"]  # of equals the first
-    assert mistakes[0] == {
-        "key": "c",
-        "label": NAMES[0],
-        "label_probability": 0.05,
-        "predicted": NAMES[2],
-        "probability": 0.9,
-    }
+    assert [mistake.key for mistake in mistakes] == ["c", "e", "a", "d"]  # of equals the first
+    assert mistakes[0] == Mistake(key="c", label=NAMES[0], label_probability=0.05, predicted=NAMES[2], probability=0.9)
 
 
 def test_not_every_mistake_is_listed():
     head = measured([0] * 50, [1] * 50)
-    assert len(head["mistakes"]) == NUM_MISTAKES
+    assert len(head.mistakes) == NUM_MISTAKES
 
 
 PREDICTIONS = Predictions(
@@ -158,26 +152,28 @@ KEYS = ["a", "b", "c", "d"]
 
 def test_both_heads_together():
     report = measure(PREDICTIONS, labels=LABELS, keys=KEYS, pairs=PAIRS)
-    assert (report["num_examples"], report["decode"], report["exact_match"]) == (4, "independent", 0.5)
+    assert (report.num_examples, report.decode, report.exact_match) == (4, "independent", 0.5)
     # The second text's (0, 1) does not occur in training, so its surer head decides: (1, 1), which is right.
-    assert report["decoding"] == {
-        "independent": {"accuracy": {"category": 0.75, "second": 0.75}, "exact_match": 0.5, "impossible_pairs": 0.25},
-        "joint": {"accuracy": {"category": 1.0, "second": 0.75}, "exact_match": 0.75, "impossible_pairs": 0.0},
+    assert report.decoding == {
+        "independent": DecodingMeasures(
+            accuracy={"category": 0.75, "second": 0.75}, exact_match=0.5, impossible_pairs=0.25
+        ),
+        "joint": DecodingMeasures(accuracy={"category": 1.0, "second": 0.75}, exact_match=0.75, impossible_pairs=0.0),
     }
-    assert report["unseen_pairs"] == 0.25  # the last text's (2, 0)
-    assert json.loads(json.dumps(report)) == report
+    assert report.unseen_pairs == 0.25  # the last text's (2, 0)
+    assert through_json(report) == report
 
 
 def test_joint_decoding_is_what_all_figures_follow():
     report = measure(PREDICTIONS, labels=LABELS, keys=KEYS, pairs=PAIRS, decode="joint")
     independent = measure(PREDICTIONS, labels=LABELS, keys=KEYS, pairs=PAIRS)
-    assert report["decoding"] == independent["decoding"]
-    assert (report["decode"], report["exact_match"]) == ("joint", 0.75)
-    head = report["heads"]["category"]
-    assert (head["accuracy"], head["macro_f1"], head["mistakes"]) == (1.0, 1.0, [])
+    assert report.decoding == independent.decoding
+    assert (report.decode, report.exact_match) == ("joint", 0.75)
+    head = report.heads["category"]
+    assert (head.accuracy, head.macro_f1, head.mistakes) == (1.0, 1.0, ())
     # Confidence is what the head says about the class it was given: 0.6, 0.4, 0.8, 1.
-    assert head["ece"] == pytest.approx((0.4 + 0.6 + 0.2 + 0.0) / 4)
-    assert independent["heads"]["category"]["mistakes"][0]["key"] == "b"
+    assert head.ece == pytest.approx((0.4 + 0.6 + 0.2 + 0.0) / 4)
+    assert independent.heads["category"].mistakes[0].key == "b"
 
 
 def test_one_head_has_no_pairs():
@@ -185,8 +181,8 @@ def test_one_head_has_no_pairs():
         labels={"second": PREDICTIONS.labels["second"]}, probabilities={"second": PREDICTIONS.probabilities["second"]}
     )
     report = measure(predictions, labels=LABELS, keys=KEYS)
-    assert "decoding" not in report
-    assert report["exact_match"] == report["heads"]["second"]["accuracy"] == 0.75
+    assert report.decoding is report.unseen_pairs is None
+    assert report.exact_match == report.heads["second"].accuracy == 0.75
     with pytest.raises(OptionError, match="--decode joint"):
         measure(predictions, labels=LABELS, keys=KEYS, decode="joint")
 
@@ -207,10 +203,10 @@ def test_a_report_is_always_finite_json(num_examples, num_categories, num_second
     if not len(pairs):
         pairs = np.array([[0, 0]])
     report = measure(predictions, labels=labels, keys=["k"] * num_examples, pairs=pairs)
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert through_json(report) == report
     for head in sizes:
-        values = report["heads"][head]
-        assert math.isclose(values["accuracy"], np.trace(values["confusion_matrix"]) / num_examples)
-        assert math.isclose(values["accuracy"], values["micro_f1"])
-    assert report["decoding"]["joint"]["impossible_pairs"] == 0.0
-    assert report["decoding"]["joint"]["exact_match"] <= 1 - report["unseen_pairs"] + 1e-9
+        values = report.heads[head]
+        assert math.isclose(values.accuracy, np.trace(values.confusion_matrix) / num_examples)
+        assert math.isclose(values.accuracy, values.micro_f1)
+    assert report.decoding["joint"].impossible_pairs == 0.0
+    assert report.decoding["joint"].exact_match <= 1 - report.unseen_pairs + 1e-9

@@ -1,7 +1,7 @@
 """The page: it needs nothing but itself, shows what the report says, and lets no label or key become markup."""
 
+import dataclasses
 import html
-import json
 import re
 from html.parser import HTMLParser
 
@@ -11,11 +11,13 @@ import pytest
 from model.decoding import name_pairs, observed_pairs
 from model.report.confusion import MAX_MATRIX_CLASSES, class_orders, condense, frequent_confusions, shade_matrix
 from model.report.metrics import Predictions, measure
-from model.report.page import read_metrics, render_report
+from model.report.page import render_report
+from model.run.description import BertIdentity, DatasetIdentity, RunDescription
 from model.run.directory import RunDir
-from model.training.callbacks import write_metrics_csv
+from model.run.metrics_csv import write_metrics_csv
+from model.run.report import ClassMeasures, Evaluation, HeadMeasures, Report, TrainingSummary
 from pipeline.errors import InputFormatError
-from tests.support.runs import TINY_BERT, tiny_config
+from tests.support.runs import RESOLVED, TINY_BERT, tiny_config
 from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
 
 HOSTILE = "</td><script>alert(1)</script>\"'&amp;"
@@ -83,33 +85,34 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
             head: generator.dirichlet(np.ones(len(labels[head])), len(KEYS)).astype(np.float32) for head in heads
         },
     )
-    report = {
-        "split": "test",
-        **measure(predictions, labels=labels, keys=KEYS, pairs=pairs),
-        "evaluate_seconds": 0.5,
-        "monitored": "val_accuracy_mean",
-        "best_value": 0.625,
-        "best_epoch": 2,
-        "epochs": rows,
-        "steps": 33,
-        "early_stopped": True,
-        "train_seconds": 61.0,
-        "train_examples_per_second": 1234.5,
-    }
+    measures = measure(predictions, labels=labels, keys=KEYS, pairs=pairs)
+    report = Report(
+        evaluation=Evaluation(**vars(measures), split="test", seconds=0.5),
+        training=TrainingSummary(
+            monitored="val_accuracy_mean",
+            best_value=0.625,
+            best_epoch=2,
+            epochs=rows,
+            steps=33,
+            early_stopped=True,
+            seconds=61.0,
+            num_examples=75_305,
+        ),
+    )
     run = RunDir(path / "run <b>")
     run.path.mkdir()
     run.bert_config.write_text(TINY_BERT.to_json(), "utf-8")
     run.write_config(
-        {
-            "config": tiny_config(heads=heads, loss_weights={heads[0]: 0.5}).describe(),
-            "resolved": {"precision": "bfloat16", "bucket_lengths": [8, 16]},
-            "dataset": {"fingerprint": info.fingerprint},
-            "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},
-            "labels": labels,
-            "label_pairs": None if pairs is None else name_pairs(pairs, labels),
-            "max_len": max_len,
-            "versions": {"tensorflow": "2.21.0"},
-        }
+        RunDescription(
+            config=tiny_config(heads=heads, loss_weights={heads[0]: 0.5}),
+            resolved=dataclasses.replace(RESOLVED, precision="bfloat16"),
+            dataset=DatasetIdentity(fingerprint=info.fingerprint),
+            bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_index_sha256="c" * 64),
+            labels=labels,
+            label_pairs=None if pairs is None else name_pairs(pairs, labels),
+            max_len=max_len,
+            versions={"tensorflow": "2.21.0"},
+        )
     )
     names = ["loss", *(f"{head}_{what}" for head in heads for what in ("loss", "accuracy")), "exact_match"]
     metrics = dict.fromkeys([*names, *(f"val_{name}" for name in names)], 0.5)
@@ -149,13 +152,14 @@ def test_shows_what_the_report_says(inputs):
     run, report, info, data_dir = inputs
     words = html.unescape(re.sub(r"\s+", " ", render_report(run, report, info, data_dir)))
     for head in ("category", "second"):
-        for name in ("accuracy", "macro_f1", "ece"):
-            assert f">{report['heads'][head][name]:.2%}<" in words
-    for values in report["decoding"].values():
-        assert f">{values['exact_match']:.2%}<" in words
-        assert f">{values['impossible_pairs']:.2%}<" in words
+        measures = report.evaluation.heads[head]
+        for share in (measures.accuracy, measures.macro_f1, measures.ece):
+            assert f">{share:.2%}<" in words
+    for measures in report.evaluation.decoding.values():
+        assert f">{measures.exact_match:.2%}<" in words
+        assert f">{measures.impossible_pairs:.2%}<" in words
     for key in KEYS[:2]:
-        mistaken = any(m["key"] == key for head in report["heads"].values() for m in head["mistakes"])
+        mistaken = any(m.key == key for head in report.evaluation.heads.values() for m in head.mistakes)
         assert (f"<code>{key}</code>" in words) == mistaken
     assert "1,234.5" in words
     for name, value in (
@@ -198,14 +202,6 @@ def test_a_run_without_an_epoch_and_a_shorter_max_len(tmp_path):
     assert "Dotted: 6 tokens, where this run cuts texts: 33.3% of test are longer" in text  # lengths 3 to 8
 
 
-@pytest.mark.parametrize("content", [None, "epoch,loss\n1,much\n", "epoch,loss\n1\n"])
-def test_damaged_metrics(tmp_path, content):
-    if content is not None:
-        (tmp_path / "metrics.csv").write_text(content)
-    with pytest.raises(InputFormatError, match=r"metrics\.csv: expected a table"):
-        read_metrics(tmp_path / "metrics.csv")
-
-
 def test_damaged_run(inputs):
     run, *others = inputs
     run.bert_config.write_text("{")
@@ -227,7 +223,17 @@ def test_classes_are_shown_by_parent():
 
 
 def head_values(matrix):
-    return {"confusion_matrix": matrix.tolist(), "classes": [{"label": f"c{i}"} for i in range(len(matrix))]}
+    figures = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
+    return HeadMeasures(
+        accuracy=0.0,
+        macro_f1=0.0,
+        micro_f1=0.0,
+        ece=0.0,
+        classes=tuple(ClassMeasures(label=f"c{number}", **figures) for number in range(len(matrix))),
+        confusion_matrix=matrix.tolist(),
+        calibration=(),
+        mistakes=(),
+    )
 
 
 def test_a_matrix_keeps_every_example(inputs):
@@ -244,15 +250,15 @@ def test_a_matrix_keeps_every_example(inputs):
 
     labels = {"category": [f"c{i}" for i in range(100)]}
     shown = shade_matrix(head_values(matrix), class_orders(labels, None)["category"])
-    assert len(shown["rows"]) == len(shown["names"]) == MAX_MATRIX_CLASSES
-    assert sum(int(count or 0) for row in shown["rows"] for _, count in row["cells"]) == matrix.sum()
-    assert "classes with the most mistakes" in shown["note"]
+    assert len(shown.rows) == len(shown.names) == MAX_MATRIX_CLASSES
+    assert sum(int(count or 0) for row in shown.rows for _, count in row.cells) == matrix.sum()
+    assert "classes with the most mistakes" in shown.note
 
 
 def test_shades_follow_the_share_of_the_row():
     matrix = np.array([[9, 1, 0], [5, 5, 0], [0, 0, 0]])
     shown = shade_matrix(head_values(matrix), class_orders({"category": ["a", "b", "c"]}, None)["category"])
-    assert [row["cells"] for row in shown["rows"]] == [
+    assert [row.cells for row in shown.rows] == [
         [("h9", "9"), ("m1", "1"), ("", "")],
         [("m5", "5"), ("h5", "5"), ("", "")],
         [("", "")] * 3,
@@ -262,4 +268,6 @@ def test_shades_follow_the_share_of_the_row():
 
 def test_the_report_is_what_json_holds(inputs):
     run, report, *others = inputs
-    assert render_report(run, json.loads(json.dumps(report)), *others) == render_report(run, report, *others)
+    assert render_report(run, Report.from_json(report.to_json().encode()), *others) == render_report(
+        run, report, *others
+    )

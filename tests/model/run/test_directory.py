@@ -1,5 +1,8 @@
 """What may be done with a directory that is there already."""
 
+import dataclasses
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -8,7 +11,15 @@ import pytest
 
 from model.files import remove
 from model.run import directory as run_dir
-from model.run.directory import RunDir, open_run_dir, run_id
+from model.run.description import (
+    BertIdentity,
+    DatasetIdentity,
+    Resolved,
+    ResolvedBatches,
+    ResolvedDevices,
+    RunDescription,
+)
+from model.run.directory import RunDir, open_run_dir
 from pipeline.errors import (
     InputFormatError,
     MissingInputError,
@@ -17,28 +28,23 @@ from pipeline.errors import (
     OutputWriteError,
     SchemaMismatchError,
 )
-from tests.support.runs import tiny_config
+from tests.support.runs import tiny_config, with_options
 
-RESOLVED = {
-    "precision": "float32",
-    "xla": False,
-    "deterministic": True,
-    "strategy": "one_device",
-    "num_replicas": 1,
-    "num_workers": 1,
-    "bucket_lengths": [8, 16],
-    "bucket_rows": [8, 4],
-    "steps_per_epoch": 11,
-}
+DEVICES = ResolvedDevices(strategy="one_device", num_replicas=1, num_workers=1, xla=False, deterministic=True)
+BATCHES = ResolvedBatches(bucket_lengths=(8, 16), bucket_rows=(8, 4), steps_per_epoch=11)
 
 
-def describe(resolved=RESOLVED, **options):
-    return {
-        "config": tiny_config(**options).describe(),
-        "resolved": resolved,
-        "dataset": {"fingerprint": "a" * 64},
-        "bert": {"vocab_sha256": "b" * 64, "checkpoint_index_sha256": "c" * 64},
-    }
+def describe(*, precision="float32", devices=DEVICES, batches=BATCHES, **options):
+    return RunDescription(
+        config=tiny_config(**options),
+        dataset=DatasetIdentity(fingerprint="a" * 64),
+        bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_index_sha256="c" * 64),
+        labels={"category": ("a", "b"), "second": ("x", "y")},
+        label_pairs={"a": ("x",), "b": ("x", "y")},
+        max_len=16,
+        versions={"tensorflow": "2.21.0"},
+        resolved=Resolved(precision=precision, devices=devices, batches=batches),
+    )
 
 
 @pytest.fixture
@@ -74,10 +80,14 @@ def test_the_same_command_may_continue(run):
 
 def test_other_devices_may_continue_with_a_warning(run, caplog):
     # Said otherwise, and the same here.
-    run.check_resumable(describe(strategy="one_device", precision="float32", xla="off", deterministic="on"))
+    run.check_resumable(describe(strategy="one_device", xla="off", deterministic="on"))
     assert caplog.messages == []
     run.check_resumable(
-        describe(RESOLVED | {"strategy": "mirrored", "num_replicas": 2}, cpu_replicas=2, strategy="mirrored")
+        describe(
+            devices=dataclasses.replace(DEVICES, strategy="mirrored", num_replicas=2),
+            cpu_replicas=2,
+            strategy="mirrored",
+        )
     )
     assert caplog.messages == [
         "continuing on other devices (strategy: one_device -> mirrored; num_replicas: 1 -> 2): rounding and dropout "
@@ -87,20 +97,21 @@ def test_other_devices_may_continue_with_a_warning(run, caplog):
 
 def test_what_auto_was_when_the_run_began_holds(tmp_path):
     run = RunDir(tmp_path)
-    run.write_config(describe(RESOLVED | {"precision": "float16"}))
-    run.check_resumable({name: value for name, value in describe().items() if name != "resolved"})
+    run.write_config(describe(precision="float16"))
+    assert run.check_origin(describe()) == describe(precision="float16")
     with pytest.raises(OptionError) as error:
         run.check_resumable(describe())
     assert "started in float16, and --precision auto is float32 here; give --precision float16" in str(error.value)
-    run.check_resumable(describe(RESOLVED | {"precision": "float16"}, precision="float16"))
+    given = with_options(tiny_config(), precision="float16")
+    run.check_resumable(dataclasses.replace(describe(precision="float16"), config=given))
 
 
 def test_refuses_other_batches(run):
     """As --batch_tokens makes them with another number of replicas."""
-    other = RESOLVED | {"num_replicas": 3, "bucket_rows": [6, 3], "steps_per_epoch": 14}
+    batches = dataclasses.replace(BATCHES, bucket_rows=(6, 3), steps_per_epoch=14)
     with pytest.raises(OptionError) as error:
-        run.check_resumable(describe(other))
-    assert "(bucket_rows: [8, 4] -> [6, 3]; steps_per_epoch: 11 -> 14)" in str(error.value)
+        run.check_resumable(describe(devices=dataclasses.replace(DEVICES, num_replicas=3), batches=batches))
+    assert "(bucket_rows: 8,4 -> 6,3; steps_per_epoch: 11 -> 14)" in str(error.value)
     assert "the replicas, which were 1 and are 3: continue with as many" in str(error.value)
 
 
@@ -108,7 +119,7 @@ def test_refuses_other_batches(run):
     ("options", "change"),
     [
         ({"batch_size": 16}, "batch_size: 8 -> 16"),
-        ({"heads": ("category",)}, "heads: ['category', 'second'] -> ['category']"),
+        ({"heads": ("category",)}, "heads: category,second -> category"),
         ({"seed": 1, "dropout": 0.2}, "dropout: None -> 0.2; seed: 0 -> 1"),
     ],
 )
@@ -124,19 +135,21 @@ def test_says_which_option_changed(run, options, change):
 )
 def test_says_which_input_changed(run, what, field, option):
     new = describe()
-    new[what] = new[what] | {field: "f" * 64}
+    changed = dataclasses.replace(getattr(new, what), **{field: "f" * 64})
+    new = dataclasses.replace(new, **{what: changed})
     with pytest.raises(SchemaMismatchError, match=rf"another {option} \({field}: .* -> ffffffffffff\)"):
         run.check_resumable(new)
 
 
 def test_a_run_is_told_from_all_with_another_result():
-    own = run_id(describe())
+    own = describe()
     moved = describe(data_dir="moved", output_dir="moved", save_every=7, cpu_replicas=2, strategy="mirrored")
-    assert run_id(moved) == own
+    assert moved.run_id == own.run_id
     others = [describe(seed=1), describe(batch_size=16), describe(loss_weights={"second": 0.5})]
-    others += [describe() | {what: {"fingerprint": "f" * 64}} for what in ("dataset", "bert")]
-    others.append(describe(resolved=RESOLVED | {"bucket_rows": [6, 4]}))
-    assert len({own, *map(run_id, others)}) == 1 + len(others)
+    others.append(dataclasses.replace(own, dataset=DatasetIdentity(fingerprint="f" * 64)))
+    others.append(dataclasses.replace(own, bert=dataclasses.replace(own.bert, checkpoint_index_sha256="f" * 64)))
+    others.append(describe(batches=dataclasses.replace(BATCHES, bucket_rows=(6, 4))))
+    assert len({description.run_id for description in (own, *others)}) == 1 + len(others)
 
 
 def test_a_finished_run_is_not_trained_again(run):
@@ -146,12 +159,53 @@ def test_a_finished_run_is_not_trained_again(run):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"run_format": 1, "config": {}}', '{"run_format": 3, "config": {}, "resolved": 3}']
+    ("text", "message"),
+    [
+        ("", "Input data was truncated"),
+        ("{}", "missing required field `run_format`"),
+        ("[]", "Expected `object`, got `array`"),
+        ('{"run_format": 2, "config": {"batch_size": 8}}', "run_format 2, expected 3"),
+        ('{"run_format": 3, "config": {}}', "missing required field `paths` - at `$.config`"),
+    ],
 )
-def test_refuses_a_damaged_config(run, text):
+def test_refuses_a_damaged_config(run, text, message):
     run.config.write_text(text)
-    with pytest.raises(InputFormatError, match="damaged, or not written by this version"):
+    with pytest.raises(InputFormatError, match="damaged, or not written by this version") as error:
         run.read_config()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def changed(value, *path_and_new):
+    """Return a JSON value with another one at a path."""
+    if len(path_and_new) == 1:
+        return path_and_new[0]
+    first, *others = path_and_new
+    return value | {first: changed(value.get(first), *others)}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("max_len",), "16", "Expected `int`, got `str` - at `$.max_len`"),
+        (("labels", "second"), ["x", 1], "Expected `str`, got `int` - at `$.labels[...][1]`"),
+        (("config", "learning", "epochs"), 0, "--epochs: expected 1 or more, got 0 - at `$.config.learning`"),
+        (("config", "model", "pooling"), "mean", "Invalid enum value 'mean' - at `$.config.model.pooling`"),
+        (("resolved", "batches"), 3, "Expected `object`, got `int` - at `$.resolved.batches`"),
+        (("label_pairs",), None, "label_pairs does not say which labels occur together"),
+    ],
+)
+def test_says_which_field_of_a_config_is_wrong(run, path, value, message):
+    run.config.write_text(json.dumps(changed(json.loads(run.config.read_text()), *path, value)))
+    with pytest.raises(InputFormatError) as error:
+        run.read_config()
+    assert message in str(error.value)
+
+
+def test_a_description_survives_its_file(run):
+    description = describe(loss_weights={"second": 0.5}, buckets=(4, 8), dropout=0.0, learning_rate=1 / 3)
+    run.write_config(description)
+    assert run.read_config() == description
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"split": "test"}'])
@@ -242,6 +296,15 @@ def test_a_second_process_is_refused(run):
     assert try_to_lock() == "locked\n"
 
 
+def test_a_file_system_without_locks_is_no_obstacle(run, monkeypatch, caplog):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run.locked():
+        assert "no locks on this file system (No locks available)" in caplog.text
+
+
 def test_configuration_is_written_for_people(run):
-    assert json.loads(run.config.read_text())["config"]["batch_size"] == 8
+    assert json.loads(run.config.read_text())["config"]["batches"]["batch_size"] == 8
     assert run.config.read_text().count("\n") > 20

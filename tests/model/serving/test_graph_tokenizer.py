@@ -18,6 +18,7 @@ from pipeline.corpus.documents import normalize_text
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import load_vocab
 from tests.pipeline.tokenization.test_tokenizer import HARD, SMALL_VOCAB
+from tests.support.hard_texts import HARD_TEXTS
 from tests.support.real_data import TEXTS, real_data
 
 MAX_LEN = 24
@@ -65,6 +66,13 @@ class Pair:
             if got != want
         ]
         assert not differing, differing[:3]
+
+
+@pytest.mark.parametrize("max_len", [3, MAX_LEN, 512])
+def test_hard_texts(max_len):
+    # A small max_len leaves little of the texts, so each of their parts is compared too.
+    texts = list(dict.fromkeys(part for text in HARD_TEXTS for part in (text, *text.split(" "))))
+    Pair({token: token_id for token_id, token in enumerate(SMALL_VOCAB)}, max_len).check(texts)
 
 
 def random_texts(count, *, seed, longest=30):

@@ -18,7 +18,7 @@ from model.training.steps import num_sums
 from model.training.strategy import open_devices
 from model.training.training_state import list_states
 from pipeline.input_pipeline.reader import TrainReader
-from tests.support.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config, with_options
+from tests.support.runs import IN_PROCESS, assert_same_results, interrupt_after, make_inputs, tiny_config, with_options
 
 # The first epoch is the best one; then nothing improves until early stopping ends the run.
 ACCURACIES = (0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9)
@@ -86,8 +86,8 @@ def test_each_epoch_gets_its_own_batches(stopped_early):
 
 def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
     config, run, report, _ = stopped_early
-    assert (report["epochs"], report["early_stopped"], report["steps"]) == (NUM_EPOCHS, True, 18)
-    assert (report["best_epoch"], report["best_value"]) == (1, 0.6)
+    assert (report.training.epochs, report.training.early_stopped, report.training.steps) == (NUM_EPOCHS, True, 18)
+    assert (report.training.best_epoch, report.training.best_value) == (1, 0.6)
     with run.metrics.open(newline="") as stream:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(stream)]
     assert rates == pytest.approx([config.learning.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
@@ -111,12 +111,13 @@ def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(st
     config, run, report, _ = stopped_early
     config = with_options(config, output_dir=str(tmp_path))
     course.batches.clear()
-    with interruption("_step", step=4 * STEPS_PER_EPOCH + 1), pytest.raises(PreemptedError):
-        train_and_evaluate(config)
+    with pytest.raises(PreemptedError):
+        train_and_evaluate(config, on_step=interrupt_after(4 * STEPS_PER_EPOCH + 1))
     again = train_and_evaluate(config)
     assert_same_results(tmp_path, run.path)
-    for name in ("heads", "best_epoch", "best_value", "epochs", "steps", "early_stopped"):
-        assert again[name] == report[name]
+    assert again.evaluation.heads == report.evaluation.heads
+    timeless = {"seconds": 0.0, "num_examples": 0}
+    assert dataclasses.replace(again.training, **timeless) == dataclasses.replace(report.training, **timeless)
     before, after = [(5, epoch, 0) for epoch in range(5)], [(5, 4, 1), (5, 5, 0)]
     assert course.batches == before + after
 
@@ -146,8 +147,8 @@ def test_of_several_workers_all_stop_after_the_same_step(tmp_path, monkeypatch, 
     monkeypatch.setattr(model.trainer, "open_devices", lambda config: devices)
     monkeypatch.setattr(model.trainer, "make_train_step", make_train_step)
     # Nobody stops alone: this worker says with the next step that it was asked to.
-    with interruption("_step", step=4 if asked == "this one" else -1), pytest.raises(PreemptedError) as raised:
-        train_and_evaluate(config)
+    with pytest.raises(PreemptedError) as raised:
+        train_and_evaluate(config, on_step=interrupt_after(4 if asked == "this one" else -1))
     assert str(raised.value).startswith("stopped by SIGTERM after step 5; the state is saved")
     assert stops == [0.0, 0.0, 0.0, 0.0, float(asked == "this one")]
     states = list_states(tmp_path / "run" / "state")

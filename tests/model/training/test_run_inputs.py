@@ -13,7 +13,16 @@ from pipeline.errors import (
     PipelineError,
     SchemaMismatchError,
 )
-from tests.support.runs import MAX_LEN, TINY_BERT, VOCAB, make_bert_dir, make_data_dir, tiny_config, with_options
+from tests.support.runs import (
+    MAX_LEN,
+    RESOLVED,
+    TINY_BERT,
+    VOCAB,
+    make_bert_dir,
+    make_data_dir,
+    tiny_config,
+    with_options,
+)
 from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 
@@ -40,10 +49,10 @@ def test_reads_what_fits(data_dir, bert_dir):
     inputs = read_run_inputs(config)
     assert (inputs.max_len, inputs.test_split) == (MAX_LEN, "test")
     assert inputs.head_sizes(("second", "category")) == {"second": 2, "category": 3}
-    described = inputs.describe(with_options(config, heads=("second",)))
-    assert described["labels"] == {"second": ["x", "y"]}
-    assert described["dataset"]["fingerprint"] == inputs.info.fingerprint
-    assert described["versions"]["tensorflow"].count(".") == 2
+    described = inputs.describe(with_options(config, heads=("second",)), RESOLVED)
+    assert (described.labels, described.label_pairs, described.resolved) == ({"second": ("x", "y")}, None, RESOLVED)
+    assert described.dataset.fingerprint == inputs.info.fingerprint
+    assert described.versions["tensorflow"].count(".") == 2
 
 
 def test_another_vocabulary(data_dir, tmp_path):

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from model.files import remove_temporary
 from model.run.weights import assign_arrays, load_model_weights, read_arrays, save_model_weights, write_arrays
+from model.training.monitor import Monitor
 from model.training.training_state import (
     ARRAYS_NAME,
     STATE_NAME,
@@ -35,7 +36,7 @@ PROGRESS = Progress(
     epoch_step=100,
     epoch_sums=(64.0, 1000.0, 1 / 3, 0.1),
     rows=({"epoch": 1, "loss": 1 / 7}, {"epoch": 2, "loss": 1e-300}),
-    monitor={"best": 0.5, "best_epoch": 1},
+    monitor=Monitor(best=0.5, best_epoch=1),
     train_seconds=12.5,
     num_examples=4000,
 )
@@ -149,8 +150,8 @@ def test_a_good_state_is_written_again_and_never_lost(tmp_path, monkeypatch):
 
 
 def test_falls_back_from_a_state_whose_best_weights_are_gone(tmp_path, caplog):
-    best = {"best": 0.5, "best_epoch": 1}
-    for step, monitor in ((400, {}), (500, best), (600, best | {"best_epoch": 2})):
+    best = Monitor(best=0.5, best_epoch=1)
+    for step, monitor in ((400, Monitor()), (500, best), (600, dataclasses.replace(best, best_epoch=2))):
         progress = dataclasses.replace(PROGRESS, step=step, monitor=monitor)
         save_state(tmp_path / "state", progress, make_variables(), keep=3)
     assert best_epochs(tmp_path / "state") == {0, 1, 2}
@@ -212,6 +213,7 @@ KILLED_WHILE_SAVING = """
 import sys
 from pathlib import Path
 import numpy as np
+from model.training.monitor import Monitor
 from model.training.training_state import Progress, save_state
 
 class Variable:

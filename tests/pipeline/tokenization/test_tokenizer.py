@@ -115,7 +115,7 @@ def test_worked_example(tmp_path: Path) -> None:
     assert tokenizer.tokens(indices) == ["[CLS]", "be", "##rt", "，", "读", "[UNK]", "[SEP]"]
     assert segments == [0] * 7
     assert (tokenizer.vocab_size, tokenizer.max_len, tokenizer.cased) == (8, 8, False)
-    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id) == (0, 1, 2, 3)
+    assert (tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("cased", [False, True])

@@ -1,106 +1,22 @@
-"""What happens around the steps: when to stop, when to learn slower, which weights are best, and what people see.
-
-Nothing here decides anything from the clock, so that an interrupted run decides as the uninterrupted one would.
-"""
+"""What a training shows: throughput, a progress bar or lines of a log, scalars for TensorBoard."""
 
 import contextlib
-import csv
 import dataclasses
-import io
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 import tqdm
 
-from model.config import TrainConfig
-from model.files import write_text
 from pipeline.dataset.summary import format_seconds
 from pipeline.errors import one_line
 
-PLATEAU_MIN_DELTA = 1e-4  # the default of tf.keras.callbacks.ReduceLROnPlateau
 SECONDS_BETWEEN_LINES = 30.0  # where nobody watches a progress bar, such as in a cluster's log
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(kw_only=True)
-class Monitor:
-    """Follows one validation metric: the best epoch, early stopping, and the plateau schedule.
-
-    Counts as `EarlyStopping` and `ReduceLROnPlateau` of tf.keras do.
-
-    Attributes:
-        best: its best value so far; `None` before the first epoch.
-        best_epoch: the epoch of that value, counted from 1.
-        epochs_without_best: epochs since then.
-        plateau_best, epochs_on_plateau: the same for the plateau, which ignores improvements below `PLATEAU_MIN_DELTA`.
-        learning_rate_scale: what plateaus have made of the learning rate.
-    """
-
-    best: float | None = None
-    best_epoch: int = 0
-    epochs_without_best: int = 0
-    plateau_best: float | None = None
-    epochs_on_plateau: int = 0
-    learning_rate_scale: float = 1.0
-
-    def update(self, value: float, epoch: int, config: TrainConfig) -> bool:
-        """Take in the metric after an epoch.
-
-        Args:
-            value: the monitored metric.
-            epoch: counted from 1.
-            config: which way is better, patience and factor.
-
-        Returns:
-            Whether this is the best epoch so far.
-        """
-        sign = -1.0 if config.learning.monitor == "loss" else 1.0
-        is_best = self.best is None or sign * value > sign * self.best
-        if is_best:
-            self.best, self.best_epoch, self.epochs_without_best = value, epoch, 0
-        else:
-            self.epochs_without_best += 1
-        if config.learning.schedule == "plateau":
-            if self.plateau_best is None or sign * value > sign * self.plateau_best + PLATEAU_MIN_DELTA:
-                self.plateau_best, self.epochs_on_plateau = value, 0
-            else:
-                self.epochs_on_plateau += 1
-            if self.epochs_on_plateau >= config.learning.plateau_patience:
-                self.learning_rate_scale *= config.learning.plateau_factor
-                self.epochs_on_plateau = 0
-        return is_best
-
-    def wants_to_stop(self, config: TrainConfig) -> bool:
-        """Tell whether early stopping ends the run."""
-        return 0 < config.learning.early_stopping_patience <= self.epochs_without_best
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the counters as JSON values; `Monitor(**values)` has them again."""
-        return dataclasses.asdict(self)
-
-
-def write_metrics_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write `metrics.csv` anew: a header, then one row for each finished epoch.
-
-    It holds nothing that depends on the clock, and is a function of the saved state: a restored run writes it again.
-
-    Raises:
-        OutputWriteError: it cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if rows:
-        writer.writerow(rows[0])
-        writer.writerows(
-            [f"{value:.9g}" if isinstance(value, float) else value for value in row.values()] for row in rows
-        )
-    write_text(path, text.getvalue())
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -121,8 +37,11 @@ class Throughput:
 
     def add(self, other: "Throughput") -> None:
         """Add what was done since."""
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.steps += other.steps
+        self.examples += other.examples
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.wait_seconds += other.wait_seconds
 
     @property
     def examples_per_second(self) -> float:
@@ -229,7 +148,7 @@ class TensorBoard:
 
     @contextlib.contextmanager
     def _or_go_without(self) -> Iterator[None]:
-        """Say once what is wrong, and write no more; the run does not depend on what stands here."""
+        """Say once what is wrong, and write no more; the run does not depend on these logs."""
         try:
             yield
         except tf.errors.OpError as error:
