@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.clusters import flink as flink_cluster
+from benchmarks.clusters import processes as clusters
+from benchmarks.clusters.processes import PRISM, SPARK_JAR, Cluster, Task
 from benchmarks.measure import describe_machine
 from pipeline.dataset.files import digest_directory
 from pipeline.dataset.summary import format_table
 from pipeline.sample_corpus.tree import write_sample_corpus
-from tests.engines import clusters, flink_cluster
-from tests.engines.clusters import PRISM, SPARK_JAR, Cluster, Task
 
 _BEAM = f"Beam {importlib.metadata.version('apache-beam')}"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.clusters.processes import Cluster, Task, cluster, install, unpack
 from pipeline.dataset.files import digest_directory
 from pipeline.filesystem import is_installed
 from pipeline.sample_corpus.tree import write_sample_corpus
-from tests.engines.clusters import Cluster, Task, cluster, install, unpack
 from tests.support import corpora
 
 NUM_DOCUMENTS = 600

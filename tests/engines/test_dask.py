@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.clusters.processes import Cluster, finish, start_dask, wait_until_writing
 from pipeline.dataset.files import digest_directory
-from tests.engines.clusters import Cluster, finish, start_dask, wait_until_writing
 from tests.engines.conftest import Expected
 from tests.support.corpora import Outcome
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.clusters.flink import JOB_SERVER_JAR, flink_options, start_flink
+from benchmarks.clusters.processes import Cluster, finish, wait_until_writing
 from pipeline.dataset.files import digest_directory
-from tests.engines.clusters import Cluster, finish, wait_until_writing
 from tests.engines.conftest import Expected
-from tests.engines.flink_cluster import JOB_SERVER_JAR, flink_options, start_flink
 
 pytestmark = [
     pytest.mark.slow,

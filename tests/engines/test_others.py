@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.clusters.processes import PRISM, SPARK_JAR, prism_options, spark_options
 from pipeline.dataset.files import digest_directory
-from tests.engines.clusters import PRISM, SPARK_JAR, prism_options, spark_options
 from tests.engines.conftest import Expected
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.clusters.processes import REPOSITORY, Cluster, finish, start_portable
 from pipeline.dataset.files import digest_directory
-from tests.engines.clusters import REPOSITORY, Cluster, finish, start_portable
 from tests.engines.conftest import Expected
 from tests.support.corpora import Outcome
 

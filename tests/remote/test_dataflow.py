@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.clusters import copy_sources
+from benchmarks.clusters.processes import copy_sources
 from tests.remote.conftest import upload
 from tests.remote.dataflow_service import dataflow_service
 from tests.support import corpora

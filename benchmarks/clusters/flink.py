@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.engines.clusters import REPOSITORY, Cluster, free_port
+from benchmarks.clusters.processes import REPOSITORY, Cluster, free_port
 
 FLINK_DIR = Path(os.environ.get("TWO_HEADED_BERT_FLINK", REPOSITORY / ".venv-engines" / "flink"))
 JOB_SERVER_JAR = FLINK_DIR / "job-server.jar"
@@ -92,7 +92,11 @@ def start_flink(processes: Cluster, commands: Path, *, num_workers: int) -> list
         (processes.directory / f"hosts-{number}").write_text(
             f"127.0.0.1 localhost {os.uname().nodename}\n{address} pool\n"
         )
-        pool = [commands / "python", Path(__file__).with_name("worker_pool.py"), f"{address}:{pool_port}"]
+        pool: list[str | Path] = [
+            commands / "python",
+            Path(__file__).with_name("worker_pool.py"),
+            f"{address}:{pool_port}",
+        ]
         processes.start(f"pool-{number}", [*pool], PATH=f"{commands}{os.pathsep}{os.environ['PATH']}")
         hosts = f"-Djdk.net.hosts.file=hosts-{number}"
         processes.start(f"taskmanager-{number}", [*_java(hosts, *jvm), _TASK_MANAGER, "-c", ".", *own])

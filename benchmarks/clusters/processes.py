@@ -122,7 +122,7 @@ def cluster(directory: Path) -> Iterator[Cluster]:
 def build_wheel(directory: Path) -> Path:
     """Build this package's wheel from a copy of its sources, so that nothing is left behind in the repository."""
     sources = copy_sources(directory / "sources")
-    command = [
+    command: list[str | Path] = [
         "pip",
         "wheel",
         "--quiet",
@@ -158,7 +158,7 @@ def install(directory: Path) -> Path:
     wheel = build_wheel(directory)
     subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
     commands = directory / "venv" / "bin"
-    pip = [commands / "python", "-m", "pip", "--disable-pip-version-check"]
+    pip: list[str | Path] = [commands / "python", "-m", "pip", "--disable-pip-version-check"]
     requirements = REPOSITORY / "requirements.txt"
     subprocess.run(
         [*pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", requirements], check=True, cwd=directory
@@ -171,7 +171,7 @@ def install(directory: Path) -> Path:
 def unpack(directory: Path) -> Path:
     """Install the wheel alone into a directory, for an interpreter that has the requirements already."""
     wheel = build_wheel(directory)
-    command = ["pip", "install", "--quiet", "--no-deps", "--target", directory / "site", wheel]
+    command: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--target", directory / "site", wheel]
     subprocess.run([sys.executable, "-m", *map(os.fspath, command)], check=True, cwd=directory)
     return directory / "site"
 
@@ -179,7 +179,13 @@ def unpack(directory: Path) -> Path:
 def start_worker_pool(processes: Cluster, commands: Path, name: str = "pool") -> int:
     """Start Beam's worker pool from an installed package; return its port."""
     port = free_port()
-    pool = [commands / "python", "-m", "apache_beam.runners.worker.worker_pool_main", "--service_port", str(port)]
+    pool: list[str | Path] = [
+        commands / "python",
+        "-m",
+        "apache_beam.runners.worker.worker_pool_main",
+        "--service_port",
+        str(port),
+    ]
     # The pool starts its workers as `python`.
     processes.start(name, [*pool], PATH=f"{commands}{os.pathsep}{os.environ['PATH']}")
     processes.wait_for_port(name, port)
@@ -189,7 +195,13 @@ def start_worker_pool(processes: Cluster, commands: Path, name: str = "pool") ->
 def start_portable(processes: Cluster, commands: Path) -> list[str]:
     """Start Beam's local job service, and a worker pool from an installed package."""
     port = free_port()
-    service = [commands / "python", "-m", "apache_beam.runners.portability.local_job_service_main", "--port", str(port)]
+    service: list[str | Path] = [
+        commands / "python",
+        "-m",
+        "apache_beam.runners.portability.local_job_service_main",
+        "--port",
+        str(port),
+    ]
     processes.start("service", [*service])
     processes.wait_for_port("service", port)
     pool = start_worker_pool(processes, commands)
@@ -247,7 +259,7 @@ class Task:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start `run_preprocess.py` as a user would, from outside the repository and with a path relative to there."""
-        command = [
+        command: list[str | Path] = [
             sys.executable,
             REPOSITORY / "run_preprocess.py",
             "--vocab",
