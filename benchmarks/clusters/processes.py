@@ -132,7 +132,7 @@ def build_wheel(directory: Path) -> Path:
         directory / "dist",
         sources,
     ]
-    subprocess.run([sys.executable, "-m", *map(os.fspath, command)], check=True, cwd=directory)
+    subprocess.run([sys.executable, "-m", *(os.fspath(part) for part in command)], check=True, cwd=directory)
     (wheel,) = (directory / "dist").glob("*.whl")
     return wheel
 
@@ -172,7 +172,7 @@ def unpack(directory: Path) -> Path:
     """Install the wheel alone into a directory, for an interpreter that has the requirements already."""
     wheel = build_wheel(directory)
     command: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--target", directory / "site", wheel]
-    subprocess.run([sys.executable, "-m", *map(os.fspath, command)], check=True, cwd=directory)
+    subprocess.run([sys.executable, "-m", *(os.fspath(part) for part in command)], check=True, cwd=directory)
     return directory / "site"
 
 
@@ -269,7 +269,7 @@ class Task:
         ]
         corpus = os.path.relpath(self.corpus, self.output.parent)
         return subprocess.Popen(
-            [*map(os.fspath, command), "--input", corpus, "--num_shards", "8", *options],
+            [*(os.fspath(part) for part in command), "--input", corpus, "--num_shards", "8", *options],
             cwd=self.output.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
