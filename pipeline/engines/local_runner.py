@@ -95,8 +95,12 @@ def _subprocess_environment(log_path: str | None, process_ids_path: str) -> Subp
     # Ctrl-C reaches every process of the terminal at once: the job is the one to answer, and ends its workers.
     # `exec` keeps that, and the shell's process id, so that the one noted is the worker's.
     first = f"trap '' INT; echo $$ >> {shlex.quote(process_ids_path)}"
-    # `-P` keeps a directory `pipeline` in the current directory from being taken for this package.
-    command = f"exec {shlex.quote(sys.executable)} -P -m pipeline.engines.local_worker {os.getpid()}"
+    # "" is the current directory: a directory `pipeline` there is not this package. (`-P` came with Python 3.11.)
+    code = (
+        "import sys; sys.path[:] = filter(None, sys.path); "
+        "from pipeline.engines.local_worker import main; main(sys.argv)"
+    )
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {os.getpid()}"
     redirection = f" 2>> {shlex.quote(log_path)}" if log_path else ""
     search = f"export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))}"
     malloc = f"export MALLOC_MMAP_THRESHOLD_={MALLOC_MMAP_THRESHOLD_BYTES}"

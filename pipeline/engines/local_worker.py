@@ -2,7 +2,7 @@
 
 Without that, workers of a killed job would live on for up to a minute, holding memory and writing into its output.
 
-    python -m pipeline.local_worker JOB_PROCESS_ID
+    python -m pipeline.engines.local_worker JOB_PROCESS_ID
 """
 
 import ctypes

@@ -13,7 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline import errors, filesystem
-from pipeline.config import PreprocessConfig
+from pipeline.config import PreprocessConfig, num_cores
 from pipeline.corpus.inputs import open_sources
 from pipeline.corpus.sources import TreeSource
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
@@ -188,7 +188,7 @@ def _choose_num_workers(engine: EngineOptions, job: Job) -> int:
     worth_it = _BYTES_WORTH_FORKING if _may_fork(job) else _BYTES_WORTH_STARTING
     if engine.running_mode is None and _num_bytes_up_to(worth_it, job) < worth_it:
         return 1
-    return 1 if engine.running_mode == "in_memory" else len(os.sched_getaffinity(0))
+    return 1 if engine.running_mode == "in_memory" else num_cores()
 
 
 def _may_fork(job: Job) -> bool:

@@ -7,7 +7,6 @@ and against `dataset.json`. No TensorFlow: a shard is read about as fast as its 
 import concurrent.futures
 import functools
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import require
+from pipeline.config import num_cores, require
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, FileInfo, require_dataset
 from pipeline.errors import SchemaMismatchError, WorkerDiedError, one_line
 from pipeline.tokenization.vocabulary import SPECIAL_TOKENS
@@ -122,7 +121,7 @@ def _run(
     """Yield the findings of all shards in order, from one process or several."""
     if num_processes is None:
         is_much = sum(shard.num_bytes for shard, _ in tasks) >= _BYTES_WORTH_PROCESSES
-        num_processes = len(os.sched_getaffinity(0)) if is_much else 1
+        num_processes = num_cores() if is_much else 1
     if num_processes == 1:
         yield from (work(task, on_progress=on_progress) for task in tasks)
         return
