@@ -1,9 +1,12 @@
-# `make demo` and `make test` need Python 3.11 and make, nothing else; each sets up .venv by itself.
+# `make demo` and `make test` need Python 3.10 to 3.13 and make, nothing else; each sets up .venv by itself.
 
-PYTHON ?= python3.11
+# The newest one that is here and runs; `make PYTHON=… test` takes another. An existing .venv keeps its own.
+PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11 python3.10; do \
+  $$python -c "" 2>/dev/null && echo $$python && break; done),$(error no Python 3.10 to 3.13 here; give PYTHON=PATH))
 PY := .venv/bin/python
+LOCKS := $(wildcard requirements/*.txt)
 # A lock names everything: nothing is left for pip to resolve, which would stumble over newer versions than those locked.
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
 
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -51,24 +54,18 @@ bench-torch: .venv/torch.stamp bench  ## the same with PyTorch as one more peer,
 bench-quick: .venv/bench.stamp  ## the same, rough figures in three minutes
 	$(PY) -m benchmarks.summary --quick --output benchmarks/results/quick
 
-lock:  ## resolve the pinned requirements again
-	.venv/bin/pip install --quiet uv
-	for extra in "" "--extra train" "--extra train --extra dev" "--extra train --extra dev --extra bench" "--extra train --extra dev --extra bench --extra torch" "--extra remote" "--extra engines"; do \
-	  name=$$(echo "$$extra" | sed 's/.*--extra /-/; s/^$$//'); \
-	  .venv/bin/uv pip compile --quiet --generate-hashes --no-header --no-emit-index-url --no-annotate \
-	    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
-	    $$([ -z "$$extra" ] || echo -c requirements.txt) $$extra setup.py -o requirements$$name.txt || exit 1; \
-	done
+lock: .venv-uv/stamp  ## resolve pyproject.toml into requirements/; UPGRADE=--upgrade for the newest of everything
+	requirements/lock.sh .venv-uv/bin/uv $(UPGRADE)
 
 clean:  ## remove what the other targets made, the virtual environment included
-	rm -rf .venv .venv-remote .venv-engines demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-remote .venv-engines .venv-uv demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Without TensorFlow and without hypothesis: the job needs neither.
-.venv-%/stamp: requirements-%.txt
+.venv-%/stamp: requirements/%.txt $(LOCKS)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r $<
-	$(@D)/bin/pip --disable-pip-version-check check
+	$(@D)/bin/python $(PIP_INSTALL) -r $<
+	$(@D)/bin/python -m pip --disable-pip-version-check check
 	touch $@
 
 .venv-engines/flink/stamp: tests/engines/flink/get_jars.sh tests/engines/flink/pom.xml | .venv-engines/stamp
@@ -76,14 +73,14 @@ clean:  ## remove what the other targets made, the virtual environment included
 	touch $@
 
 .venv-engines/bin/prism: | .venv-engines/stamp
-	GOBIN=$(CURDIR)/$(@D) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$(sed -n 's/^apache-beam==\([^ ]*\).*/\1/p' requirements.txt)
+	GOBIN=$(CURDIR)/$(@D) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$(sed -n 's/^apache-beam==\([^ ]*\).*/\1/p' requirements/base.txt)
 
 .venv-engines/spark/job-server.jar: tests/engines/spark/pom.xml | .venv-engines/stamp
 	mkdir -p $(@D) && cp $< $(@D)/pom.xml && mvn -B -q -f $(@D)/pom.xml package
 	mv $(@D)/target/spark-job-server-*.jar $@ && rm -rf $(@D)/target $(@D)/pom.xml
 
-.venv/%.stamp: requirements-%.txt
+.venv/%.stamp: requirements/%.txt $(LOCKS)
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PIP) -r $<
+	$(PY) $(PIP_INSTALL) -r $<
 	$(PY) -m pip --disable-pip-version-check check
 	touch $@

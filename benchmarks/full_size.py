@@ -5,7 +5,6 @@ Writes about 2.2 GB of small files and 1 GB of dataset into --work; the corpus i
 """
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.measure import describe_machine, run_measured
 from benchmarks.real_data import DATA_DIR, VOCAB
+from pipeline.config import num_cores
 from pipeline.dataset.info import read_dataset_info
 from pipeline.sample_corpus.tree import write_sample_corpus
 
@@ -30,7 +30,7 @@ def main() -> int:
     corpus, output = args.work / f"corpus-{args.documents}", args.work / "dataset"
     if not corpus.exists():
         started = time.perf_counter()
-        write_sample_corpus(str(corpus), num_documents=args.documents, num_workers=len(os.sched_getaffinity(0)))
+        write_sample_corpus(str(corpus), num_documents=args.documents, num_workers=num_cores())
         print(f"made {args.documents:,} documents in {time.perf_counter() - started:.0f} s", flush=True)
     shutil.rmtree(output, ignore_errors=True)
     run = run_measured(["benchmarks.preprocess", "--one", "ours", str(corpus), args.vocab, str(output)])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -11,6 +10,8 @@ import time
 from pathlib import Path
 
 import psutil
+
+from pipeline.config import num_cores
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -96,6 +97,6 @@ def describe_machine() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as stream:
         names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
     memory = psutil.virtual_memory().total / 2**30
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     model = names[0] if names else "an unknown processor"
     return f"{cores} cores of {model}, {memory:.0f} GiB, Python {sys.version.split()[0]}"

@@ -210,7 +210,7 @@ def _compare(args: argparse.Namespace, directory: str) -> str:
         for way in ways
     ]
     header = ("way", "documents", "docs/s", "ours is", "with imports", "ours is", "peak MB")
-    missing = [f"{way}: not installed, see requirements-bench.txt" for way in WAYS if way not in ways]
+    missing = [f"{way}: not installed, see requirements/bench.txt" for way in WAYS if way not in ways]
     lines = [
         describe_machine(),
         f"medians of {args.rounds} alternating rounds",

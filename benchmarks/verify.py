@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.measure import describe_machine, median
 from benchmarks.results import Comparison, add_results_option, record
+from pipeline.config import num_cores
 from pipeline.dataset.files import REJECTED_NAME
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.shards import auto_num_shards
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     add_results_option(parser)
     args = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     with tempfile.TemporaryDirectory() as work:
         directory = Path(work) / "dataset"
         make_dataset(directory, args.examples)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pipeline.config import MIN_MAX_LEN, STANDARD_SPLITS, require, require_choice
 from pipeline.dataset.schema import HEAD_FEATURES
@@ -257,7 +257,7 @@ class TrainConfig:
         )
 
     @classmethod
-    def from_options(cls, **options: Any) -> Self:
+    def from_options(cls, **options: Any) -> "TrainConfig":
         """Sort options into their groups; those that are not given have their defaults.
 
         Raises:

@@ -50,6 +50,7 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error and Beam's own messages")
 
     def error(self, message: str) -> NoReturn:
+        """Raise an `OptionError` where argparse would print the usage and exit."""
         raise OptionError(f"{message}; see {self.prog} --help")
 
     def require_effect(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:

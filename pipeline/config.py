@@ -6,6 +6,7 @@ Functions take these, never parsed arguments. `describe` gives the plain values 
 import codecs
 import dataclasses
 import math
+import os
 import re
 from typing import Any, Literal
 
@@ -57,6 +58,11 @@ def _keeps_ascii(encoding: str) -> bool:
         raise OptionError(f"--tsv_encoding: unknown encoding {encoding!r}; try utf-8 or gb18030") from None
     except UnicodeError:
         return False
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use; all of them where a process cannot be tied to some (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(config: Any) -> dict[str, Any]:

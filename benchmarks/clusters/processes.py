@@ -159,7 +159,7 @@ def install(directory: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
     commands = directory / "venv" / "bin"
     pip: list[str | Path] = [commands / "python", "-m", "pip", "--disable-pip-version-check"]
-    requirements = REPOSITORY / "requirements.txt"
+    requirements = REPOSITORY / "requirements" / "base.txt"
     subprocess.run(
         [*pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", requirements], check=True, cwd=directory
     )

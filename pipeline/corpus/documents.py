@@ -105,7 +105,7 @@ def decode_text(content: bytes, encoding: str) -> str:
 
 
 def key_from_path(path: bytes) -> str:
-    """Return a path as it stands in a key: UTF-8, with bytes that are not UTF-8 written as `\\xNN`.
+    r"""Return a path as keys spell it: UTF-8, with bytes that are not UTF-8 written as `\xNN`.
 
     Where a name holds such a spelling itself, its backslashes are doubled, so that different paths have different keys.
     """

@@ -52,8 +52,12 @@ def worker_command(*, log_path: str | None, process_ids_path: str) -> str:
     """
     repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [repository, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    # `-P` keeps a directory `pipeline` in the current directory from being taken for this package.
-    python = f"exec {shlex.quote(sys.executable)} -P -m pipeline.engines.local_workers {os.getpid()}"
+    # "" is the current directory: a directory `pipeline` there is not this package. (`-P` came with Python 3.11.)
+    code = (
+        "import sys; sys.path[:] = filter(None, sys.path); "
+        "from pipeline.engines.local_workers import main; main(sys.argv)"
+    )
+    python = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {os.getpid()}"
     return "; ".join(
         (
             # Ctrl-C reaches every process of the terminal; the job alone handles it, and ends its workers. `exec` keeps

@@ -2,13 +2,12 @@
 
 import dataclasses
 import itertools
-import os
 import time
 from collections import Counter
 
 import numpy as np
 
-from pipeline.config import PreprocessConfig
+from pipeline.config import PreprocessConfig, num_cores
 from pipeline.corpus.documents import Rejection
 from pipeline.corpus.sources import Chunk
 from pipeline.dataset.files import LENGTHS_DTYPE
@@ -88,11 +87,10 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
         counts = Counter(reference.category if head == CATEGORY_HEAD else reference.second for reference in references)
         names = ", ".join(f"{name} {count / len(references):.1%}" for name, count in counts.most_common())
         lines.append(f"{head}: {len(counts)} seen: {names}")
-    num_cores = len(os.sched_getaffinity(0))
-    num_workers = num_workers or num_cores
+    num_workers = num_workers or num_cores()
     memory = _PROCESS_BYTES * (num_workers + 1) + _REFERENCE_BYTES * sample.num_documents
     # Documents are found once, whatever the number of workers.
-    working_seconds = sample.seconds / sample.size * sample.num_documents / min(num_workers, num_cores)
+    working_seconds = sample.seconds / sample.size * sample.num_documents / min(num_workers, num_cores())
     minutes = (sample.listing_seconds + working_seconds) / 60
     lines.append(f"here, with {num_workers} workers: about {minutes:.1f} minutes and {memory / 1e9:.1f} GB of memory")
     return "\n".join(map(one_line, lines))

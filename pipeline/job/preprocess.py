@@ -13,7 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline import errors, filesystem
-from pipeline.config import PreprocessConfig
+from pipeline.config import PreprocessConfig, num_cores
 from pipeline.corpus.inputs import open_sources
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
 from pipeline.dataset.labels import read_category_names, read_taxonomy
@@ -167,7 +167,7 @@ def _choose_num_workers(engine: EngineOptions, size: CorpusSize) -> int:
         return engine.num_workers
     if engine.running_mode is None and size.num_bytes < _BYTES_WORTH_WORKERS:
         return 1
-    return 1 if engine.running_mode == "in_memory" else len(os.sched_getaffinity(0))
+    return 1 if engine.running_mode == "in_memory" else num_cores()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What keras-bert's tokenizer makes of each Unicode character, as tables over all code points.
+r"""What keras-bert's tokenizer makes of each Unicode character, as tables over all code points.
 
 `keras_bert.Tokenizer._tokenize` treats a text in two steps, and so does this module:
 
@@ -8,7 +8,7 @@
 2. *Classification* of each folded character: `class_table`.
 
         "É"  folds to "e", a WORD character: "épée" is one word        U+00AD (soft hyphen) is DROPped: no gap, no token
-        "《" and "中" are SINGLE: always a word of their own            U+3000 and "\\n" are SPACE: they end a word
+        "《" and "中" are SINGLE: always a word of their own            U+3000 and "\n" are SPACE: they end a word
 
 Both tables depend on nothing but the `unicodedata` of the running Python, which keras-bert asks too.
 """

@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import itertools
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from pipeline.config import num_cores
 from pipeline.corpus.documents import Rejection
 from pipeline.dataset.files import LENGTHS_DTYPE, REJECTED_NAME
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, FileInfo, SplitInfo, read_dataset_info
@@ -131,7 +131,7 @@ def check_shards(
     """Yield the findings of all shards in order, from one process or several."""
     if num_processes is None:
         is_much = sum(shard.num_bytes for shard in shards) >= _BYTES_WORTH_PROCESSES
-        num_processes = len(os.sched_getaffinity(0)) if is_much else 1
+        num_processes = num_cores() if is_much else 1
     if num_processes == 1:
         yield from map(check, shards, lengths)
         return
