@@ -22,8 +22,7 @@ from model.config import (
 )
 from model.quiet import start_tensorflow
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import require
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, require
 
 EPILOG = (
     "The same command again continues an interrupted run, to the same result. SIGTERM saves the state and exits with "

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pipeline.config import MIN_MAX_LEN, STANDARD_SPLITS, describe, require, require_choice
 from pipeline.dataset.schema import HEAD_FEATURES
-from pipeline.errors import OptionError
+from pipeline.dataset.shards import STANDARD_SPLITS
+from pipeline.errors import OptionError, require, require_choice
+from pipeline.tokenization.vocabulary import MIN_MAX_LEN
 
 TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = STANDARD_SPLITS
 
@@ -240,7 +241,9 @@ class TrainConfig:
 
     def describe(self) -> dict[str, Any]:
         """Return the options as JSON values, with per-head pairs as objects."""
-        content = describe(self)
+        content = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
         return content | {option: dict(getattr(self, option)) for option in ("loss_weights", "label_smoothing")}
 
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from pipeline.config import TSV_COLUMNS, require, require_choice
 from tqdm import tqdm
 
 from model.decoding import (
@@ -39,7 +40,6 @@ from model.decoding import (
 from model.quiet import start_tensorflow
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import TSV_COLUMNS, require, require_choice
 from pipeline.errors import InputFormatError
 
 if TYPE_CHECKING:

@@ -8,13 +8,12 @@ from typing import Any
 
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import require
 from pipeline.dataset.files import digest_directory
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, read_dataset_info
 from pipeline.dataset.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.dataset.summary import describe_dataset
 from pipeline.dataset.tfexample import parse_example, read_records
-from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line
+from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line, require
 from pipeline.job.output_dir import REJECTED_NAME
 from pipeline.verify.dataset_check import check_rejected, check_vocab
 

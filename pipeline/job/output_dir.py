@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from pipeline import filesystem
-from pipeline.config import PreprocessConfig
 from pipeline.dataset.info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo
 from pipeline.dataset.shards import SHARD_NAME
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
+from pipeline.job.config import PreprocessConfig
 
 STAGING_PREFIX = ".partial-"
 REJECTED_NAME = "rejected-00000-of-00001.jsonl"

@@ -13,9 +13,8 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline import errors, filesystem
-from pipeline.config import PreprocessConfig
 from pipeline.corpus.inputs import open_sources
-from pipeline.corpus.sources import TreeSource
+from pipeline.corpus.tree import TreeSource
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
 from pipeline.dataset.labels import read_category_names, read_taxonomy
 from pipeline.engines.forked_workers import can_fork, fork_workers
@@ -23,6 +22,7 @@ from pipeline.engines.local_runner import choose_mode, make_local_runner
 from pipeline.engines.named import BeamOptions, EngineOptions, check_paths, fix_num_partitions, make_named_runner
 from pipeline.engines.worker_watch import WORKER_DIED, watch_workers
 from pipeline.errors import OptionError, OutputWriteError, PipelineError
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.dry_run import describe_dry_run
 from pipeline.job.output_dir import STAGING_PREFIX, check_output, staging_directory
 from pipeline.job.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
@@ -57,7 +57,7 @@ def prepare(config: PreprocessConfig) -> Job:
     vocab = parse_vocab(vocab_content, config.vocab_path)
     return Job(
         config=config,
-        sources=open_sources(config),
+        sources=open_sources(config.corpus, output_dir=config.output_dir, needs_second=config.second_label == "column"),
         taxonomy=read_taxonomy(config.taxonomy_path) if config.second_label == "taxonomy" else None,
         category_names=read_category_names(config.category_names_path) if config.category_names_path else None,
         vocab_content=vocab_content,
@@ -135,7 +135,8 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
 
 def _prepare_for(engine: EngineOptions, config: PreprocessConfig) -> tuple[PipelineOptions, Job]:
     """Return Beam's options and the job, both checked as far as possible without reading documents."""
-    check_paths(config, engine)
+    inputs = (("--input", spec.path) for spec in config.corpus.inputs)
+    check_paths([("--output", config.output_dir), *inputs], engine)
     options = BeamOptions(list(engine.beam_args), runner=None)
     # Clients of remote file systems are made from these options, and needed before there is a pipeline.
     FileSystems.set_options(options)
@@ -198,7 +199,7 @@ def _may_fork(job: Job) -> bool:
         config.vocab_path,
         config.taxonomy_path,
         config.category_names_path,
-        *(spec.path for spec in config.inputs),
+        *(spec.path for spec in config.corpus.inputs),
     )
     return can_fork() and not any(path and filesystem.is_remote(path) for path in paths)
 

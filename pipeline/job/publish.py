@@ -75,6 +75,7 @@ def publish_dataset(reports: Sequence[ShardReport], plan: DatasetPlan, job: Job)
         configuration=config.describe_content(),
         versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
         rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
+        notes=plan.notes,
     )
     stage(job.staging_dir, REJECTED_NAME, rejected)
     stage(job.staging_dir, VOCAB_NAME, job.vocab_content)

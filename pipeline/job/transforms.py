@@ -15,7 +15,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.corpus.sources import Chunk
+from pipeline.corpus.chunks import Chunk
 from pipeline.dataset.shards import Placement
 from pipeline.job.progress import ProgressWriter
 from pipeline.job.publish import count_in_several_splits, divide_digests, publish_dataset
@@ -41,8 +41,7 @@ class _ListChunks(beam.DoFn):
         num_documents = ProgressWriter(self._job.progress_dir, "listed")
         for index in range(lister, len(self._job.sources), self._num_listers):
             for number, chunk in enumerate(self._job.sources[index].chunks(index)):
-                if isinstance(chunk.items, list):
-                    num_documents.add(len(chunk.items))
+                num_documents.add(chunk.num_documents or 0)
                 yield number % self._num_listers, chunk
         num_documents.flush()
 

@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import require
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, FileInfo, require_dataset
-from pipeline.errors import SchemaMismatchError, WorkerDiedError, one_line
+from pipeline.errors import SchemaMismatchError, WorkerDiedError, one_line, require
 from pipeline.tokenization.vocabulary import SPECIAL_TOKENS
 from pipeline.verify import dataset_check
 from pipeline.verify.cross_check import check_keys, check_splits

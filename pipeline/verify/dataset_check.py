@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pipeline import filesystem
-from pipeline.config import COMPRESSIONS
 from pipeline.dataset.files import NOT_THERE, find_change, parse_lengths
 from pipeline.dataset.info import (
     CHANGED,
@@ -19,7 +18,7 @@ from pipeline.dataset.info import (
     SplitInfo,
 )
 from pipeline.dataset.schema import CATEGORY_HEAD, SECOND_HEAD, schema_as_json
-from pipeline.dataset.shards import SHARD_NAME
+from pipeline.dataset.shards import COMPRESSIONS, SHARD_NAME
 from pipeline.errors import InputFormatError, MissingInputError
 from pipeline.job.output_dir import REJECTED_NAME, is_ours
 from pipeline.tokenization.vocabulary import parse_vocab

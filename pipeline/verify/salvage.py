@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from pipeline import VERSION, filesystem
-from pipeline.config import require
 from pipeline.corpus.documents import Rejection
 from pipeline.dataset.files import LENGTHS_DTYPE
 from pipeline.dataset.info import (
@@ -27,7 +26,7 @@ from pipeline.dataset.info import (
     SplitInfo,
 )
 from pipeline.dataset.tfexample import compress, frame_records
-from pipeline.errors import CorruptShardError, SchemaMismatchError, one_line
+from pipeline.errors import CorruptShardError, SchemaMismatchError, one_line, require
 from pipeline.job.output_dir import REJECTED_NAME, claim_output, move_into_place
 from pipeline.job.publish import rejected_bytes, stage, stage_lengths, values_in_several
 from pipeline.verify.findings import Findings
