@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from pipeline.config import TSV_COLUMNS, require, require_choice
 from tqdm import tqdm
 
 from model.decoding import (
@@ -40,12 +39,13 @@ from model.decoding import (
 from model.quiet import start_tensorflow
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
-from pipeline.errors import InputFormatError
+from pipeline.corpus.options import ROLES
+from pipeline.errors import InputFormatError, require, require_choice
 
 if TYPE_CHECKING:
     from model.serving.predictor import Predictor
 
-TEXT_COLUMN, *LABEL_COLUMNS = TSV_COLUMNS
+TEXT_COLUMN, *LABEL_COLUMNS = ROLES
 MAX_LINE_BYTES = 16 << 20
 
 # Some 15,000 titles or 350 articles: enough that sorting them by length leaves little padding.
@@ -80,7 +80,7 @@ class PredictConfig:
         if self.tsv_columns is not None:
             columns = ",".join(self.tsv_columns)
             require(
-                self.tsv_columns.count(TEXT_COLUMN) == 1 and set(self.tsv_columns) <= {*TSV_COLUMNS, "-"},
+                self.tsv_columns.count(TEXT_COLUMN) == 1 and set(self.tsv_columns) <= {*ROLES, "-"},
                 f"--tsv_columns: expected {TEXT_COLUMN} once, and {', '.join(LABEL_COLUMNS)} or '-' for every other "
                 f"column, got {columns!r}",
             )

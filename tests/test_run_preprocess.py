@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 import run_preprocess
-from pipeline.config import PreprocessConfig
 from pipeline.corpus.documents import normalize_text
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.labels import read_taxonomy
 from pipeline.engines.named import EngineOptions
+from pipeline.job.config import PreprocessConfig
 from tests.support.corpora import (
     QUICK,
     Outcome,
@@ -203,7 +203,7 @@ def test_published_splits_stay_and_class_indices_get_names(workshop: Workshop, t
 def test_second_label_from_a_column(workshop: Workshop, tmp_path: Path) -> None:
     rows = [("大", "a/b"), ("小", "c d"), ("大", "e")]
     table = write_lines(tmp_path / "t.tsv", [f"{second}\t山水{i}\t{name}" for i, (second, name) in enumerate(rows)])
-    options = ["--second_label", "column", "--tsv_columns", "second,text,category"]
+    options = ["--second_label", "column", "--columns", "second,text,category"]
     workshop.make(*options, inputs=(table,))
     info, examples = read_dataset(workshop.output)
     assert sorted(texts_of(info, examples).values()) == sorted((name, second) for second, name in rows)
@@ -269,9 +269,9 @@ def test_every_option_reaches_the_configuration() -> None:
         "vocab_path": ["--vocab", "w"],
         "output_dir": ["--output", "p"],
         "input_format": ["--input_format", "tsv"],
-        "tsv_columns": ["--tsv_columns", "category,text,-"],
-        "tsv_header": ["--tsv_header"],
-        "tsv_encoding": ["--tsv_encoding", "gb18030"],
+        "columns": ["--columns", "category,text,-"],
+        "header": ["--header"],
+        "encoding": ["--encoding", "gb18030"],
         "category_names_path": ["--category_names", "c"],
         "max_len": ["--max_len", "128"],
         "split_weights": ["--split_weights", "train=0.5,dev=0.5"],
@@ -376,7 +376,7 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--taxonomy", "{root}/partial.tsv"], "category '(科技|股票)' has no parent in .*partial.tsv"),
         (["--category_names", "{root}/none.txt"], "none.txt: no such file"),
         (["--category_names", "{root}/one_name.txt"], "8 of 12 documents rejected .*unknown_category"),
-        (["--second_label", "column"], "--second_label column: --tsv_columns must name"),
+        (["--second_label", "column"], "--second_label column: --columns must name"),
         (["--input_format", "zip"], "expected a zip file, found a directory"),
         (["--input", "{root}/none"], "none: no such file or directory"),
         (["--input", "{root}/corpus"], "is given twice"),
@@ -395,7 +395,7 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--output", "{root}/corpus"], "lies inside the input"),
         (["--output", "{root}"], r"holds \d+ other files"),
         (["--output", ""], "--output: expected a directory"),
-        (["--tsv_header"], "--tsv_header: only used for TSVs, and no --input is one"),
+        (["--header"], "--header: only used for TSVs, and no --input is one"),
         (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*mend them, or raise"),
         (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),
     ],

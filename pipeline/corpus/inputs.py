@@ -401,8 +401,8 @@ def _make_source(part: _Part, options: CorpusOptions, key_prefix: str) -> Source
                 f"{error} (all files lie in one directory, so that they are tables; for documents, give the directory "
                 "that holds one directory for each category; --glob chooses files)"
             ) from None
-    make: Callable[..., Source] = {"tree": TreeSource, "zip": ZipSource, "tar": TarSource}[part.kind]
-    return make(path=part.path, split=part.split, key_prefix=key_prefix, layout=_layout(options))
+    makers: dict[str, Callable[..., Source]] = {"tree": TreeSource, "zip": ZipSource, "tar": TarSource}
+    return makers[part.kind](path=part.path, split=part.split, key_prefix=key_prefix, layout=_layout(options))
 
 
 def _make_parquet(part: _Part, options: CorpusOptions, key_prefix: str) -> ParquetSource:

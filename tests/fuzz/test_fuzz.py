@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pipeline.corpus.sources import GZIP_MAGIC, Source, ZipSource
 
 from pipeline.corpus.documents import Rejection
 from pipeline.corpus.inputs import open_sources
 from pipeline.corpus.reading import fetch
-from pipeline.corpus.sources import GZIP_MAGIC, Source, ZipSource
 from pipeline.dataset.info import DatasetInfo
 from pipeline.dataset.tfexample import frame_records, parse_example, read_records
 from pipeline.errors import CorruptShardError, PipelineError

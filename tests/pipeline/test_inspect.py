@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import inspect as inspect_command
 from pipeline.command_line import run_command
-from pipeline.config import InputSpec
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.summary import describe_dataset
 from tests.support.corpora import (

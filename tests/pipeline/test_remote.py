@@ -14,8 +14,8 @@ import pytest
 from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
 from pipeline import filesystem
-from pipeline.config import InputSpec
 from pipeline.corpus import reading, sources
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.files import check_files, read_lengths
 from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import (

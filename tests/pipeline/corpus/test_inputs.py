@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline.config import InputSpec
-from pipeline.corpus.inputs import open_sources
 from pipeline.corpus.sources import Source, TreeSource, TsvSource, ZipSource
+
+from pipeline.corpus.inputs import open_sources
+from pipeline.corpus.options import InputSpec
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, PipelineError
 from tests.support.corpora import make_config, write_lines, write_tree, write_zip
 
@@ -48,9 +48,9 @@ def test_options_reach_the_sources(tmp_path: Path) -> None:
     (source,) = open_all(
         tmp_path,
         InputSpec(str(table), "dev"),
-        tsv_columns=("second", "text", "category"),
-        tsv_encoding="gb18030",
-        tsv_header=True,
+        columns=("second", "text", "category"),
+        encoding="gb18030",
+        header=True,
         second_label="column",
     )
     assert isinstance(source, TsvSource)
@@ -136,12 +136,10 @@ def test_the_same_input_twice_is_refused_however_it_is_spelt(tmp_path: Path) -> 
 def test_second_label_from_a_column_needs_columns(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
     with pytest.raises(OptionError, match="is a tree, which has no columns"):
-        open_all(tmp_path, tree, second_label="column", tsv_columns=("text", "category", "second"))
+        open_all(tmp_path, tree, second_label="column", columns=("text", "category", "second"))
 
 
-@pytest.mark.parametrize(
-    "changes", [{"tsv_columns": ("category", "text")}, {"tsv_header": True}, {"tsv_encoding": "gbk"}]
-)
+@pytest.mark.parametrize("changes", [{"columns": ("category", "text")}, {"header": True}, {"encoding": "gbk"}])
 def test_options_for_tables_need_a_table(tmp_path: Path, changes: dict[str, Any]) -> None:
     tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
     (name,) = changes

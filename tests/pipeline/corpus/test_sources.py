@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pipeline.corpus.sources import Source, TreeSource, TsvSource, ZipSource
 
 from pipeline.corpus import reading, sources
 from pipeline.corpus.documents import RawDocument, Rejection
 from pipeline.corpus.reading import fetch
-from pipeline.corpus.sources import Source, TreeSource, TsvSource, ZipSource
 from pipeline.errors import InputFormatError, MissingInputError
 from tests.support.corpora import made_up_documents, write_tree, write_zip
 

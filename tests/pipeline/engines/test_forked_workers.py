@@ -180,12 +180,14 @@ def test_forked_and_started_workers_write_what_one_process_writes_and_leave_noth
     run_by_hand(config)
     expected = digest_files(Path(config.output_dir))
     script = """
-from pipeline.config import InputSpec, PreprocessConfig
+from pipeline.corpus.options import CorpusOptions, InputSpec
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.preprocess import EngineOptions, run
 tree, vocab, *outputs = sys.argv[1:]
 for output in outputs:
     print(can_fork(), end=" ")
-    config = PreprocessConfig(inputs=(InputSpec(tree),), vocab_path=vocab, output_dir=output, max_len=512, num_shards=4)
+    corpus = CorpusOptions(inputs=(InputSpec(tree),))
+    config = PreprocessConfig(corpus=corpus, vocab_path=vocab, output_dir=output, max_len=512, num_shards=4)
     run(config, EngineOptions(num_workers=2))
     print(children())
 """
@@ -197,11 +199,13 @@ for output in outputs:
 def test_ctrl_c_ends_started_workers_through_their_job(tmp_path: Path) -> None:
     config = make_config(tmp_path, write_tree(tmp_path / "tree", made_up_documents(1_200)), num_shards=4)
     script = """
-from pipeline.config import InputSpec, PreprocessConfig
+from pipeline.corpus.options import CorpusOptions, InputSpec
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.preprocess import EngineOptions, run
 os.setpgrp()
 tree, vocab, output = sys.argv[1:]
-config = PreprocessConfig(inputs=(InputSpec(tree),), vocab_path=vocab, output_dir=output, max_len=512, num_shards=4)
+corpus = CorpusOptions(inputs=(InputSpec(tree),))
+config = PreprocessConfig(corpus=corpus, vocab_path=vocab, output_dir=output, max_len=512, num_shards=4)
 
 def press():
     while sum("pipeline.engines.local_worker" in line for line in children()) < 2:

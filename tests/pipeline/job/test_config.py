@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-
 from pipeline.config import InputSpec, PreprocessConfig, describe
+
 from pipeline.errors import OptionError
 
 VALID: dict[str, Any] = {"inputs": (InputSpec("corpus"),), "vocab_path": "vocab.txt", "output_dir": "dataset"}

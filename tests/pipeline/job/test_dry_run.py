@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from pipeline.config import InputSpec, PreprocessConfig
 from pipeline.corpus.sources import Chunk, TreeSource, TsvSource
+
+from pipeline.corpus.options import InputSpec
 from pipeline.job import dry_run
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.dry_run import describe_dry_run
 from pipeline.job.preprocess import prepare
 from pipeline.job.references import ReferenceReader

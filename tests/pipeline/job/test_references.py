@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import InputSpec
 from pipeline.corpus.documents import Locator, Rejection, normalize_text
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.shards import Placement, place
 from pipeline.errors import InputFormatError, OptionError, TooManyRejectedError
 from pipeline.job.references import Job, Reference, ReferenceBatch, Survey, check_rejected, plan_dataset
@@ -71,7 +71,7 @@ def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
 def test_labels_with_slashes_and_spaces(tmp_path: Path) -> None:
     columns = ("text", "category", "second")
     lines = ["山\t辞/离职\t组织 关系", "水\t ../.. \t/"]
-    references, _ = read(table_job(tmp_path, lines, tsv_columns=columns, second_label="column"))
+    references, _ = read(table_job(tmp_path, lines, columns=columns, second_label="column"))
     labels = {(reference.category, reference.second) for _, reference in references.values()}
     assert labels == {("辞/离职", "组织 关系"), ("../..", "/")}
 
@@ -136,7 +136,7 @@ def test_taxonomy_of_ones_own(tmp_path: Path) -> None:
 def test_unusable_documents_are_rejected_with_a_reason(tmp_path: Path) -> None:
     columns = ("text", "category", "second")
     lines = ["山\t体育\t大", "水\t体育\t ", "云\t\t大", "\u3000\t体育\t大", "山水"]
-    job = table_job(tmp_path, lines, tsv_columns=columns, second_label="column")
+    job = table_job(tmp_path, lines, columns=columns, second_label="column")
     references, rejections = read(job)
     assert list(references) == ["t.tsv:1"]
     assert {key: rejection.reason for key, rejection in rejections.items()} == {

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import InputSpec, PreprocessConfig
 from pipeline.corpus.documents import normalize_text
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.files import read_lengths
 from pipeline.errors import TooManyRejectedError
 from pipeline.job import shard_writer
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.references import DatasetPlan, Job, Reference
 from pipeline.job.shard_writer import ShardReport, write_empty_shard, write_shard
 from pipeline.tokenization.tokenizer import Tokenizer

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.command_line import run_command
-from pipeline.config import InputSpec
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.files import npy_bytes
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, FileInfo, _checksum, read_dataset_info
 from pipeline.dataset.tfexample import RECORD_OVERHEAD_BYTES, compress, frame_records, parse_example, read_records
