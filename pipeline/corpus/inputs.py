@@ -537,7 +537,7 @@ def _describe_misfit(source: TableSource, part: _Part, counts: set[int]) -> str:
     delimiter = source.syntax.delimiter if isinstance(source.syntax, (Delimited, Quoted)) else ""
     what = _DELIMITERS.get(delimiter, f"columns with {delimiter!r} between them")
     line = part.start.split(b"\n", 1)[0].decode(source.row_encoding, "replace")
-    others = [other for other in ("\t", ",", ";", "|", "_!_") if other != delimiter and other in line]
+    others = [other for other in ("_!_", "\t", ";", "|", ",") if other != delimiter and other in line]
     hint = f", or --delimiter {others[0]!r}" if others else ""
     return (
         f"{part.location}: expected {columns.width} {what} ({columns}), got {', '.join(map(str, sorted(counts)))}; say "

@@ -77,7 +77,7 @@ class Taxonomy:
             raise OptionError(
                 f"category {shorten(category)} has no parent in {self.source} (which has {len(self.parents)}: "
                 f"{', '.join(sorted(self.parents)[:5])}, …); add a line with its parent to a --taxonomy file, "
-                "or use --second_label random or column"
+                "use --second_label random or column, or check --columns if it is a text"
             ) from None
 
 

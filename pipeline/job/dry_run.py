@@ -22,6 +22,7 @@ from pipeline.job.shard_writer import ShardReport, serialize_documents
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import parse_vocab
 
+_LABELS_SHOWN = 100
 SAMPLE_CHUNKS = 64  # of each source, or half as many
 DOCUMENTS_PER_SAMPLED_CHUNK = 40
 
@@ -88,8 +89,10 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
     lines += ["", *_expected_splits(sample, job, num_bytes / len(references)), ""]
     for head in (CATEGORY_HEAD, SECOND_HEAD):
         counts = Counter(reference.category if head == CATEGORY_HEAD else reference.second for reference in references)
-        names = ", ".join(f"{name} {count / len(references):.1%}" for name, count in counts.most_common())
-        lines.append(f"{head}: {len(counts)} seen: {names}")
+        shown = counts.most_common(_LABELS_SHOWN)
+        names = ", ".join(f"{name[:40]} {count / len(references):.1%}" for name, count in shown)
+        more = f", and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
+        lines.append(f"{head}: {len(counts):,} seen: {names}{more}")
     num_cores = len(os.sched_getaffinity(0))
     num_workers = num_workers or num_cores
     memory = _PROCESS_BYTES * (num_workers + 1) + _REFERENCE_BYTES * sample.num_documents

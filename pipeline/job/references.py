@@ -23,6 +23,10 @@ from pipeline.errors import InputFormatError, TooManyRejectedError, shorten
 from pipeline.job.config import PreprocessConfig
 
 _EXAMPLES_IN_MESSAGES = 3
+_HINTS = {
+    "not_utf-8": "; is it GBK? say --encoding gb18030, or auto",
+    "no_category": "; --glob '*/*' leaves out files beside the categories",
+}
 # From so many categories on, most of which occur once, it is texts that were taken for categories.
 _MANY_CATEGORIES = 10
 
@@ -325,8 +329,8 @@ def check_rejected(num_rejected: int, num_read: int, examples: list[Rejection], 
     """
     if num_rejected > config.max_rejected_fraction * num_read:
         shown = "; ".join(f"{key} ({reason}: {detail})" for key, reason, detail in examples[:_EXAMPLES_IN_MESSAGES])
-        is_encoding = any(reason == "not_utf-8" for _, reason, _ in examples[:_EXAMPLES_IN_MESSAGES])
-        hint = "; is it GBK? say --encoding gb18030, or auto" if is_encoding else ""
+        reasons = {reason for _, reason, _ in examples[:_EXAMPLES_IN_MESSAGES]}
+        hint = "".join(text for reason, text in _HINTS.items() if reason in reasons)
         raise TooManyRejectedError(
             f"{num_rejected:,} of {num_read:,} documents rejected ({num_rejected / num_read:.1%}), at most "
             f"{config.max_rejected_fraction:.1%} allowed: {shown}{hint}; mend them, or raise --max_rejected_fraction"

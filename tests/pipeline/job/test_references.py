@@ -59,6 +59,30 @@ def test_pinned_splits_stay_as_they_are(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("splits", "weights", "names"),
+    [
+        ([None], [("dev", 0.1), ("train", 0.8), ("test", 0.1)], ("train", "dev", "test")),
+        ([None], [("train", 1.0), ("dev", 0.0)], ("train",)),  # a share of nothing makes no split
+        ([None], [("b", 0.5), ("a", 0.5)], ("b", "a")),  # names of one's own stay as they were given
+        (["dev", "train"], None, ("train", "dev")),  # no input is left to be divided
+        (["extra", None], [("train", 0.8), ("test", 0.2)], ("train", "test", "extra")),
+    ],
+)
+def test_split_names(
+    tmp_path: Path,
+    splits: list[str | None],
+    weights: list[tuple[str, float]] | None,
+    names: tuple[str, ...],
+) -> None:
+    specs = [
+        InputSpec(str(write_lines(tmp_path / f"{index}.tsv", ["山\t体育"])), split)
+        for index, split in enumerate(splits)
+    ]
+    changes = {"split_weights": tuple(weights)} if weights else {}
+    assert make_job(make_config(tmp_path, *specs, **changes)).split_names == names
+
+
 def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", "café")
     documents = {"café/1.txt": "一山", f"{decomposed}/2.txt": "二山", " café /3.txt": "三山"}
@@ -69,9 +93,8 @@ def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
 
 
 def test_labels_with_slashes_and_spaces(tmp_path: Path) -> None:
-    columns = ("text", "category", "second")
     lines = ["山\t辞/离职\t组织 关系", "水\t ../.. \t/"]
-    references, _ = read(table_job(tmp_path, lines, columns=columns, second_label="column"))
+    references, _ = read(table_job(tmp_path, lines, columns="text,category,second", second_label="column"))
     labels = {(reference.category, reference.second) for _, reference in references.values()}
     assert labels == {("辞/离职", "组织 关系"), ("../..", "/")}
 
@@ -134,9 +157,8 @@ def test_taxonomy_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_unusable_documents_are_rejected_with_a_reason(tmp_path: Path) -> None:
-    columns = ("text", "category", "second")
     lines = ["山\t体育\t大", "水\t体育\t ", "云\t\t大", "\u3000\t体育\t大", "山水"]
-    job = table_job(tmp_path, lines, columns=columns, second_label="column")
+    job = table_job(tmp_path, lines, columns="text,category,second", second_label="column")
     references, rejections = read(job)
     assert list(references) == ["t.tsv:1"]
     assert {key: rejection.reason for key, rejection in rejections.items()} == {
