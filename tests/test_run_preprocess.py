@@ -17,6 +17,7 @@ import pytest
 
 import run_preprocess
 from pipeline.corpus.documents import normalize_text
+from pipeline.corpus.options import CorpusOptions
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.labels import read_taxonomy
 from pipeline.engines.named import EngineOptions
@@ -255,10 +256,10 @@ def test_more_shards_than_documents(workshop: Workshop) -> None:
 
 
 def test_a_split_without_documents_is_there_and_empty(workshop: Workshop) -> None:
-    write_tree(workshop.root / "one", {"体育/1.txt": "山水"})
+    write_tree(workshop.root / "one", {"体育/1.txt": "山水", "科技/1.txt": "山水"})
     workshop.make(inputs=(workshop.root / "one",))
     info = read_dataset_info(str(workshop.output))
-    assert sorted(split.num_examples for split in info.splits.values()) == [0, 0, 1]
+    assert sorted(split.num_examples for split in info.splits.values()) == [0, 0, 2]
 
 
 def test_every_option_reaches_the_configuration() -> None:
@@ -266,12 +267,16 @@ def test_every_option_reaches_the_configuration() -> None:
     needed = ["--input", "a", "--vocab", "v", "--output", "o"]
     changes = {
         "inputs": ["--input", "dev=b"],
+        "input_format": ["--input_format", "jsonl"],
+        "columns": ["--columns", "category,text,-"],
+        "delimiter": ["--delimiter", "_!_"],
+        "quoting": ["--quoting", "csv"],
+        "header": ["--no-header"],
+        "encoding": ["--encoding", "gb18030"],
+        "levels": ["--levels", "second,category"],
+        "glob": ["--glob", "*.txt"],
         "vocab_path": ["--vocab", "w"],
         "output_dir": ["--output", "p"],
-        "input_format": ["--input_format", "tsv"],
-        "columns": ["--columns", "category,text,-"],
-        "header": ["--header"],
-        "encoding": ["--encoding", "gb18030"],
         "category_names_path": ["--category_names", "c"],
         "max_len": ["--max_len", "128"],
         "split_weights": ["--split_weights", "train=0.5,dev=0.5"],
@@ -288,9 +293,12 @@ def test_every_option_reaches_the_configuration() -> None:
 
     def parse(arguments: list[str]) -> dict[str, object]:
         config = run_preprocess.parse_config(run_preprocess.make_parser().parse_args(arguments))
-        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        found = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        corpus = found.pop("corpus")
+        return found | {field.name: getattr(corpus, field.name) for field in dataclasses.fields(corpus)}
 
-    assert set(changes) == {field.name for field in dataclasses.fields(PreprocessConfig)}
+    fields = (*dataclasses.fields(PreprocessConfig), *dataclasses.fields(CorpusOptions))
+    assert set(changes) == {field.name for field in fields} - {"corpus"}
     for name, arguments in changes.items():
         base = needed if name != "num_random_labels" else [*needed, "--second_label", "random"]
         default = parse(base)
@@ -520,7 +528,10 @@ def make_big_workshop(root: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     (made.root / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(made.root / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    lines = [f"{made_up_text(index, 200).strip().replace(chr(10), '')}\t体育" for index in range(200)]
+    lines = [
+        f"{made_up_text(index, 200).strip().replace(chr(10), '')}\t{'体育科技'[index % 2 * 2 :][:2]}"
+        for index in range(200)
+    ]
     table = [line.replace("山", f"{number}") for number in range(60) for line in lines]
     write_lines(made.corpus, table)
     return made

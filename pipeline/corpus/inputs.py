@@ -45,6 +45,21 @@ _SPLITS_IN_NAMES = {"training": "train", "testing": "test"} | {
     name: canonical_split(name) for name in ("train", "dev", "val", "valid", "validation", "test")
 }
 _ROWS_LOOKED_AT = 200
+_TABLE_SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".json",
+    ".parquet",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zip",
+    ".rar",
+    ".7z",
+    ".tar",
+    ".zst",
+)
 _DELIMITERS = {"\t": "tab-separated columns", ",": "comma-separated columns"}
 
 logger = logging.getLogger(__name__)
@@ -198,15 +213,19 @@ def _directory_parts(path: str, split: str | None, options: CorpusOptions) -> li
     if wanted in ("zip", "tar"):
         raise MissingInputError(f"--input {path}: expected a {wanted} file, found a directory; use --input_format tree")
     root, files = _remote_root(path, layout) if filesystem.is_remote(path) else _local_root(path, layout)
-    if root != path and (not files or wanted != "tree"):
+    if files and root != path:
+        first = _Part(path=filesystem.join(root, files[0]), split=split, kind="text")
+        if wanted == "tree" or len(files) > MAX_TABLES or not _are_tables(files, first, options):
+            root, files = filesystem.parent(root), []  # the one category of this input
+    if root != path:
         logger.info("%s: what lies in it is in %s", path, os.path.relpath(root, path))
-    if wanted == "tree" and files and root == path:
+    if wanted == "tree" and files:
         raise MissingInputError(
             f"--input {path}: expected one directory for each category, found {len(files):,} files and no directory; "
             "give the directory above"
         )
-    if not files or wanted == "tree":
-        return [_Part(path=path if files else root, split=split, kind="tree")]
+    if not files:
+        return [_Part(path=root, split=split, kind="tree")]
     if len(files) > MAX_TABLES:
         raise InputFormatError(
             f"--input {path}: {len(files):,} files in one directory, {os.path.basename(root)}: expected one directory "
@@ -254,7 +273,7 @@ def _entries(directory: str, layout: Layout) -> tuple[list[str], list[str]]:
     # Not `DirEntry.is_dir()`, which fails on a link to itself.
     directories = [name for name in names if os.path.isdir(os.path.join(directory, name))]
     is_directory = set(directories)
-    files = [name for name in names if name not in is_directory and layout.left_out(os.fsencode(name)) is None]
+    files = [name for name in names if name not in is_directory and layout.is_chosen(os.fsencode(name))]
     return files, directories
 
 
@@ -274,7 +293,7 @@ def _holds_files_only(directory: str, layout: Layout) -> bool:
 def _remote_root(path: str, layout: Layout) -> tuple[str, list[str]]:
     prefix = path.rstrip("/") + "/"
     names = [found.removeprefix(prefix).encode() for found in filesystem.list_below(path)]
-    names = [name for name in names if layout.left_out(name) is None]
+    names = list(layout.choose(names))
     directories = {name.rpartition(b"/")[0] for name in names}
     if len(directories) == 1:
         inside = directories.pop().decode()
@@ -340,9 +359,13 @@ def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: Cor
     if names is None:
         return [tree]
     refuse_office(path, names)
-    chosen = {os.fsdecode(name): number for number, name in enumerate(names) if layout.left_out(name) is None}
-    is_one_directory = len({name.rpartition("/")[0] for name in chosen}) == 1
-    if wanted == "tree" or not (is_one_directory or (wanted in TABLES and chosen)):
+    number_of = {name: number for number, name in enumerate(names)}
+    chosen = {os.fsdecode(name): number_of[name] for name in layout.choose(names)}
+    directories = {name.rpartition("/")[0] for name in chosen}
+    if wanted == "tree" or not chosen or (len(directories) > 1 and wanted not in TABLES):
+        return [tree]
+    first = _Part(path=path, split=split, kind="text", member=(kind, min(chosen.values())))
+    if directories != {""} and not _are_tables(list(chosen), first, options):
         return [tree]
     splits = _splits_of(path, list(chosen), split)
     return [
@@ -359,6 +382,15 @@ def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: Cor
         )
         for name, number in chosen.items()
     ]
+
+
+def _are_tables(names: Sequence[str], first: _Part, options: CorpusOptions) -> bool:
+    """Tell whether the files of one directory, which may be a category's, are tables, by their names and the first."""
+    if options.input_format in TABLES or any(map(_split_in_name, names)) or names[0].lower().endswith(_TABLE_SUFFIXES):
+        return True
+    start = _read_start(first)
+    line = start.split(b"\n", 1)[0]
+    return container_of(start) is not None or (options.delimiter or "\t").encode() in line or line.startswith(b"{")
 
 
 def _read_start(part: _Part) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -16,7 +17,7 @@ from pipeline.errors import MissingInputError
 
 HIDDEN = "hidden files and what operating systems leave behind, ignored"
 OTHER_NAMES = "files that --glob leaves out"
-_LITTER = (b"thumbs.db", b"desktop.ini", b"__macosx")
+_HIDDEN = re.compile(rb"(?:^|/)(?:\.(?!\.(?:/|$))|~\$|(?:thumbs\.db|desktop\.ini|__macosx)(?:/|$))[^/]*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,24 +34,25 @@ class Layout:
     glob: str | None = None
     encoding: str = "utf-8"
 
-    def left_out(self, name: bytes) -> str | None:
-        """Return why a file is no document of this corpus, `None` if it is one."""
-        parts = name.split(b"/")
-        if any(map(is_hidden, parts)):
-            return HIDDEN
+    def is_chosen(self, name: bytes) -> bool:
+        """Tell whether `glob` chooses a file."""
         if self.glob is None:
-            return None
-        chosen = os.fsdecode(name if "/" in self.glob else parts[-1])
-        return None if fnmatch.fnmatchcase(chosen, self.glob) else OTHER_NAMES
+            return True
+        return fnmatch.fnmatchcase(os.fsdecode(name if "/" in self.glob else name.rpartition(b"/")[2]), self.glob)
 
-    def choose(self, names: Iterable[bytes], notes: Counter[str]) -> Iterator[bytes]:
-        """Yield the names of documents, and count the others."""
+    def choose(self, names: Iterable[bytes], notes: Counter[str] | None = None) -> Iterator[bytes]:
+        """Yield the names of documents; count the others, a hidden directory as one."""
+        notes = Counter() if notes is None else notes
+        hidden: set[bytes] = set()
         for name in names:
-            reason = self.left_out(name)
-            if reason is None:
+            found = _HIDDEN.search(name)
+            if found and name[: found.end()] not in hidden:
+                hidden.add(name[: found.end()])
+                notes[HIDDEN] += 1
+            elif not found and self.is_chosen(name):
                 yield name
-            else:
-                notes[reason] += 1
+            elif not found:
+                notes[OTHER_NAMES] += 1
 
     def num_around(self, names: Sequence[bytes]) -> int:
         """Return how many directories lie around all categories, as `THUCNews/` does in THUCNews.zip."""
@@ -90,7 +92,7 @@ class Layout:
 
 def is_hidden(name: bytes) -> bool:
     """Tell whether a file or directory is hidden, or what Windows, macOS and Office leave beside documents."""
-    return (name.startswith((b".", b"~$")) and name != b"..") or name.lower() in _LITTER
+    return _HIDDEN.match(name) is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,7 @@ def test_random_second_labels_are_a_function_of_text_and_seed(tmp_path: Path) ->
 
 
 def test_a_category_without_a_parent_stops_the_job(tmp_path: Path) -> None:
-    job = make_job(make_config(tmp_path, write_tree(tmp_path / "tree", {"天气/1.txt": "山"})))
+    job = make_job(make_config(tmp_path, write_tree(tmp_path / "tree", {"天气/1.txt": "山", "体育/1.txt": "水"})))
     with pytest.raises(OptionError, match="category '天气' has no parent"):
         first_pass(job)
 
@@ -204,19 +204,21 @@ def test_surveys_can_be_merged_in_any_order(batches: list[ReferenceBatch], data:
 
 def batch_of(num_documents: int, *, num_rejected: int = 0, split: str = "train") -> ReferenceBatch:
     reference = Reference(bytes(32), "k", "体育", "生活娱乐", Locator("file", b"/x"))
+    other = reference._replace(category="科技", second="公共事务")
     return ReferenceBatch(
-        {split: [reference] * num_documents}, [Rejection(f"r{i}", "empty", "") for i in range(num_rejected)]
+        {split: [other, *[reference] * num_documents][:num_documents]},
+        [Rejection(f"r{i}", "empty", "") for i in range(num_rejected)],
     )
 
 
 def test_plan(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山", "科技/1.txt": "水"})
     job = make_job(make_config(tmp_path, tree))
     plan = plan_dataset(survey_of([batch_of(2_000), batch_of(3, split="dev")]), job)
     assert plan.num_shards == {"train": 4, "dev": 1, "test": 1}
     assert list(plan.num_shards) == ["train", "dev", "test"]
-    assert plan.labels["category"].names == ("体育",)
-    assert plan.labels["second"].names == ("生活娱乐",)
+    assert plan.labels["category"].names == ("体育", "科技")
+    assert plan.labels["second"].names == ("公共事务", "生活娱乐")
     long = make_job(make_config(tmp_path, tree, max_len=65_535))
     plan = plan_dataset(survey_of([batch_of(2_000), batch_of(300, split="dev")]), long)
     assert plan.num_shards == {"train": 8, "dev": 2, "test": 1}, "256 of the longest examples fill a shard"
@@ -230,7 +232,7 @@ def test_plan(tmp_path: Path) -> None:
 
 
 def test_too_many_rejected_documents_stop_the_job(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山", "科技/1.txt": "水"})
     job = make_job(make_config(tmp_path, tree, max_rejected_fraction=0.1))
     plan_dataset(survey_of([batch_of(9, num_rejected=1)]), job)  # exactly as many as allowed
     with pytest.raises(TooManyRejectedError) as caught:
@@ -249,7 +251,8 @@ def test_a_single_rejection_is_told_in_full_and_many_by_example(tmp_path: Path) 
     config = make_config(tmp_path, tmp_path, max_rejected_fraction=0.0)
     rejections = [Rejection(f"体育/{i}.txt", "not_utf-8", "byte 0xff at position 0") for i in range(5)]
     with pytest.raises(
-        TooManyRejectedError, match=r"体育/2\.txt \(not_utf-8: byte 0xff at position 0\); mend"
+        TooManyRejectedError,
+        match=r"体育/2\.txt \(not_utf-8: byte 0xff at position 0\); is it GBK\? say --encoding",
     ) as caught:
         check_rejected(5, 5, rejections, config)
     assert "体育/3.txt" not in str(caught.value)
