@@ -45,20 +45,24 @@ _SPLITS_IN_NAMES = {"training": "train", "testing": "test"} | {
     name: canonical_split(name) for name in ("train", "dev", "val", "valid", "validation", "test")
 }
 _ROWS_LOOKED_AT = 200
-_TABLE_SUFFIXES = (
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".json",
-    ".parquet",
-    ".gz",
-    ".bz2",
-    ".xz",
-    ".zip",
-    ".rar",
-    ".7z",
-    ".tar",
-    ".zst",
+_TABLE_SUFFIXES = tuple(
+    f".{suffix}"
+    for suffix in [
+        "csv",
+        "tsv",
+        "json",
+        "jsonl",
+        "ndjson",
+        "parquet",
+        "gz",
+        "bz2",
+        "xz",
+        "zst",
+        "zip",
+        "tar",
+        "rar",
+        "7z",
+    ]
 )
 _DELIMITERS = {"\t": "tab-separated columns", ",": "comma-separated columns"}
 
@@ -267,13 +271,13 @@ def _local_root(path: str, layout: Layout) -> tuple[str, list[str]]:
 def _entries(directory: str, layout: Layout) -> tuple[list[str], list[str]]:
     """Return the names of the files and of the directories in a directory, sorted, without what is left out."""
     try:
-        names = sorted(name for name in os.listdir(directory) if not is_hidden(os.fsencode(name)))
+        names = sorted(os.fsdecode(name) for name in os.listdir(os.fsencode(directory)) if not is_hidden(name))
     except OSError as error:
         raise MissingInputError(f"--input {directory}: cannot list this directory: {error.strerror}") from None
     # Not `DirEntry.is_dir()`, which fails on a link to itself.
     directories = [name for name in names if os.path.isdir(os.path.join(directory, name))]
     is_directory = set(directories)
-    files = [name for name in names if name not in is_directory and layout.is_chosen(os.fsencode(name))]
+    files = [os.fsdecode(name) for name in layout.choose(os.fsencode(n) for n in names if n not in is_directory)]
     return files, directories
 
 

@@ -15,9 +15,11 @@ from pipeline.corpus.options import AUTO
 from pipeline.corpus.reading import read_files
 from pipeline.errors import MissingInputError
 
-HIDDEN = "hidden files and what operating systems leave behind, ignored"
+LITTER = "files that Windows and Office leave behind, ignored"
 OTHER_NAMES = "files that --glob leaves out"
-_HIDDEN = re.compile(rb"(?:^|/)(?:\.(?!\.(?:/|$))|~\$|(?:thumbs\.db|desktop\.ini|__macosx)(?:/|$))[^/]*", re.IGNORECASE)
+# Hidden files, and what macOS puts into archives, were never said to be there, and are not counted; the rest is.
+_HIDDEN = re.compile(rb"(?:^|/)(?:\.(?!\.(?:/|$))|__MACOSX(?:/|$))")
+_LITTER = re.compile(rb"(?:^|/)(?:~\$[^/]*|thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,17 +43,16 @@ class Layout:
         return fnmatch.fnmatchcase(os.fsdecode(name if "/" in self.glob else name.rpartition(b"/")[2]), self.glob)
 
     def choose(self, names: Iterable[bytes], notes: Counter[str] | None = None) -> Iterator[bytes]:
-        """Yield the names of documents; count the others, a hidden directory as one."""
+        """Yield the names of documents, and count the others that are not hidden."""
         notes = Counter() if notes is None else notes
-        hidden: set[bytes] = set()
         for name in names:
-            found = _HIDDEN.search(name)
-            if found and name[: found.end()] not in hidden:
-                hidden.add(name[: found.end()])
-                notes[HIDDEN] += 1
-            elif not found and self.is_chosen(name):
+            if _HIDDEN.search(name):
+                continue
+            if _LITTER.search(name):
+                notes[LITTER] += 1
+            elif self.is_chosen(name):
                 yield name
-            elif not found:
+            else:
                 notes[OTHER_NAMES] += 1
 
     def num_around(self, names: Sequence[bytes]) -> int:
@@ -91,7 +92,7 @@ class Layout:
 
 
 def is_hidden(name: bytes) -> bool:
-    """Tell whether a file or directory is hidden, or what Windows, macOS and Office leave beside documents."""
+    """Tell whether a file or directory is hidden."""
     return _HIDDEN.match(name) is not None
 
 
@@ -118,10 +119,10 @@ class TreeSource:
             prefix = self.path.rstrip("/") + "/"
             found: Iterable[bytes] = (path.removeprefix(prefix).encode() for path in filesystem.list_below(self.path))
         else:
-            found = self._walk(b"", notes)
+            found = self._walk(b"")
         return chunked(self.layout.choose(found, notes), index, notes)
 
-    def _walk(self, inside: bytes, notes: Counter[str]) -> Iterator[bytes]:
+    def _walk(self, inside: bytes) -> Iterator[bytes]:
         directory = os.path.join(os.fsencode(self.path), inside)
         try:
             with os.scandir(directory) as listing:
@@ -134,9 +135,9 @@ class TreeSource:
             # A category may be a symbolic link, a directory below it may not: links can run in circles. One that leads
             # to itself is no directory for `isdir`, and an error for `is_dir`.
             if is_hidden(entry.name):
-                notes[HIDDEN] += 1
-            elif entry.is_dir(follow_symlinks=False) or (not inside and os.path.isdir(entry.path)):
-                yield from self._walk(name, notes)
+                continue
+            if entry.is_dir(follow_symlinks=False) or (not inside and os.path.isdir(entry.path)):
+                yield from self._walk(name)
             else:
                 yield name
 
