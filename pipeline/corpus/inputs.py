@@ -45,25 +45,9 @@ _SPLITS_IN_NAMES = {"training": "train", "testing": "test"} | {
     name: canonical_split(name) for name in ("train", "dev", "val", "valid", "validation", "test")
 }
 _ROWS_LOOKED_AT = 200
-_TABLE_SUFFIXES = tuple(
-    f".{suffix}"
-    for suffix in [
-        "csv",
-        "tsv",
-        "json",
-        "jsonl",
-        "ndjson",
-        "parquet",
-        "gz",
-        "bz2",
-        "xz",
-        "zst",
-        "zip",
-        "tar",
-        "rar",
-        "7z",
-    ]
-)
+_TABLE_FORMATS = "csv", "tsv", "json", "jsonl", "ndjson", "parquet"
+_PACKED = "gz", "bz2", "xz", "zst", "zip", "tar", "rar", "7z"
+_TABLE_SUFFIXES = tuple(f".{suffix}" for suffix in (*_TABLE_FORMATS, *_PACKED))
 _DELIMITERS = {"\t": "tab-separated columns", ",": "comma-separated columns"}
 
 logger = logging.getLogger(__name__)

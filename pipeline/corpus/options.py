@@ -253,7 +253,7 @@ def add_corpus_options(group: argparse._ArgumentGroup) -> None:
         "--columns",
         default="text,category",
         help="what a table's columns hold, by place (text,category,second; '-' skips one) or by name "
-        "(text=title+content,category=label)",
+        "(text=title+content,category=label); --columns=-,text,category where the first is '-'",
     )
     add(
         "--delimiter",
