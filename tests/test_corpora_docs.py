@@ -25,9 +25,8 @@ from tests.support.corpora import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = re.findall(
-    r"^    python run_preprocess\.py (.*)$", (REPOSITORY / "docs" / "corpora.md").read_text("utf-8"), re.M
-)
+DOCS = (REPOSITORY / "docs" / "corpora.md").read_text("utf-8")
+COMMANDS = re.findall(r"^    python run_preprocess\.py (.*)$", DOCS, re.MULTILINE)
 CATEGORIES = ("体育", "科技", "股票")
 NUM_DOCUMENTS = 12
 TITLES = [made_up_text(number, 12).split()[0] for number in range(NUM_DOCUMENTS)]

@@ -214,7 +214,7 @@ def read(tmp_path: Path, path: Path, **changes: Any) -> Found:
                     rejections[item.key] = item.reason
                 else:
                     found.append(item)
-                    documents[item.key] = (item.content.decode(item.locator.encoding), item.category)
+                    documents[item.key] = (item.content.decode(item.locator.encoding, "replace"), item.category)
     assert list(fetch([item.locator for item in found], sources)) == [item.content for item in found]
     return documents, rejections, notes
 
@@ -284,11 +284,15 @@ def test_a_delimiter_inside_a_character_does_not_cut_it(tmp_path: Path) -> None:
 
 def test_damaged_utf_8_is_not_taken_for_gb18030(tmp_path: Path) -> None:
     text = "第一轮联赛在主场开始，教练表扬了门将"
-    damaged = text.encode()[:-1] + "、".encode()[:2]
+    damaged = text.encode()[:-1]
     tree = write_tree(tmp_path / "t", {"体育/1.txt": text, "体育/2.txt": damaged, "科技/3.txt": text.encode("gbk")})
     documents, _, notes = read(tmp_path, write_tree(tree, {"科技/4.txt": text.encode("utf-16")}), encoding="auto")
-    assert documents.pop("科技/4.txt") == ("\ufeff" * 0 + text, "科技")
-    assert documents["科技/3.txt"] == (text, "科技")
+    assert {key: found for key, (found, _) in documents.items()} == {
+        "体育/1.txt": text,
+        "体育/2.txt": text[:-1] + "\ufffd",  # which is rejected when it is decoded strictly
+        "科技/3.txt": text,
+        "科技/4.txt": text,
+    }
     assert notes == {"documents read as gb18030": 1, "documents read as utf-16": 1}
 
 
@@ -304,9 +308,8 @@ def test_values_of_json(tmp_path: Path) -> None:
         {"text": "\ud800", "category": "体育"},  # half a character
         {"text": "山", "category": True, "second": {"a": 1}},
     ]
-    content = "\n".join(
-        [*map(json.dumps, rows), "{", "", "[1]", "{}", "NaN", "9" * 5_000, '{"text": "云", "category": NaN}']
-    )
+    odd = ["{", "", "[1]", "{}", "NaN", "9" * 5_000, '{"text": "云", "category": NaN}']
+    content = "\n".join([*map(json.dumps, rows), *odd])
     documents, rejections, notes = read(tmp_path, write(tmp_path / "a.jsonl", content))
     assert documents == {
         "a.jsonl:1": ("山\n水", "体育"),
@@ -401,7 +404,7 @@ def test_a_tar_that_is_cut_damaged_or_two_is_refused(tmp_path: Path, pack: Calla
     changed += [whole[:at] + b"\x01" + whole[at + 1 :] for at in headers[1:]]
     changed += [whole + whole]
     for content in changed:
-        with pytest.raises(InputFormatError, match="not a complete tar archive|several tar archives in one file"):
+        with pytest.raises(InputFormatError, match=r"not a complete tar archive|several tar archives in one file"):
             read(tmp_path, write(tmp_path / "b.tar", pack(content)), input_format="tar")
 
 
@@ -409,7 +412,7 @@ def test_a_name_twice_in_a_tar_is_refused(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {"体育/1.txt": "山", "科技/1.txt": "水"})
     with tarfile.open(path, "a:") as archive:
         archive.addfile(tarfile.TarInfo("体育/1.txt"))
-    with pytest.raises(InputFormatError, match="holds 体育/1.txt twice"):
+    with pytest.raises(InputFormatError, match=r"holds 体育/1\.txt twice"):
         read(tmp_path, path)
 
 
