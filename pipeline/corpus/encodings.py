@@ -18,8 +18,8 @@ def find_encoding(blocks: Iterable[bytes]) -> str:
     """Return `utf-8`, `gb18030` or `utf-16` for all bytes of a file, which come in blocks that end with a line.
 
     UTF-8 of which a few bytes are damaged would decode as GB18030, to other characters. Characters of three bytes
-    decide: they are nearly all of Chinese in UTF-8, and bytes of GB18030 hardly ever form them. Then it is UTF-8, and its
-    damaged documents are rejected.
+    decide: they are nearly all of Chinese in UTF-8, and bytes of GB18030 hardly ever form them. Then it is UTF-8, and
+    its damaged documents are rejected.
     """
     is_valid = True
     num_not_ascii = num_wide = 0
