@@ -193,7 +193,7 @@ def test_longer_examples_and_a_large_vocabulary(tmp_path: Path) -> None:
     vocab = write_lines(tmp_path / "vocab.txt", tokens)
     draw = np.random.default_rng(0)
     texts = ["".join(map(chr, draw.integers(0x4E00, 0x9100, size))) for size in draw.integers(1, 900, 700)]
-    rows = write_lines(tmp_path / "corpus.tsv", [f"{text}\t体育" for text in [*texts, texts[0] * 70]])
+    rows = write_lines(tmp_path / "corpus.tsv", [f"{text}\t体育" for text in texts] + [f"{texts[0] * 70}\t科技"])
     config = make_config(tmp_path, rows, vocab_path=str(vocab), max_len=65_535, num_shards=1)
     info = run_quickly(config)
     assert info.vocab_size > 1 << 14
