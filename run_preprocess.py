@@ -128,7 +128,7 @@ def parse_config(args: argparse.Namespace) -> PreprocessConfig:
             quoting=args.quoting,
             header=args.header,
             encoding=args.encoding,
-            levels=tuple(args.levels.split(",")),
+            levels=args.levels,
             glob=args.glob,
         ),
         vocab_path=args.vocab,

@@ -200,6 +200,8 @@ def _directory_parts(path: str, split: str | None, options: CorpusOptions) -> li
     wanted, layout = options.input_format, _layout(options)
     if wanted in ("zip", "tar"):
         raise MissingInputError(f"--input {path}: expected a {wanted} file, found a directory; use --input_format tree")
+    if not options.levels:
+        return [_Part(path=path, split=split, kind="tree")]
     root, files = _remote_root(path, layout) if filesystem.is_remote(path) else _local_root(path, layout)
     if files and root != path:
         first = _Part(path=filesystem.join(root, files[0]), split=split, kind="text")
@@ -350,7 +352,7 @@ def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: Cor
     number_of = {name: number for number, name in enumerate(names)}
     chosen = {os.fsdecode(name): number_of[name] for name in layout.choose(names)}
     directories = {name.rpartition("/")[0] for name in chosen}
-    if wanted == "tree" or not chosen or (len(directories) > 1 and wanted not in TABLES):
+    if wanted == "tree" or not options.levels or not chosen or (len(directories) > 1 and wanted not in TABLES):
         return [tree]
     first = _Part(path=path, split=split, kind="text", member=(kind, min(chosen.values())))
     if directories != {""} and not _are_tables(list(chosen), first, options):

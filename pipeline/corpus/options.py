@@ -178,6 +178,11 @@ class Columns:
         return [str(name) for names in self.fields.values() for name in names]
 
 
+def parse_levels(text: str) -> tuple[str, ...]:
+    """Parse `--levels`."""
+    return () if text == "none" else tuple(text.split(","))
+
+
 def parse_columns(text: str) -> Columns:
     """Parse `--columns` of a corpus to learn from, which has a category.
 
@@ -221,8 +226,8 @@ class CorpusOptions:
         if self.quoting is not None:
             require_choice("quoting", self.quoting, QUOTINGS)
         require(
-            sorted(self.levels) in (["category"], ["category", "second"]),
-            f"--levels: expected category, or second and category in the order of the directories, got "
+            sorted(self.levels) in ([], ["category"], ["category", "second"]),
+            "--levels: expected category, or second and category in the order of the directories, or none, got "
             f"{','.join(self.levels)!r}",
         )
         if self.delimiter is not None:
@@ -235,12 +240,17 @@ class CorpusOptions:
         object.__setattr__(self, "encoding", canonical_encoding(self.encoding))
 
     def is_default(self, option: str) -> bool:
-        """Tell whether an option has its default value."""
-        return bool(getattr(self, option) == getattr(CorpusOptions(inputs=self.inputs), option))
+        """Tell whether an option has its default value, which of texts without labels is another."""
+        return (option == "columns" and str(self.columns) == "text") or bool(getattr(self, option) == getattr(CorpusOptions(inputs=self.inputs), option))
 
 
-def add_corpus_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options that say what documents are, the same for learning and for predicting."""
+def add_corpus_options(group: argparse._ArgumentGroup, *, columns: str | None = "text,category") -> None:
+    """Add the options that say what documents are, the same for learning and for predicting.
+
+    Args:
+        group: of a parser.
+        columns: default of the option.
+    """
     default = {field.name: field.default for field in dataclasses.fields(CorpusOptions)}
     add = group.add_argument
     add(
@@ -251,7 +261,7 @@ def add_corpus_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--columns",
-        default="text,category",
+        default=columns,
         help="what a table's columns hold, by place (text,category,second; '-' skips one) or by name "
         "(text=title+content,category=label); --columns=-,text,category where the first is '-'",
     )
@@ -276,6 +286,8 @@ def add_corpus_options(group: argparse._ArgumentGroup) -> None:
         "--levels",
         default="category",
         metavar="NAMES",
-        help="what the directories around a document are, from the top: category, or second,category",
+        type=parse_levels,
+        help="what the directories around a document are, from the top: category, or second,category; none: documents "
+        "have no labels",
     )
     add("--glob", metavar="PATTERN", help="which files of trees, directories and archives to use, such as '*.txt'")

@@ -88,7 +88,7 @@ class Layout:
                 level: key_from_path(directory) for level, directory in zip(self.levels, directories, strict=False)
             }
             locator = locator._replace(encoding=encoding)
-            yield RawDocument(key, labels["category"], labels.get("second", ""), content, locator)
+            yield RawDocument(key, labels.get("category", ""), labels.get("second", ""), content, locator)
 
 
 def is_hidden(name: bytes) -> bool:

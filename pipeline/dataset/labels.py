@@ -76,8 +76,8 @@ class Taxonomy:
         except KeyError:
             raise OptionError(
                 f"category {shorten(category)} has no parent in {self.source} (which has {len(self.parents)}: "
-                f"{', '.join(sorted(self.parents)[:5])}, …); add a line '{category[:40]}<TAB>parent' to a --taxonomy file, "
-                "use --second_label random or column, or check --columns if it is a text"
+                f"{', '.join(sorted(self.parents)[:5])}, …); add a line '{category[:40]}<TAB>parent' to a --taxonomy "
+                "file, use --second_label random or column, or check --columns if it is a text"
             ) from None
 
 

@@ -66,6 +66,7 @@ class PreprocessConfig:
                 f"--{name.removesuffix('_path')}: only used with --second_label {wanted}, which is {second!r}",
             )
         corpus = self.corpus
+        require("category" in corpus.levels, "--levels: a corpus to learn from needs the level category")
         require(
             second != "column" or "second" in (*corpus.columns.fields, *corpus.levels),
             f"--second_label column: --columns, or --levels of a tree, must name 'second', got {str(corpus.columns)!r}",

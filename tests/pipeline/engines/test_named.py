@@ -122,10 +122,7 @@ def test_a_job_that_cuts_its_work_itself_gives_the_same_bytes(tmp_path: Path, nu
 
     documents = corpora.made_up_documents(1_200)
     inputs = [corpora.write_tree(tmp_path / "tree", documents)]
-    inputs += [
-        corpora.write_lines(tmp_path / f"{name}.tsv", [f"{name}新闻\t体育", f"{name}\t科技", f"{name}水\t科技"])
-        for name in ("山", "水")
-    ]
+    inputs += [corpora.write_lines(tmp_path / f"{name}.tsv", [f"{name}新闻\t体育"] * 3) for name in ("山", "水")]
     config = corpora.make_config(tmp_path, *inputs, num_shards=2)
     corpora.run_quickly(config)
     expected = corpora.digest_files(Path(config.output_dir))
