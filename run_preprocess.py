@@ -1,22 +1,28 @@
 """Tokenize a labelled corpus once into sharded TFRecords: `python run_preprocess.py --help`."""
 
 import argparse
+import dataclasses
 import functools
 import sys
 import time
 from collections.abc import Sequence
 
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import (
-    COMPRESSIONS,
-    DUPLICATE_POLICIES,
-    INPUT_FORMATS,
-    SECOND_LABELS,
-    InputSpec,
-    PreprocessConfig,
+from pipeline.corpus.options import (
+    CorpusOptions,
+    add_corpus_options,
+    canonical_split,
+    parse_columns,
+    parse_inputs,
+    rename_dev,
 )
-from pipeline.errors import OptionError
+from pipeline.dataset.shards import COMPRESSIONS
+from pipeline.errors import OptionError, require
+from pipeline.filesystem import expand_user
+from pipeline.job.config import DUPLICATE_POLICIES, SECOND_LABELS, PreprocessConfig
 
+# Options of former versions → what they are called now.
+RENAMED = {"--tsv_columns": "--columns", "--tsv_header": "--header", "--tsv_encoding": "--encoding"}
 _EPILOG = """
 Any other option goes to Apache Beam (--project, --region, --temp_location, --setup_file, …); one that Beam does not
 know is an error. With --runner DirectRunner the job runs on this machine.
@@ -31,6 +37,7 @@ def make_parser() -> CommandParser:
         epilog=_EPILOG,
     )
     add = parser.add_argument
+    default = {field.name: field.default for field in dataclasses.fields(PreprocessConfig)}
     group = parser.add_argument_group("input")
     add = group.add_argument
     add(
@@ -38,47 +45,61 @@ def make_parser() -> CommandParser:
         action="append",
         required=True,
         metavar="[SPLIT=]PATH",
-        help="a tree <category>/<file>, a zip of one, a TSV, or a quoted glob; repeat for more; SPLIT= keeps a "
-        "published split as it is",
+        help="a tree <category>/<file>, an archive of one (zip, tar), a table (TSV, CSV, JSON lines, Parquet), a "
+        "directory or an archive of tables, or a quoted glob; repeat for more; SPLIT= keeps a published split as it is",
     )
-    add("--input_format", choices=INPUT_FORMATS, default="auto", help="what the inputs are")
-    add(
-        "--tsv_columns",
-        default="text,category",
-        metavar="NAMES",
-        help="what a TSV's columns hold, in order: text, category, second; '-' skips a column",
-    )
-    add("--tsv_header", action="store_true", help="the first line of each TSV names its columns")
-    add("--tsv_encoding", default="utf-8", help="encoding of TSVs, such as gb18030 (covers GBK and GB2312)")
-    add("--vocab", required=True, metavar="FILE", help="BERT's vocab.txt")
+    add_corpus_options(group)
+    add("--vocab", required=True, type=expand_user, metavar="FILE", help="BERT's vocab.txt")
     group = parser.add_argument_group("labels")
     add = group.add_argument
     add(
         "--category_names",
+        type=expand_user,
         metavar="FILE",
         help="the categories in id order, one a line; a class index in the data is replaced by the name at that place",
     )
-    add("--second_label", choices=SECOND_LABELS, default="taxonomy", help="where the second label comes from")
+    add(
+        "--second_label",
+        choices=SECOND_LABELS,
+        default=default["second_label"],
+        help="where the second label comes from",
+    )
     add(
         "--taxonomy",
+        type=expand_user,
         metavar="FILE",
         help="TSV from category to parent (default: the one for THUCNews's 14 categories)",
     )
-    add("--num_random_labels", type=int, default=3, help="how many labels --second_label random draws from")
+    add(
+        "--num_random_labels",
+        type=int,
+        default=default["num_random_labels"],
+        help="how many labels --second_label random draws from",
+    )
     group = parser.add_argument_group("output")
     add = group.add_argument
-    add("--output", required=True, metavar="DIR", help="the dataset directory to make")
-    add("--max_len", type=int, default=512, help="longest example in tokens, [CLS] and [SEP] included")
+    add("--output", required=True, type=expand_user, metavar="DIR", help="the dataset directory to make")
+    add("--max_len", type=int, default=default["max_len"], help="longest example in tokens, [CLS] and [SEP] included")
     add("--split_weights", default="train=0.8,dev=0.1,test=0.1", help="shares of the splits; must sum to 1")
-    add("--seed", type=int, default=0, help="decides split, shard and order of every document")
+    add("--seed", type=int, default=default["seed"], help="decides split, shard and order of every document")
     add(
         "--num_shards",
         default="auto",
         help="shards per split; auto: about 10,000 examples each, or as many as stay below 64 MiB",
     )
-    add("--compression", choices=COMPRESSIONS, default="none", help="of the shards")
-    add("--duplicates", choices=DUPLICATE_POLICIES, default="keep", help="what to do with documents of equal text")
-    add("--max_rejected_fraction", type=float, default=0.01, help="fail if more documents than this cannot be used")
+    add("--compression", choices=COMPRESSIONS, default=default["compression"], help="of the shards")
+    add(
+        "--duplicates",
+        choices=DUPLICATE_POLICIES,
+        default=default["duplicates"],
+        help="what to do with documents of equal text",
+    )
+    add(
+        "--max_rejected_fraction",
+        type=float,
+        default=default["max_rejected_fraction"],
+        help="fail if more documents than this cannot be used",
+    )
     add("--overwrite", action="store_true", help="replace the dataset that --output holds")
     group = parser.add_argument_group("engine")
     add = group.add_argument
@@ -99,13 +120,19 @@ def make_parser() -> CommandParser:
 def parse_config(args: argparse.Namespace) -> PreprocessConfig:
     """Turn parsed arguments into a valid configuration."""
     return PreprocessConfig(
-        inputs=tuple(InputSpec.parse(text) for text in args.input),
+        corpus=CorpusOptions(
+            inputs=parse_inputs(args.input),
+            input_format=args.input_format,
+            columns=parse_columns(args.columns),
+            delimiter=args.delimiter,
+            quoting=args.quoting,
+            header=args.header,
+            encoding=args.encoding,
+            levels=args.levels,
+            glob=args.glob,
+        ),
         vocab_path=args.vocab,
         output_dir=args.output,
-        input_format=args.input_format,
-        tsv_columns=tuple(args.tsv_columns.split(",")),
-        tsv_header=args.tsv_header,
-        tsv_encoding=args.tsv_encoding,
         category_names_path=args.category_names,
         max_len=args.max_len,
         split_weights=_parse_split_weights(args.split_weights),
@@ -129,7 +156,8 @@ def _parse_split_weights(text: str) -> tuple[tuple[str, float], ...]:
             pairs.append((name.strip(), float(share)))
         except ValueError:
             raise OptionError(f"--split_weights: expected NAME=SHARE,…, got {part!r} in {text!r}") from None
-    return tuple(pairs)
+    rename_dev([name for name, _ in pairs])
+    return tuple((canonical_split(name), share) for name, share in pairs)
 
 
 def _parse_num_shards(text: str) -> int | None:
@@ -143,6 +171,9 @@ def _parse_num_shards(text: str) -> int | None:
 
 def main(argv: Sequence[str]) -> int:
     """Parse the command line, run the job, print its summary."""
+    for argument in argv:
+        name = argument.split("=")[0]
+        require(name not in RENAMED, f"{name}: this option is called {RENAMED.get(name)} now")
     args, beam_args = make_parser().parse_known_args(argv)
     config = parse_config(args)
     # Beam takes a second to import: a wrong option need not wait for it.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.measure import describe_machine, run_measured
 from benchmarks.real_data import DATA_DIR, VOCAB
-from pipeline.config import num_cores
+from pipeline.command_line import num_cores
 from pipeline.dataset.info import read_dataset_info
 from pipeline.sample_corpus.tree import write_sample_corpus
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.config import num_cores
+from pipeline.command_line import num_cores
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 

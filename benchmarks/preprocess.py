@@ -30,10 +30,15 @@ MAX_LEN = 512
 
 def way_ours(corpus: str, vocab: str, output: str) -> None:
     """Preprocess with this project's job."""
-    from pipeline.config import InputSpec, PreprocessConfig
+    from pipeline.corpus.options import CorpusOptions, InputSpec
+    from pipeline.job.config import PreprocessConfig
     from pipeline.job.preprocess import run
 
-    run(PreprocessConfig(inputs=(InputSpec(corpus),), vocab_path=vocab, output_dir=output, max_len=MAX_LEN))
+    run(
+        PreprocessConfig(
+            corpus=CorpusOptions(inputs=(InputSpec(corpus),)), vocab_path=vocab, output_dir=output, max_len=MAX_LEN
+        )
+    )
 
 
 def _keras_bert_encoder(vocab: str) -> Callable[[str], tuple[list[int], list[int]]]:

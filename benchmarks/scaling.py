@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import describe_machine
-from pipeline.config import InputSpec, PreprocessConfig
+from pipeline.corpus.options import CorpusOptions, InputSpec
 from pipeline.corpus.reading import REMOTE_READERS
 from pipeline.dataset.files import LENGTHS_DTYPE
 from pipeline.dataset.shards import auto_num_shards
 from pipeline.dataset.summary import format_table
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.preprocess import prepare
 from pipeline.job.publish import publish_dataset
 from pipeline.job.references import ReferenceBatch, ReferenceReader, Survey, plan_dataset
@@ -61,7 +62,10 @@ def measure(num_documents: int, vocab: str) -> Costs:
         (root / "staging").mkdir()
         (root / "out").mkdir()
         config = PreprocessConfig(
-            inputs=(InputSpec(str(root / "corpus")),), vocab_path=vocab, output_dir=str(root / "out"), num_shards=20
+            corpus=CorpusOptions(inputs=(InputSpec(str(root / "corpus")),)),
+            vocab_path=vocab,
+            output_dir=str(root / "out"),
+            num_shards=20,
         )
         job, staging_dir = prepare(config), str(root / "staging")
         times = [time.perf_counter()]

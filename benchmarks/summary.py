@@ -25,6 +25,7 @@ TITLES_DATASET = "{titles}"
 BENCHMARKS: dict[str, tuple[list[str], list[str] | None]] = {
     "tokenizer": ([], ["--rounds", "1"]),
     "preprocess": ([], ["--rounds", "1", "--documents", "4000", "--peer_documents", "4000", "--beam_documents", "500"]),
+    "formats": ([], ["--rounds", "1", "--documents", "2000"]),
     "reader": ([], ["--rounds", "1", "--examples", "30000"]),
     "verify": ([], ["--rounds", "1", "--examples", "30000"]),
     "train_step": (

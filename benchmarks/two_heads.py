@@ -56,7 +56,7 @@ def compare(directory: Path, options: argparse.Namespace) -> list[tuple[str, ...
     """Train all models of all seeds, and return the table's rows."""
     data, bert = str(directory / "data"), str(directory / "bert")
     run_command(
-        *("run_preprocess.py", "--input", str(options.input), "--tsv_columns", "text,category,second"),
+        *("run_preprocess.py", "--input", str(options.input), "--columns", "text,category,second"),
         *("--second_label", "column", "--max_len", "128", "--vocab", str(options.vocab), "--output", data),
     )
     make_bert(bert, options.vocab, layers=options.layers, hidden=options.hidden)

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.measure import describe_machine, median
 from benchmarks.results import Comparison, add_results_option, record
-from pipeline.config import num_cores
+from pipeline.command_line import num_cores
 from pipeline.dataset.files import REJECTED_NAME
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.shards import auto_num_shards

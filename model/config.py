@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_type_hints
 
-from pipeline.config import MIN_MAX_LEN, STANDARD_SPLITS, require, require_choice
 from pipeline.dataset.schema import HEAD_FEATURES
+from pipeline.dataset.shards import STANDARD_SPLITS
+from pipeline.errors import require, require_choice
+from pipeline.tokenization.vocabulary import MIN_MAX_LEN
 
 TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = STANDARD_SPLITS
 

@@ -1,4 +1,4 @@
-"""What every command shares: one-line errors with the right exit status, logging, `--version` and `--debug`."""
+"""What all commands share: options, one-line errors with the right exit status, logging, `--version`, `--debug`."""
 
 import argparse
 import dataclasses
@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
 from pipeline import VERSION
-from pipeline.config import require
-from pipeline.errors import OptionError, PipelineError
+from pipeline.errors import OptionError, PipelineError, require
 
 _INSTALLED_PREFIX = "two-headed-bert-"
 # What the extra `train` installs and a worker of the preprocessing job does without.
@@ -177,6 +176,11 @@ def parse_buckets(text: str) -> Literal["auto", "off"] | tuple[int, ...]:
         return tuple(int(edge) for edge in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected auto, off or lengths such as 64,128, got {text!r}") from None
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use; all of them where a process cannot be tied to some (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,11 @@ def one_line(text: str) -> str:
     return text.translate(_CONTROL_CHARACTERS)
 
 
+def shorten(name: str, max_characters: int = 40) -> str:
+    """Return a name quoted for a message, cut where it is long: a text that is taken for a label fills no screen."""
+    return repr(name) if len(name) <= max_characters else f"{name[:max_characters]!r}… ({len(name):,} characters)"
+
+
 class PipelineError(Exception):
     """Base of every error this project raises on purpose; as a string it is one line, whatever names it quotes."""
 
@@ -25,6 +30,17 @@ class PipelineError(Exception):
 
 class OptionError(PipelineError, ValueError):
     """An option, or a combination of options, that cannot be used."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise an `OptionError` with this message unless the condition holds."""
+    if not condition:
+        raise OptionError(message)
+
+
+def require_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise an `OptionError` unless an option's value is one of its choices."""
+    require(value in choices, f"--{option}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 class MissingInputError(PipelineError, FileNotFoundError):

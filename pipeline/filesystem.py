@@ -81,6 +81,16 @@ def join(directory: str, *names: str) -> str:
     return "/".join([directory.rstrip("/"), *names]) if is_remote(directory) else os.path.join(directory, *names)
 
 
+def parent(path: str) -> str:
+    """Return the directory around a file or directory."""
+    return path.rstrip("/").rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
+
+
+def expand_user(path: str) -> str:
+    """Return a path whose leading `~` is a home directory, which a shell does not expand behind `=`."""
+    return path if is_remote(path) else os.path.expanduser(path)
+
+
 def canonical(path: str) -> str:
     """Return a path in the one spelling that can be compared."""
     return path.rstrip("/") if is_remote(path) else os.path.realpath(path)

@@ -8,12 +8,11 @@ from typing import Any
 
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import require
 from pipeline.dataset.files import REJECTED_NAME, digest_directory, iterate_examples
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, read_dataset_info
 from pipeline.dataset.schema import HEAD_FEATURES, INDICES, KEY
 from pipeline.dataset.summary import describe_dataset
-from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line
+from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatchError, one_line, require
 from pipeline.verify.files import read_rejections, read_vocab
 
 _TOKENS_SHOWN = 64

@@ -7,10 +7,9 @@ import time
 from collections.abc import Sequence
 
 from pipeline.command_line import CommandParser, parse_buckets, run_command
-from pipeline.config import require
 from pipeline.dataset.info import SplitInfo
 from pipeline.dataset.summary import format_table
-from pipeline.errors import one_line
+from pipeline.errors import one_line, require
 from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, per_batch_padding_share, plan_batches
 from pipeline.input_pipeline.stored_split import StoredSplit, open_split
 

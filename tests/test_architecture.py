@@ -15,7 +15,7 @@ COMMANDS = ("run_preprocess", "run_train")
 # What each package, or module beside the packages, may import: what has a smaller number, and what is in itself.
 LAYERS = {
     "pipeline.errors": 0,
-    "pipeline": 1,  # its base modules: command_line, config, filesystem
+    "pipeline": 1,  # its base modules: command_line, filesystem
     "pipeline.sample_corpus": 2,
     "pipeline.dataset": 2,
     "pipeline.tokenization": 3,
@@ -273,5 +273,5 @@ def test_importing_the_preprocessing_side_loads_no_tensorflow_and_does_nothing(t
 
 
 def test_a_command_line_is_parsed_before_beam_is_loaded(tmp_path: Path) -> None:
-    modules = ["run_preprocess", "pipeline.config", "pipeline.corpus.inputs", "pipeline.tokenization"]
+    modules = ["run_preprocess", "pipeline.job.config", "pipeline.corpus.inputs", "pipeline.tokenization"]
     assert import_in_a_fresh_process(modules, ("apache_beam", *TENSORFLOW), tmp_path) == "[] 1 []"

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 import run_preprocess
-from pipeline.config import PreprocessConfig
 from pipeline.corpus.documents import normalize_text
+from pipeline.corpus.options import CorpusOptions
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.labels import read_taxonomy
 from pipeline.engines.named import EngineOptions
+from pipeline.job.config import PreprocessConfig
 from tests.support.corpora import (
     QUICK,
     Outcome,
@@ -203,7 +204,7 @@ def test_published_splits_stay_and_class_indices_get_names(workshop: Workshop, t
 def test_second_label_from_a_column(workshop: Workshop, tmp_path: Path) -> None:
     rows = [("大", "a/b"), ("小", "c d"), ("大", "e")]
     table = write_lines(tmp_path / "t.tsv", [f"{second}\t山水{i}\t{name}" for i, (second, name) in enumerate(rows)])
-    options = ["--second_label", "column", "--tsv_columns", "second,text,category"]
+    options = ["--second_label", "column", "--columns", "second,text,category"]
     workshop.make(*options, inputs=(table,))
     info, examples = read_dataset(workshop.output)
     assert sorted(texts_of(info, examples).values()) == sorted((name, second) for second, name in rows)
@@ -255,10 +256,10 @@ def test_more_shards_than_documents(workshop: Workshop) -> None:
 
 
 def test_a_split_without_documents_is_there_and_empty(workshop: Workshop) -> None:
-    write_tree(workshop.root / "one", {"体育/1.txt": "山水"})
+    write_tree(workshop.root / "one", {"体育/1.txt": "山水", "科技/1.txt": "山水"})
     workshop.make(inputs=(workshop.root / "one",))
     info = read_dataset_info(str(workshop.output))
-    assert sorted(split.num_examples for split in info.splits.values()) == [0, 0, 1]
+    assert sorted(split.num_examples for split in info.splits.values()) == [0, 0, 2]
 
 
 def test_every_option_reaches_the_configuration() -> None:
@@ -266,12 +267,16 @@ def test_every_option_reaches_the_configuration() -> None:
     needed = ["--input", "a", "--vocab", "v", "--output", "o"]
     changes = {
         "inputs": ["--input", "dev=b"],
+        "input_format": ["--input_format", "jsonl"],
+        "columns": ["--columns", "category,text,-"],
+        "delimiter": ["--delimiter", "_!_"],
+        "quoting": ["--quoting", "csv"],
+        "header": ["--no-header"],
+        "encoding": ["--encoding", "gb18030"],
+        "levels": ["--levels", "second,category"],
+        "glob": ["--glob", "*.txt"],
         "vocab_path": ["--vocab", "w"],
         "output_dir": ["--output", "p"],
-        "input_format": ["--input_format", "tsv"],
-        "tsv_columns": ["--tsv_columns", "category,text,-"],
-        "tsv_header": ["--tsv_header"],
-        "tsv_encoding": ["--tsv_encoding", "gb18030"],
         "category_names_path": ["--category_names", "c"],
         "max_len": ["--max_len", "128"],
         "split_weights": ["--split_weights", "train=0.5,dev=0.5"],
@@ -288,9 +293,12 @@ def test_every_option_reaches_the_configuration() -> None:
 
     def parse(arguments: list[str]) -> dict[str, object]:
         config = run_preprocess.parse_config(run_preprocess.make_parser().parse_args(arguments))
-        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        found = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        corpus = found.pop("corpus")
+        return found | {field.name: getattr(corpus, field.name) for field in dataclasses.fields(corpus)}
 
-    assert set(changes) == {field.name for field in dataclasses.fields(PreprocessConfig)}
+    fields = (*dataclasses.fields(PreprocessConfig), *dataclasses.fields(CorpusOptions))
+    assert set(changes) == {field.name for field in fields} - {"corpus"}
     for name, arguments in changes.items():
         base = needed if name != "num_random_labels" else [*needed, "--second_label", "random"]
         default = parse(base)
@@ -362,6 +370,9 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--compression", "zip"], "--compression: invalid choice"),
         (["--direct_num_worker=2"], "unknown option --direct_num_worker=2; did you mean"),
         (["--overwrit"], "unknown option --overwrit"),
+        (["--tsv_columns", "text,category"], "--tsv_columns: this option is called --columns now"),
+        (["--tsv_header"], "--tsv_header: this option is called --header now"),
+        (["--tsv_encoding=gbk"], "--tsv_encoding: this option is called --encoding now"),
         (["--dry_run=False"], "--dry_run: ignored explicit argument 'False'"),
         (["another"], "unknown option another"),
         (["--direct_running_mode", "fast"], "--direct_running_mode: expected one of"),
@@ -376,12 +387,12 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--taxonomy", "{root}/partial.tsv"], "category '(科技|股票)' has no parent in .*partial.tsv"),
         (["--category_names", "{root}/none.txt"], "none.txt: no such file"),
         (["--category_names", "{root}/one_name.txt"], "8 of 12 documents rejected .*unknown_category"),
-        (["--second_label", "column"], "--second_label column: --tsv_columns must name"),
+        (["--second_label", "column"], "--second_label column: --columns, or --levels of a tree, must name"),
         (["--input_format", "zip"], "expected a zip file, found a directory"),
         (["--input", "{root}/none"], "none: no such file or directory"),
         (["--input", "{root}/corpus"], "is given twice"),
         (["--input", "{root}/empty"], "the directory is empty"),
-        (["--input", "{root}/corpus/体育"], "found 4 files and no directory"),
+        (["--input", "{root}/corpus/体育"], "expected 2 tab-separated .*all files lie in one directory"),
         (["--input", "{root}/nothing.tsv"], "the file is empty"),
         (["--input", "{root}/vocab.txt"], r"expected 2 tab-separated columns \(text,category\), got 1"),
         (["--input", "{root}/cut.zip"], "cut.zip: not a complete zip archive"),
@@ -395,7 +406,7 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
         (["--output", "{root}/corpus"], "lies inside the input"),
         (["--output", "{root}"], r"holds \d+ other files"),
         (["--output", ""], "--output: expected a directory"),
-        (["--tsv_header"], "--tsv_header: only used for TSVs, and no --input is one"),
+        (["--header"], "--header: only used for TSV and CSV, and no --input is one"),
         (["--input", "{root}/bad"], r"2 of 14 documents rejected .*not_utf-8.*correct them, or raise"),
         (["--input", "{root}/odd"], "category '天气' has no parent in the built-in"),
     ],
@@ -520,7 +531,10 @@ def make_big_workshop(root: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     (made.root / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(made.root / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    lines = [f"{made_up_text(index, 200).strip().replace(chr(10), '')}\t体育" for index in range(200)]
+    lines = [
+        f"{made_up_text(index, 200).strip().replace(chr(10), '')}\t{'体育科技'[index % 2 * 2 :][:2]}"
+        for index in range(200)
+    ]
     table = [line.replace("山", f"{number}") for number in range(60) for line in lines]
     write_lines(made.corpus, table)
     return made

@@ -29,13 +29,15 @@ class Locator(NamedTuple):
     """Where a document's text lies.
 
     Attributes:
-        kind: `file` (all of it), `range` (bytes of a file), `member` (of a zip archive: its local header and data) or
-            `inline` (the text travels with the reference, because its source cannot be read at random).
+        kind: `file` (all of it), `range` (bytes of a file), `record` (bytes of a file from which the source cuts the
+            text out), `member` (of a zip archive: its local header and data) or `inline` (the text travels with the
+            reference, because its source cannot be read at random).
         path: the file, as the operating system spells it; empty for `inline`.
         offset: first byte.
         length: number of stored bytes.
         content: the text's bytes for `inline`.
-        encoding: of those bytes.
+        encoding: of the text's bytes.
+        source: index of the source among all sources, for `record`.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Locator(NamedTuple):
     length: int = 0
     content: bytes = b""
     encoding: str = "utf-8"
+    source: int = 0
 
 
 class RawDocument(NamedTuple):
@@ -76,6 +79,18 @@ class Rejection(NamedTuple):
     key: str
     reason: str
     detail: str
+
+
+class Note(NamedTuple):
+    """Something that reading decided or left out, which is no document; counted, and said at the end.
+
+    Attributes:
+        what: in a few words, such as `blank lines`.
+        num_times: how often.
+    """
+
+    what: str
+    num_times: int
 
 
 class DocumentRejectedError(Exception):

@@ -1,66 +1,170 @@
 """What the `--input`s are: found out, checked and turned into sources before any work starts."""
 
+import dataclasses
+import itertools
+import logging
 import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline import filesystem
-from pipeline.config import PreprocessConfig, require
-from pipeline.corpus.documents import key_from_path
-from pipeline.corpus.sources import Source, TreeSource, TsvSource, ZipSource
-from pipeline.errors import InputFormatError, MissingInputError
+from pipeline.corpus.archive import MAX_TABLES, ArchiveKind, TarSource, ZipSource, list_names
+from pipeline.corpus.detect import (
+    container_of,
+    describe_fasttext,
+    format_of_text,
+    looks_like_header,
+    refuse_foreign,
+    refuse_no_text,
+    refuse_office,
+)
+from pipeline.corpus.documents import DocumentRejectedError, key_from_path
+from pipeline.corpus.encodings import find_encoding
+from pipeline.corpus.options import AUTO, TABLES, Columns, CorpusOptions, InputSpec, canonical_split
+from pipeline.corpus.parquet import ParquetSource, label_names, open_parquet
+from pipeline.corpus.streams import BYTES_PER_CHUNK, compression_of, line_blocks
+from pipeline.corpus.table import (
+    OPEN_QUOTES,
+    Delimited,
+    FastText,
+    JsonLines,
+    Quoted,
+    Row,
+    Syntax,
+    TableSource,
+    has_open_quote,
+    open_table,
+    row_texts,
+)
+from pipeline.corpus.tree import Layout, TreeSource, is_hidden
+from pipeline.errors import InputFormatError, MissingInputError, require, shorten
 
-_ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # the first member, or the directory of an empty archive
+Source = TreeSource | ZipSource | TarSource | TableSource | ParquetSource
+
+_SPLITS_IN_NAMES = {"training": "train", "testing": "test"} | {
+    name: canonical_split(name) for name in ("train", "dev", "val", "valid", "validation", "test")
+}
+_ROWS_LOOKED_AT = 200
+_TABLE_FORMATS = "csv", "tsv", "json", "jsonl", "ndjson", "parquet"
+_PACKED = "gz", "bz2", "xz", "zst", "zip", "tar", "rar", "7z"
+_TABLE_SUFFIXES = tuple(f".{suffix}" for suffix in (*_TABLE_FORMATS, *_PACKED))
+_DELIMITERS = {"\t": "tab-separated columns", ",": "comma-separated columns"}
+
+logger = logging.getLogger(__name__)
 
 
-def open_sources(config: PreprocessConfig) -> tuple[Source, ...]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One source to be: an input, or one of the tables that an input holds.
+
+    Attributes:
+        path: the file or directory.
+        split: as said, or as the table's name says.
+        kind: `tree`, `zip`, `tar` (of a tree), `parquet`, or `text` (a table).
+        start: of a table, its first bytes, decompressed.
+        member: of a table in an archive: the archive's kind, and the member's number.
+        member_name: and its name.
+        in_directory: whether it is one of several files of a directory or an archive.
+    """
+
+    path: str
+    split: str | None
+    kind: str
+    start: bytes = b""
+    member: tuple[ArchiveKind, int] | None = None
+    member_name: str = ""
+    in_directory: bool = False
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people and for keys."""
+        return filesystem.join(self.path, self.member_name) if self.member_name else self.path
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its documents are records, which are numbered."""
+        return self.kind in ("parquet", "text")
+
+
+def open_sources(
+    options: CorpusOptions, *, output_dir: str | None = None, needs_second: bool = False
+) -> tuple[Source, ...]:
     """Find out what every input is, and refuse what cannot be read.
+
+    Args:
+        options: what was said about the corpus.
+        output_dir: lies in no input.
+        needs_second: whether each document must bring a second label.
 
     Raises:
         MissingInputError: an input is not there, is empty, or is not of the kind that was asked for.
-        InputFormatError: no line of a TSV has the expected columns.
-        OptionError: the second label is to come from a column, but an input has none; or an option has no effect.
+        InputFormatError: it cannot be read, or not with these columns.
+        OptionError: an input has no second label; or an option has no effect.
     """
-    found = [(spec, path, _kind(path, config.input_format)) for spec in config.inputs for path in _expand(spec.path)]
+    parts = [part for spec in options.inputs for part in _parts_of(spec, options)]
     seen: set[str] = set()
-    for _, path, kind in found:
-        place = _place(path)
-        require(place not in seen, f"--input: {path} is given twice")
+    for part in parts:
+        place = _place(part.location)
+        require(place not in seen, f"--input: {part.location} is given twice")
         seen.add(place)
         require(
-            kind != "tree" or not _place(config.output_dir).startswith(place),
-            f"--output {config.output_dir}: lies inside the input {path}; give a directory elsewhere",
+            output_dir is None or part.kind != "tree" or not _place(output_dir).startswith(place),
+            f"--output {output_dir}: lies inside the input {part.path}; give a directory elsewhere",
         )
+        has_second = "second" in (options.columns.fields if part.is_table else options.levels)
         require(
-            config.second_label != "column" or kind == "tsv",
-            f"--second_label column: {path} is a {kind}, which has no columns; use taxonomy or random",
+            has_second or not needs_second,
+            f"--second_label column: {part.location} is a {part.kind}, of which no column or directory is said to be "
+            "the second label; see --columns and --levels, or use taxonomy or random",
         )
-    for option in ("tsv_columns", "tsv_header", "tsv_encoding"):
-        require(
-            config.is_default(option) or "tsv" in {kind for *_, kind in found},
-            f"--{option}: only used for TSVs, and no --input is one",
-        )
-    prefixes = _key_prefixes([(path, kind) for _, path, kind in found])
-    sources: list[Source] = []
-    for (spec, path, kind), prefix in zip(found, prefixes, strict=True):
-        if kind == "tsv":
-            source = TsvSource(
-                path=path,
-                split=spec.split,
-                key_prefix=prefix,
-                encoding=config.tsv_encoding,
-                columns=config.tsv_columns,
-                header=config.tsv_header,
-            )
-            _check_columns(source)
-            sources.append(source)
-        else:
-            kind_of_source = TreeSource if kind == "tree" else ZipSource
-            sources.append(kind_of_source(path=path, split=spec.split, key_prefix=prefix))
-    return tuple(sources)
+    prefixes = _key_prefixes([(part.location, part.is_table) for part in parts])
+    sources = tuple(_make_source(part, options, prefix) for part, prefix in zip(parts, prefixes, strict=True))
+    _check_effect(options, parts, sources)
+    return sources
+
+
+def _check_effect(options: CorpusOptions, parts: Sequence[_Part], sources: Sequence[Source]) -> None:
+    """Refuse options that none of the inputs uses."""
+    delimited = [s for s in sources if isinstance(s, TableSource) and isinstance(s.syntax, (Delimited, Quoted))]
+    for option, what, is_used in (
+        ("columns", "tables", any(part.is_table for part in parts)),
+        ("delimiter", "TSV and CSV", bool(delimited)),
+        ("quoting", "TSV and CSV", bool(delimited)),
+        ("header", "TSV and CSV", bool(delimited)),
+        ("encoding", "files that are no Parquet", any(part.kind != "parquet" for part in parts)),
+        ("levels", "trees", any(not part.is_table for part in parts)),
+        ("glob", "trees, directories and archives", any(not part.is_table or part.in_directory for part in parts)),
+    ):
+        require(options.is_default(option) or is_used, f"--{option}: only used for {what}, and no --input is one")
+
+
+# What inputs hold
 
 
 def _place(path: str) -> str:
     """Return a path in the one spelling that can be compared, with a slash at the end."""
     return filesystem.canonical(path).rstrip("/") + "/"
+
+
+def _layout(options: CorpusOptions) -> Layout:
+    return Layout(levels=options.levels, glob=options.glob, encoding=options.encoding)
+
+
+def _parts_of(spec: InputSpec, options: CorpusOptions) -> Iterator[_Part]:
+    paths = _expand(spec.path)
+    splits = {split for path in paths if (split := _split_in_name(path))}
+    if len(splits) > 1 and spec.split is None:
+        logger.warning(
+            "--input %s: its files are divided anew, though their names say %s; to keep these splits, say SPLIT=PATH "
+            "for each",
+            spec.path,
+            ", ".join(sorted(splits)),
+        )
+    for path in paths:
+        if _is_directory(path):
+            yield from _directory_parts(path, spec.split, options)
+        else:
+            yield from _file_parts(path, spec.split, options)
 
 
 def _expand(path: str) -> list[str]:
@@ -73,87 +177,412 @@ def _expand(path: str) -> list[str]:
     return matches
 
 
-def _kind(path: str, wanted: str) -> str:
-    """Tell whether an input is a `tree`, a `zip` or a `tsv`, and check that it is what was wanted."""
+def _is_directory(path: str) -> bool:
+    """Tell whether an input is a directory, and make sure that it is there and can be read again."""
     if filesystem.is_remote(path):
         if not path.endswith("/") and filesystem.exists(path):
-            is_tree = False
-        elif filesystem.list_below(path):
-            is_tree = True
-        else:
-            raise MissingInputError(f"--input {path}: no such file, and nothing below it")
-    elif not os.path.exists(path):
+            return False
+        if filesystem.list_below(path):
+            return True
+        raise MissingInputError(f"--input {path}: no such file, and nothing below it")
+    if not os.path.exists(path):
         raise MissingInputError(f"--input {path}: no such file or directory")
-    else:
-        is_tree = os.path.isdir(path)
-        # A named pipe, a process substitution: the job reads every input several times.
-        if not is_tree and not os.path.isfile(path):
+    # A named pipe, a process substitution: the job reads every input several times.
+    if not os.path.isdir(path) and not os.path.isfile(path):
+        raise MissingInputError(
+            f"--input {path}: expected a regular file or a directory, which can be read again; write it to a file first"
+        )
+    return os.path.isdir(path)
+
+
+def _directory_parts(path: str, split: str | None, options: CorpusOptions) -> list[_Part]:
+    """Return a tree, or the tables of a directory whose files all lie in one place."""
+    wanted, layout = options.input_format, _layout(options)
+    if wanted in ("zip", "tar"):
+        raise MissingInputError(f"--input {path}: expected a {wanted} file, found a directory; use --input_format tree")
+    if not options.levels:
+        return [_Part(path=path, split=split, kind="tree")]
+    root, files = _remote_root(path, layout) if filesystem.is_remote(path) else _local_root(path, layout)
+    if files and root != path:
+        first = _Part(path=filesystem.join(root, files[0]), split=split, kind="text")
+        if wanted == "tree" or len(files) > MAX_TABLES or not _are_tables(files, first, options):
+            root, files = filesystem.parent(root), []  # the one category of this input
+    if root != path:
+        logger.info("%s: what lies in it is in %s", path, os.path.relpath(root, path))
+    if wanted == "tree" and files:
+        raise MissingInputError(
+            f"--input {path}: expected one directory for each category, found {len(files):,} files and no directory; "
+            "give the directory above"
+        )
+    if not files:
+        return [_Part(path=root, split=split, kind="tree")]
+    if len(files) > MAX_TABLES:
+        raise InputFormatError(
+            f"--input {path}: {len(files):,} files in one directory, {os.path.basename(root)}: expected one directory "
+            "for each category, or tables; if it is one of the categories, give the directory above"
+        )
+    splits = _splits_of(path, files, split)
+    found = [
+        _table_part(
+            _Part(path=filesystem.join(root, name), split=splits[name], kind="text", in_directory=True), options
+        )
+        for name in files
+    ]
+    return found
+
+
+def _local_root(path: str, layout: Layout) -> tuple[str, list[str]]:
+    """Return the directory of the categories, or the one directory that holds all files, and their names."""
+    root = path
+    while True:
+        files, directories = _entries(root, layout)
+        if not files and not directories:
             raise MissingInputError(
-                f"--input {path}: expected a regular file or a directory, which can be read again; "
-                "write it to a file first"
+                f"--input {root}: the directory is empty; expected one directory for each category in it"
+                + (f", with files called {layout.glob}" if layout.glob else "")
             )
-    if is_tree:
-        if wanted not in ("auto", "tree"):
-            raise MissingInputError(
-                f"--input {path}: expected a {wanted} file, found a directory; use --input_format tree"
-            )
-        if not filesystem.is_remote(path):
-            _check_tree(path)
-        return "tree"
+        if not directories:
+            return root, files
+        inner = os.path.join(root, directories[0])
+        # As `Layout.num_around` has it for archives.
+        if (
+            files
+            or len(directories) > 1
+            or not (_reaches(inner, len(layout.levels)) or _holds_files_only(inner, layout))
+        ):
+            return root, []
+        root = inner
+
+
+def _entries(directory: str, layout: Layout) -> tuple[list[str], list[str]]:
+    """Return the names of the files and of the directories in a directory, sorted, without what is left out."""
+    try:
+        names = sorted(os.fsdecode(name) for name in os.listdir(os.fsencode(directory)) if not is_hidden(name))
+    except OSError as error:
+        raise MissingInputError(f"--input {directory}: cannot list this directory: {error.strerror}") from None
+    # Not `DirEntry.is_dir()`, which fails on a link to itself.
+    directories = [name for name in names if os.path.isdir(os.path.join(directory, name))]
+    is_directory = set(directories)
+    files = [os.fsdecode(name) for name in layout.choose(os.fsencode(n) for n in names if n not in is_directory)]
+    return files, directories
+
+
+def _reaches(directory: str, depth: int) -> bool:
+    """Tell whether a directory holds directories so many levels deep."""
+    if depth == 0:
+        return True
+    _, directories = _entries(directory, Layout())
+    return any(_reaches(os.path.join(directory, name), depth - 1) for name in directories)
+
+
+def _holds_files_only(directory: str, layout: Layout) -> bool:
+    files, directories = _entries(directory, layout)
+    return bool(files) and not directories
+
+
+def _remote_root(path: str, layout: Layout) -> tuple[str, list[str]]:
+    prefix = path.rstrip("/") + "/"
+    names = [found.removeprefix(prefix).encode() for found in filesystem.list_below(path)]
+    names = list(layout.choose(names))
+    directories = {name.rpartition(b"/")[0] for name in names}
+    if len(directories) == 1:
+        inside = directories.pop().decode()
+        return (filesystem.join(path, inside) if inside else path), [os.path.basename(name).decode() for name in names]
+    depth = layout.num_around(names)
+    around = names[0].decode().split("/")[:depth] if names else []
+    return (filesystem.join(path, *around) if around else path), []
+
+
+def _split_in_name(path: str) -> str | None:
+    """Return the split that a file's name says, where it says one."""
+    words = re.split("[^a-z]+", os.path.basename(path).lower())
+    found = {_SPLITS_IN_NAMES[word] for word in words if word in _SPLITS_IN_NAMES}
+    return found.pop() if len(found) == 1 else None
+
+
+def _splits_of(path: str, names: Sequence[str], split: str | None) -> dict[str, str | None]:
+    """Return the split of each table of a directory or an archive, which their names may say.
+
+    Raises:
+        OptionError: some names say one, others do not.
+    """
+    found = {name: _split_in_name(name) for name in names}
+    if split is not None or len({*found.values()} - {None}) < 2:
+        return dict.fromkeys(names, split)
+    without = [name for name, said in found.items() if said is None]
+    require(
+        not without,
+        f"--input {path}: the names of some files say a split, that of {(without or [''])[0]} does not; give each with "
+        "SPLIT=PATH, or choose with --glob",
+    )
+    logger.info("%s: splits as the names say: %s", path, ", ".join(f"{name} {said}" for name, said in found.items()))
+    return found
+
+
+def _file_parts(path: str, split: str | None, options: CorpusOptions) -> list[_Part]:
+    """Return what one file holds: a table, a tree in an archive, or the tables of an archive."""
+    wanted = options.input_format
+    with filesystem.reading(path) as stream:
+        head = stream.read(16)
+    if not head:
+        raise MissingInputError(f"--input {path}: the file is empty")
+    if wanted in ("auto", "zip", "tar"):
+        refuse_foreign(path, head)
+    part = _Part(path=path, split=split, kind="text")
+    kind: str | None = wanted
+    if wanted not in ("zip", "tar"):
+        part = dataclasses.replace(part, start=_read_start(part))
+        kind = container_of(part.start)
+        if kind in ("zip", "parquet") and compression_of(head):
+            raise InputFormatError(f"{path}: a {kind} file that is compressed once more; decompress it")
+    if kind in ("zip", "tar"):
+        return _archive_parts(path, "zip" if kind == "zip" else "tar", split, options)
     if wanted == "tree":
         raise MissingInputError(f"--input {path}: expected a directory of categories, found a file")
-    with filesystem.reading(path) as stream:
-        start = stream.read(len(_ZIP_MAGICS[0]))
+    return [_table_part(part, options)]
+
+
+def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: CorpusOptions) -> list[_Part]:
+    layout, wanted = _layout(options), options.input_format
+    names = list_names(path, kind)
+    tree = _Part(path=path, split=split, kind=kind)
+    if names is None:
+        return [tree]
+    refuse_office(path, names)
+    number_of = {name: number for number, name in enumerate(names)}
+    chosen = {os.fsdecode(name): number_of[name] for name in layout.choose(names)}
+    directories = {name.rpartition("/")[0] for name in chosen}
+    if wanted == "tree" or not options.levels or not chosen or (len(directories) > 1 and wanted not in TABLES):
+        return [tree]
+    first = _Part(path=path, split=split, kind="text", member=(kind, min(chosen.values())))
+    if directories != {""} and not _are_tables(list(chosen), first, options):
+        return [tree]
+    splits = _splits_of(path, list(chosen), split)
+    return [
+        _table_part(
+            _Part(
+                path=path,
+                split=splits[name],
+                kind="text",
+                member=(kind, number),
+                member_name=name,
+                in_directory=True,
+            ),
+            options,
+        )
+        for name, number in chosen.items()
+    ]
+
+
+def _are_tables(names: Sequence[str], first: _Part, options: CorpusOptions) -> bool:
+    """Tell whether the files of one directory, which may be a category's, are tables, by their names and the first."""
+    if options.input_format in TABLES or any(map(_split_in_name, names)) or names[0].lower().endswith(_TABLE_SUFFIXES):
+        return True
+    start = _read_start(first)
+    line = start.split(b"\n", 1)[0]
+    return container_of(start) is not None or (options.delimiter or "\t").encode() in line or line.startswith(b"{")
+
+
+def _read_start(part: _Part) -> bytes:
+    with open_table(part.path, part.member) as (stream, _):
+        return stream.read(BYTES_PER_CHUNK)
+
+
+def _table_part(part: _Part, options: CorpusOptions) -> _Part:
+    """Return a table with its first bytes, which are not those of something else."""
+    start = part.start or _read_start(part)
     if not start:
-        raise MissingInputError(f"--input {path}: the file is empty")
-    if wanted == "auto":
-        return "zip" if start in _ZIP_MAGICS else "tsv"
-    return wanted
-
-
-def _check_tree(path: str) -> None:
-    try:
-        with os.scandir(path) as listing:
-            entries = [entry for entry in listing if not entry.name.startswith(".")]
-    except OSError as error:
-        raise MissingInputError(f"--input {path}: cannot list this directory: {error.strerror}") from None
-    if not entries:
-        raise MissingInputError(
-            f"--input {path}: the directory is empty; expected one directory for each category in it"
-        )
-    # Not `entry.is_dir()`, which fails on a link to itself.
-    if not any(os.path.isdir(entry.path) for entry in entries):
-        raise MissingInputError(
-            f"--input {path}: expected one directory for each category, found {len(entries):,} files and no directory; "
-            "give the directory above, or each TSV file by its name"
-        )
-
-
-def _check_columns(source: TsvSource) -> None:
-    """Refuse a TSV of whose first lines none has the expected number of columns."""
-    with filesystem.reading(source.path) as raw:
-        lines = next(source.blocks(raw), b"").split(b"\n")[:20]
-    counts = {line.count(b"\t") + 1 for line in lines if line}
-    if counts and len(source.columns) not in counts:
+        raise MissingInputError(f"--input {part.location}: the file is empty")
+    kind = container_of(start)
+    if kind == "parquet" and part.member is None:
+        return dataclasses.replace(part, kind="parquet")
+    if kind is not None or (part.member and compression_of(start)):
+        advice = "unpack the outer one, and give the directory" if part.member else "give it by itself, or unpack it"
         raise InputFormatError(
-            f"{source.path}: expected {len(source.columns)} tab-separated columns ({','.join(source.columns)}), "
-            f"got {', '.join(map(str, sorted(counts)))}; say what the columns are with --tsv_columns ('-' skips one)"
+            f"{part.location}: a {kind or 'compressed'} file within an archive or directory; {advice}"
+        )
+    if options.input_format == "auto":
+        refuse_foreign(part.location, start)
+    refuse_no_text(part.location, start, options.encoding)
+    return dataclasses.replace(part, start=start)
+
+
+# From parts to sources
+
+
+def _make_source(part: _Part, options: CorpusOptions, key_prefix: str) -> Source:
+    if part.kind == "parquet":
+        return _make_parquet(part, options, key_prefix)
+    if part.kind == "text":
+        try:
+            return _make_table(part, options, key_prefix)
+        except InputFormatError as error:
+            if not part.in_directory:
+                raise
+            raise InputFormatError(
+                f"{error} (all files lie in one directory, so that they are tables; for documents, give the directory "
+                "that holds one directory for each category; --glob chooses files)"
+            ) from None
+    makers: dict[str, Callable[..., Source]] = {"tree": TreeSource, "zip": ZipSource, "tar": TarSource}
+    return makers[part.kind](path=part.path, split=part.split, key_prefix=key_prefix, layout=_layout(options))
+
+
+def _make_parquet(part: _Part, options: CorpusOptions, key_prefix: str) -> ParquetSource:
+    columns = options.columns.named()
+    with open_parquet(part.path) as file:
+        schema = file.schema_arrow
+    _require_fields(part.path, columns, schema.names)
+    names = label_names(schema)
+    for name in set(columns.names) & set(names):
+        logger.info("%s: the indices in %s get the names that the file holds", part.path, name)
+    return ParquetSource(path=part.path, split=part.split, key_prefix=key_prefix, columns=columns, label_names=names)
+
+
+def _require_fields(path: str, columns: Columns, found: Sequence[str]) -> None:
+    missing = [name for name in columns.names if name not in found]
+    if missing:
+        raise InputFormatError(
+            f"{path}: no field {', '.join(map(shorten, missing))}, found {', '.join(map(shorten, found))}; say which "
+            "hold what with --columns text=FIELD,category=FIELD"
         )
 
 
-def _key_prefixes(inputs: list[tuple[str, str]]) -> list[str]:
+def _make_table(part: _Part, options: CorpusOptions, key_prefix: str) -> TableSource:
+    wanted = options.input_format
+    table_format = (
+        wanted if wanted in TABLES else format_of_text(part.location, part.member_name or part.path, part.start)
+    )
+    encoding = options.encoding
+    if encoding == AUTO:
+        with open_table(part.path, part.member) as (stream, _):
+            encoding = find_encoding(line_blocks(stream, part.path, "utf-8"))
+        if encoding != "utf-8":
+            logger.info("%s: not UTF-8, read as %s", part.location, encoding)
+    source = TableSource(
+        path=part.path,
+        split=part.split,
+        key_prefix=key_prefix,
+        syntax=_syntax(table_format, options),
+        columns=options.columns,
+        encoding=encoding,
+        member=part.member,
+    )
+    rows = _first_rows(source)
+    if table_format == "fasttext":
+        return dataclasses.replace(source, columns=Columns({"category": (0,), "text": (1,)}, 2))
+    if table_format == "jsonl":
+        columns = options.columns.named()
+        objects = [row.fields for row in rows if isinstance(row.fields, Mapping)]
+        if objects and not any(set(columns.names) <= set(found) for found in objects):
+            _require_fields(part.location, columns, list(objects[0]))
+        if rows and not objects:
+            raise InputFormatError(f"{part.location}: none of the first lines is a JSON object")
+        return dataclasses.replace(source, columns=columns)
+    return _with_places(source, part, options, rows)
+
+
+def _syntax(table_format: str, options: CorpusOptions) -> Syntax:
+    if table_format == "jsonl":
+        return JsonLines()
+    if table_format == "fasttext":
+        return FastText()
+    delimiter = options.delimiter or ("," if table_format == "csv" else "\t")
+    if (options.quoting or ("csv" if table_format == "csv" else "none")) == "none":
+        return Delimited(delimiter)
+    require(len(delimiter) == 1, f"--delimiter {delimiter!r}: quoted fields need one character; see --quoting")
+    return Quoted(delimiter)
+
+
+def _first_rows(source: TableSource) -> list[Row]:
+    """Return the first rows of a table that are not blank."""
+    with open_table(source.path, source.member) as (stream, _):
+        blocks = source.syntax.complete(line_blocks(stream, source.path, source.encoding), source.row_encoding)
+        rows = source.syntax.rows(next(blocks, b""), 1, source.row_encoding)
+        return [row for row in itertools.islice(rows, _ROWS_LOOKED_AT) if row.fields and row.fields != [b""]]
+
+
+def _with_places(source: TableSource, part: _Part, options: CorpusOptions, rows: Sequence[Row]) -> TableSource:
+    """Return the table with its header, if it has one, and columns by place.
+
+    Raises:
+        InputFormatError: a header is missing, or was not declared; or no row has the expected columns.
+    """
+    texts = [
+        row_texts(row.fields, source.row_encoding) for row in rows if not isinstance(row.fields, DocumentRejectedError)
+    ]
+    first = texts[0] if texts else ()
+    columns = source.columns
+    if columns.width is None:
+        _require_fields(f"{part.location}, first line", columns, first)
+        repeated = [name for name in columns.names if first.count(name) > 1]
+        if repeated:
+            raise InputFormatError(f"{part.location}: its first line names {shorten(repeated[0])} twice; use places")
+        return dataclasses.replace(source, columns=columns.placed(first), header=first)
+    is_header = options.header
+    if is_header is None:
+        is_header = first == tuple(str(columns).split(","))
+        if is_header:
+            logger.info("%s: its first line names the columns, and is no document", part.location)
+        else:
+            _refuse_header(part.location, texts, columns)
+    source = dataclasses.replace(source, header=first if is_header else None)
+    counts = {len(fields) for fields in texts[:20]}
+    if counts and columns.width not in counts:
+        raise InputFormatError(_describe_misfit(source, part, counts))
+    if isinstance(source.syntax, Delimited):
+        number = next((row.number for row in rows if any(map(has_open_quote, _bytes_of(row)))), None)
+        if number is not None:
+            logger.warning("%s, line %d: %s", part.location, number, OPEN_QUOTES)
+    return source
+
+
+def _bytes_of(row: Row) -> list[bytes]:
+    return [field for field in row.fields if isinstance(field, bytes)] if isinstance(row.fields, list) else []
+
+
+def _refuse_header(location: str, texts: Sequence[Sequence[str]], columns: Columns) -> None:
+    if not texts:
+        return
+    place = columns.fields["category"][0] if "category" in columns.fields else None
+    category = place if isinstance(place, int) and place < len(texts[0]) else None
+    labels = [fields[category] for fields in texts[1:] if category is not None and len(fields) == len(texts[0])]
+    if looks_like_header(texts[0], labels, category):
+        names = ", ".join(map(shorten, texts[0]))
+        raise InputFormatError(
+            f"{location}: its first line seems to name the columns ({names}): say --columns text=NAME,category=NAME, "
+            "or --header to leave it out, or --no-header where it is a document"
+        )
+
+
+def _describe_misfit(source: TableSource, part: _Part, counts: set[int]) -> str:
+    columns = source.columns
+    delimiter = source.syntax.delimiter if isinstance(source.syntax, (Delimited, Quoted)) else ""
+    what = _DELIMITERS.get(delimiter, f"columns with {delimiter!r} between them")
+    line = part.start.split(b"\n", 1)[0].decode(source.row_encoding, "replace")
+    others = [other for other in ("_!_", "\t", ";", "|", ",") if other != delimiter and other in line]
+    hint = f", or --delimiter {others[0]!r}" if others else ""
+    return (
+        f"{part.location}: expected {columns.width} {what} ({columns}), got {', '.join(map(str, sorted(counts)))}; say "
+        f"what the columns are with --columns ('-' skips one){hint}{describe_fasttext(part.start)}"
+    )
+
+
+# Keys
+
+
+def _key_prefixes(inputs: list[tuple[str, bool]]) -> list[str]:
     """Return what goes before each input's keys: as little as keeps them apart.
 
-    A tree's keys need nothing, a TSV's start with its file name. Inputs that would collide use their name, and as many
-    of the directories around it as it takes: never the whole path, which would be another on another machine.
+    A tree's keys need nothing, a table's start with its file name. Inputs that would collide use their name, and as
+    many of the directories around it as it takes: never the whole path, which would be another on another machine.
     """
     places = [filesystem.canonical(path).strip("/").split("/") for path, _ in inputs]
-    depths = [int(kind == "tsv") for _, kind in inputs]
+    depths = [int(is_table) for _, is_table in inputs]
     while True:
         prefixes = ["/".join(place[len(place) - depth :]) for place, depth in zip(places, depths, strict=True)]
         prefixes = [
-            f"{prefix}/" if kind != "tsv" and prefix else prefix
-            for prefix, (_, kind) in zip(prefixes, inputs, strict=True)
+            f"{prefix}/" if not is_table and prefix else prefix
+            for prefix, (_, is_table) in zip(prefixes, inputs, strict=True)
         ]
         deeper = [
             min(depth + _collides(index, prefixes, inputs), len(place))
@@ -164,13 +593,13 @@ def _key_prefixes(inputs: list[tuple[str, str]]) -> list[str]:
         depths = deeper
 
 
-def _collides(index: int, prefixes: list[str], inputs: list[tuple[str, str]]) -> bool:
+def _collides(index: int, prefixes: list[str], inputs: list[tuple[str, bool]]) -> bool:
     """Tell whether a key of one input could be a key of another."""
-    own, (_, kind) = prefixes[index], inputs[index]
+    own, (_, is_table) = prefixes[index], inputs[index]
     others = [
         prefix
         for at, prefix in enumerate(prefixes)
-        # A TSV's keys end in a line's number, those of a tree in a file's name.
-        if at != index and (inputs[at][1] == "tsv") == (kind == "tsv")
+        # A table's keys end in a line's number, those of a tree in a file's name.
+        if at != index and inputs[at][1] == is_table
     ]
-    return any(other == own if kind == "tsv" else other.startswith(own) or own.startswith(other) for other in others)
+    return any(other == own if is_table else other.startswith(own) or own.startswith(other) for other in others)

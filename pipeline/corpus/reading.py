@@ -8,7 +8,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 from pipeline import filesystem
 from pipeline.corpus.documents import DocumentRejectedError, Locator
@@ -121,12 +121,17 @@ def read_member(stream: IO[bytes], offset: int, length: int) -> bytes:
     return content
 
 
-def fetch(locators: Sequence[Locator]) -> Iterator[bytes | Exception]:
-    """Yield the text's bytes at every locator, in order, or the error that reading them gave."""
+def fetch(locators: Sequence[Locator], sources: Sequence[Any] = ()) -> Iterator[bytes | Exception]:
+    """Yield the text's bytes at every locator, in order, or the error that reading them gave.
+
+    Args:
+        locators: where the texts are.
+        sources: of the job; those that make locators of the kind `record` have `cut_text`.
+    """
     files = read_files([locator.path for locator in locators if locator.kind == "file"])
     with contextlib.ExitStack() as stack:
         streams: dict[bytes, IO[bytes]] = {}
-        for kind, path, offset, length, content, _ in locators:
+        for kind, path, offset, length, content, _, source in locators:
             if kind == "inline":
                 yield content
             elif kind == "file":
@@ -139,6 +144,9 @@ def fetch(locators: Sequence[Locator]) -> Iterator[bytes | Exception]:
                     if kind == "range":
                         stream.seek(offset)
                         yield stream.read(length)
+                    elif kind == "record":
+                        stream.seek(offset)
+                        yield sources[source].cut_text(stream.read(length))
                     else:
                         yield read_member(stream, offset, length)
                 except (OSError, DocumentRejectedError) as error:

@@ -164,6 +164,7 @@ class DatasetInfo:
         configuration: the resolved options that shaped the content.
         versions: of what wrote it.
         rejected_file: lists the documents that are not used; `None` in datasets of earlier versions.
+        notes: what reading decided or left out, and how often; not stored where there is nothing to say.
     """
 
     max_len: Count
@@ -177,6 +178,7 @@ class DatasetInfo:
     configuration: Mapping[str, Any]
     versions: Mapping[str, str]
     rejected_file: FileInfo | None = None
+    notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def split(self, name: str) -> SplitInfo:
         """Return a split that has examples.
@@ -208,6 +210,8 @@ class DatasetInfo:
     def to_json(self) -> str:
         """Return the text of `dataset.json`."""
         fields = dataclasses.asdict(self)
+        if not self.notes:
+            del fields["notes"]
         fields["labels"] = {head: list(label_map.names) for head, label_map in self.labels.items()}
         content = {
             "format_version": FORMAT_VERSION,

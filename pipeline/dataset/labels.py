@@ -1,7 +1,8 @@
 """Label maps (name ↔ id), and where a document's second label comes from.
 
-Labels are compared after Unicode normalization (NFC) and stripping, so that two spellings of one name which look the
-same are the same label. A label may hold any character but a tab or a line break; it is never used as a path.
+Labels are compared after Unicode normalization (NFC), without invisible characters and surrounding white space, so that
+two spellings of one name which look the same are the same label. A label may hold any character but a tab or a line
+break; it is never used as a path.
 """
 
 import dataclasses
@@ -10,14 +11,23 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 
 from pipeline import filesystem
-from pipeline.errors import InputFormatError, OptionError
+from pipeline.errors import InputFormatError, OptionError, shorten
 
+_JOINERS = "\u200c\u200d"
 THUCNEWS_TAXONOMY = "thucnews_taxonomy.tsv"
 
 
 def normalize_label(name: str) -> str:
-    """Return a label's canonical form: NFC, without surrounding white space."""
-    return unicodedata.normalize("NFC", name).strip()
+    """Return a label's canonical form: NFC, without invisible characters and surrounding white space.
+
+    Invisible are byte-order marks, zero-width spaces, soft hyphens, marks of direction and the like. The two that join
+    or part their neighbours (U+200C, U+200D) mean something inside a name, and are removed at its ends alone.
+    """
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", name)
+        name = "".join(c for c in name if c in _JOINERS or unicodedata.category(c) != "Cf")
+        name = name.strip().strip(_JOINERS)
+    return name.strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +75,9 @@ class Taxonomy:
             return self.parents[category]
         except KeyError:
             raise OptionError(
-                f"category {category!r} has no parent in {self.source} (it knows {len(self.parents)} categories: "
-                f"{', '.join(sorted(self.parents)[:5])}, …); add a line '{category}<TAB>parent' to a --taxonomy file, "
-                "or use --second_label random or column"
+                f"category {shorten(category)} has no parent in {self.source} (which has {len(self.parents)}: "
+                f"{', '.join(sorted(self.parents)[:5])}, …); add a line '{category[:40]}<TAB>parent' to a --taxonomy "
+                "file, use --second_label random or column, or check --columns if it is a text"
             ) from None
 
 

@@ -10,7 +10,10 @@ import math
 import re
 from collections.abc import Sequence
 
-from pipeline.config import MAX_SHARDS
+STANDARD_SPLITS = ("train", "dev", "test")
+COMPRESSIONS = ("none", "gzip")
+MAX_MAX_LEN = 65_535  # lengths are stored as uint16
+MAX_SHARDS = 99_999  # five digits in a shard's name
 
 SHARD_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})\.tfrecord(?P<gz>\.gz)?$")
 

@@ -65,6 +65,7 @@ def describe_dataset(info: DatasetInfo, data_dir: str) -> str:
     ]
     if documents.in_several_splits:
         lines.append(f"in more than one split: {documents.in_several_splits:,} texts, as the tokenizer sees them")
+    lines += [f"  {what}: {count:,}" for what, count in info.notes.items()]
     lines.append("")
     lines += format_table(
         SPLIT_COLUMNS,

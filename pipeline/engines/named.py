@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
-from pipeline.config import PreprocessConfig, require
 from pipeline.engines.local_runner import LOCAL_RUNNERS, MODES
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, require
 from pipeline.filesystem import is_installed, is_remote
 
 DASK_RUNNER = "DaskRunner"
@@ -122,13 +121,16 @@ def _check_beam_args(args: Sequence[str]) -> None:
         raise OptionError(f"unknown option {unknown[0]}{hint}; see run_preprocess.py --help, and Beam's own options")
 
 
-def check_paths(config: PreprocessConfig, engine: EngineOptions) -> None:
+def check_paths(paths: Sequence[tuple[str, str]], engine: EngineOptions) -> None:
     """Check that workers of the engine can reach all paths; small files travel with the job.
+
+    Args:
+        paths: (option, path) of each.
+        engine: where the job runs.
 
     Raises:
         OptionError: the job is to run on Dataflow, but an input or the output lies on this machine.
     """
-    paths = (("--output", config.output_dir), *(("--input", spec.path) for spec in config.inputs))
     for option, path in paths:
         require(
             not engine.is_dataflow or is_remote(path),

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.config import MIN_MAX_LEN
 from pipeline.errors import OptionError
+from pipeline.tokenization.vocabulary import MIN_MAX_LEN
 
 # Each shape is compiled once. News articles at 512 have 2.5 % padding with 6 lengths, 1.9 % with 8; headlines 4.6 % and
 # 2.7 %.

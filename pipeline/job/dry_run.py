@@ -7,21 +7,23 @@ from collections import Counter
 
 import numpy as np
 
-from pipeline.config import PreprocessConfig, num_cores
+from pipeline.command_line import num_cores
+from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.documents import Rejection
-from pipeline.corpus.sources import Chunk
 from pipeline.dataset.files import LENGTHS_DTYPE
 from pipeline.dataset.schema import CATEGORY_HEAD, SECOND_HEAD
 from pipeline.dataset.shards import auto_num_shards
 from pipeline.dataset.summary import format_table
 from pipeline.dataset.tfexample import compress, frame_records
 from pipeline.errors import one_line
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.job import Job
 from pipeline.job.references import Reference, ReferenceReader, Survey, plan_dataset
 from pipeline.job.shard_writer import ShardReport, serialize_documents
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import parse_vocab
 
+_LABELS_SHOWN = 100
 SAMPLE_CHUNKS = 64  # of each source, or half as many
 DOCUMENTS_PER_SAMPLED_CHUNK = 40
 
@@ -39,6 +41,7 @@ class _Sample:
         is_exact: whether that number is counted.
         references: split → references of the sampled documents.
         rejections: sampled documents that cannot be used.
+        notes: what reading the sample decided or left out, and how often.
         listing_seconds: time to find all documents.
         seconds: time to read and tokenize the sampled ones.
     """
@@ -47,6 +50,7 @@ class _Sample:
     is_exact: bool = True
     references: dict[str, list[Reference]] = dataclasses.field(default_factory=dict)
     rejections: list[Rejection] = dataclasses.field(default_factory=list)
+    notes: Counter[str] = dataclasses.field(default_factory=Counter)
     listing_seconds: float = 0
     seconds: float = 0
 
@@ -73,6 +77,7 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
     about = "" if sample.is_exact else "about "
     lines.append(f"documents: {about}{sample.num_documents:,.0f}")
     lines += _describe_rejections(sample, job.config)
+    lines += [f"{what}, in the sample: {count:,}" for what, count in sorted(sample.notes.items())]
     if not references:
         return "\n".join(map(one_line, lines))
     lengths = np.frombuffer(report.lengths, dtype=LENGTHS_DTYPE)
@@ -82,11 +87,13 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
         f"cut to {job.config.max_len}: {report.num_truncated / len(lengths):.1%}; "
         f"[UNK]: {report.num_unknown_tokens / report.num_tokens:.2%} of the tokens"
     )
-    lines += ["", *_expected_splits(sample, job.config, bytes_per_example=num_bytes / len(references)), ""]
+    lines += ["", *_expected_splits(sample, job, bytes_per_example=num_bytes / len(references)), ""]
     for head in (CATEGORY_HEAD, SECOND_HEAD):
         counts = Counter(reference.category if head == CATEGORY_HEAD else reference.second for reference in references)
-        names = ", ".join(f"{name} {count / len(references):.1%}" for name, count in counts.most_common())
-        lines.append(f"{head}: {len(counts)} seen: {names}")
+        shown = counts.most_common(_LABELS_SHOWN)
+        names = ", ".join(f"{name[:40]} {count / len(references):.1%}" for name, count in shown)
+        more = f", and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
+        lines.append(f"{head}: {len(counts):,} seen: {names}{more}")
     num_workers = num_workers or num_cores()
     memory = _PROCESS_BYTES * (num_workers + 1) + _REFERENCE_BYTES * sample.num_documents
     # Documents are found once, whatever the number of workers.
@@ -120,9 +127,9 @@ def _draw_sample(job: Job) -> _Sample:
         chunks, step = [], 1
         counted, num_bytes = 0, 0
         for number, chunk in enumerate(source.chunks(index)):
-            if isinstance(chunk.items, list):
-                counted += len(chunk.items)
-                every = max(1, len(chunk.items) // DOCUMENTS_PER_SAMPLED_CHUNK)
+            if chunk.num_documents is not None:
+                counted += chunk.num_documents
+                every = max(1, chunk.num_documents // DOCUMENTS_PER_SAMPLED_CHUNK)
                 chunk = chunk._replace(items=chunk.items[::every])
             num_bytes += _num_bytes(chunk)
             if number % step == 0:
@@ -136,6 +143,7 @@ def _draw_sample(job: Job) -> _Sample:
             batch = reader.read(chunk)
             in_sample += batch.num_documents
             sample.rejections += batch.rejections
+            sample.notes.update(batch.notes)
             for split, references in batch.by_split.items():
                 sample.references.setdefault(split, []).extend(references)
         sample.seconds += time.monotonic() - listed
@@ -166,7 +174,7 @@ def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
     survey.num_documents["sample"] = len(references)
     for head, names in ((CATEGORY_HEAD, "category"), (SECOND_HEAD, "second")):
         survey.labels[head].update(getattr(reference, names) for reference in references)
-    plan = plan_dataset(survey, job)
+    plan = plan_dataset(survey, job, is_sample=True)
     # Each worker makes its tables once, so they are no cost of a document.
     tokenizer = Tokenizer(parse_vocab(job.vocab_content, job.config.vocab_path), max_len=job.config.max_len)
     started = time.monotonic()
@@ -180,10 +188,11 @@ def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
     return report, num_bytes
 
 
-def _expected_splits(sample: _Sample, config: PreprocessConfig, *, bytes_per_example: float) -> list[str]:
+def _expected_splits(sample: _Sample, job: Job, *, bytes_per_example: float) -> list[str]:
     """Return a table of the expected size of each split."""
     rows = []
-    for split in config.split_names:
+    config = job.config
+    for split in job.split_names:
         examples = sample.num_documents * len(sample.references.get(split, ())) / sample.size
         num_shards = config.num_shards or auto_num_shards(round(examples), config.max_len)
         num_bytes = examples * bytes_per_example

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from pipeline.config import PreprocessConfig
-from pipeline.corpus.sources import Source
+from pipeline.corpus.inputs import Source
 from pipeline.dataset.labels import LabelMap, Taxonomy
+from pipeline.dataset.shards import STANDARD_SPLITS
+from pipeline.job.config import PreprocessConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,3 +27,12 @@ class Job:
     category_names: LabelMap | None
     vocab_content: bytes
     vocab_size: int
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits this job writes: train, dev and test first, then others as they were named."""
+        pinned = [source.split for source in self.sources if source.split]
+        is_divided = len(pinned) < len(self.sources)
+        hashed = [name for name, share in self.config.split_weights if share > 0] if is_divided else []
+        names = dict.fromkeys([*hashed, *pinned])
+        return (*(name for name in STANDARD_SPLITS if name in names), *(n for n in names if n not in STANDARD_SPLITS))

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline import filesystem
-from pipeline.config import PreprocessConfig
 from pipeline.dataset.files import REJECTED_NAME, is_ours
 from pipeline.dataset.info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
+from pipeline.job.config import PreprocessConfig
 
 STAGING_PREFIX = ".partial-"
 

@@ -13,7 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline import errors, filesystem
-from pipeline.config import PreprocessConfig, num_cores
+from pipeline.command_line import num_cores
 from pipeline.corpus.inputs import open_sources
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
 from pipeline.dataset.labels import read_category_names, read_taxonomy
@@ -21,6 +21,7 @@ from pipeline.engines.local_runner import choose_mode, make_local_runner
 from pipeline.engines.local_workers import WORKER_DIED, watch_workers
 from pipeline.engines.named import BeamOptions, EngineOptions, check_paths, fix_num_partitions, make_named_runner
 from pipeline.errors import EngineError, OptionError, PipelineError, WorkerDiedError
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.dry_run import describe_dry_run
 from pipeline.job.job import Job
 from pipeline.job.output_dir import STAGING_PREFIX, check_output, staging_directory
@@ -49,11 +50,11 @@ def prepare(config: PreprocessConfig) -> Job:
     """
     vocab_content = filesystem.read_bytes(config.vocab_path)
     vocab = parse_vocab(vocab_content, config.vocab_path)
-    # Workers may have another current directory.
-    sources = (dataclasses.replace(source, path=_absolute(source.path)) for source in open_sources(config))
+    sources = open_sources(config.corpus, output_dir=config.output_dir, needs_second=config.second_label == "column")
     return Job(
+        # Workers may have another current directory.
         config=dataclasses.replace(config, output_dir=_absolute(config.output_dir)),
-        sources=tuple(sources),
+        sources=tuple(dataclasses.replace(source, path=_absolute(source.path)) for source in sources),
         taxonomy=read_taxonomy(config.taxonomy_path) if config.second_label == "taxonomy" else None,
         category_names=read_category_names(config.category_names_path) if config.category_names_path else None,
         vocab_content=vocab_content,
@@ -116,7 +117,8 @@ def run(config: PreprocessConfig, engine: EngineOptions | None = None) -> Datase
 
 def _prepare_for(engine: EngineOptions, config: PreprocessConfig) -> tuple[PipelineOptions, Job]:
     """Return Beam's options and the job, both checked as far as possible without reading documents."""
-    check_paths(config, engine)
+    inputs = (("--input", spec.path) for spec in config.corpus.inputs)
+    check_paths([("--output", config.output_dir), *inputs], engine)
     options = BeamOptions(list(engine.beam_args), runner=None)
     # Clients of remote file systems are made from these options, and needed before there is a pipeline.
     FileSystems.set_options(options)

@@ -83,6 +83,7 @@ def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: J
         configuration=config.describe_content(),
         versions={"two-headed-bert": VERSION, "format": str(FORMAT_VERSION), "python": platform.python_version()},
         rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
+        notes=plan.notes,
     )
     _stage(staging_dir, REJECTED_NAME, rejected)
     _stage(staging_dir, VOCAB_NAME, job.vocab_content)

@@ -161,7 +161,7 @@ def _serialize_batch(
     tokenizer: Tokenizer,
 ) -> list[bytes]:
     texts, used = [], []
-    for reference, content in zip(references, fetch([r.locator for r in references]), strict=True):
+    for reference, content in zip(references, fetch([r.locator for r in references], job.sources), strict=True):
         try:
             texts.append(_read_again(content, reference, job.config.seed))
         except DocumentRejectedError as error:

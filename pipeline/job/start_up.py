@@ -4,9 +4,11 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pipeline import filesystem
-from pipeline.corpus.sources import Source, TreeSource
+from pipeline.corpus.inputs import Source
+from pipeline.corpus.tree import TreeSource
 from pipeline.engines.named import EngineOptions
 from pipeline.errors import one_line
 from pipeline.job.job import Job
@@ -14,7 +16,7 @@ from pipeline.job.job import Job
 _BYTES_PER_FILE = 2_700  # of THUCNews; a look at each file takes longer than a wrong number costs
 _NUM_PATHS = 3
 # On lines of their own.
-_SHOWN_APART = ("inputs", "vocab_path", "output_dir", "split_weights")
+_SHOWN_APART = ("corpus", "inputs", "vocab_path", "output_dir", "split_weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class CorpusSize:
 def measure_corpus(sources: Sequence[Source], *, limit_bytes: int) -> CorpusSize:
     """Add up the sizes of files, and list trees until the limit is reached; a remote source reaches it at once."""
     num_bytes = num_files = 0
+    files: set[str] = set()  # several tables may lie in one archive
     for index, source in enumerate(sources):
         if filesystem.is_remote(source.path):
             num_bytes = limit_bytes
@@ -44,7 +47,8 @@ def measure_corpus(sources: Sequence[Source], *, limit_bytes: int) -> CorpusSize
                 num_bytes += len(chunk.items) * _BYTES_PER_FILE
                 if num_bytes >= limit_bytes:
                     break
-        else:
+        elif source.path not in files:
+            files.add(source.path)
             num_bytes += os.path.getsize(source.path)
         if num_bytes >= limit_bytes:
             return CorpusSize(num_bytes=limit_bytes, num_files=num_files, is_whole=False)
@@ -61,15 +65,21 @@ def start_up_lines(job: Job, *, engine: EngineOptions, num_workers: int, mode: s
         size: size of the corpus.
     """
     config = job.config
-    names = [field.name for field in dataclasses.fields(config) if field.name not in _SHOWN_APART]
-    if changed := [f"{name}={getattr(config, name)}" for name in names if not config.is_default(name)]:
+    changed = [
+        f"{field.name}={_spell(getattr(options, field.name))}"
+        for options in (config.corpus, config)
+        for field in dataclasses.fields(options)
+        if field.name not in _SHOWN_APART and not options.is_default(field.name)
+    ]
+    if changed:
         yield _entry("options", " ".join(changed))
     paths_by_kind: dict[str, list[str]] = {}
     for source in job.sources:
-        paths_by_kind.setdefault(_kind(source), []).append(source.path)
-    for kind, paths in paths_by_kind.items():
+        paths_by_kind.setdefault(source.kind, []).append(source.path)
+    for kind, all_paths in paths_by_kind.items():
+        paths = list(dict.fromkeys(all_paths))
         more = ", …" if len(paths) > _NUM_PATHS else ""
-        yield _entry("inputs", f"{len(paths):,} {kind}: {', '.join(paths[:_NUM_PATHS])}{more}")
+        yield _entry("inputs", f"{len(all_paths):,} {kind}: {', '.join(paths[:_NUM_PATHS])}{more}")
     if paths_by_kind.keys() == {"tree"} and size.num_files:
         yield _entry("documents", f"{'' if size.is_whole else 'more than '}{size.num_files:,}")
     shares = [f"{name} {share:.4g}" for name, share in config.split_weights if share]
@@ -82,8 +92,8 @@ def start_up_lines(job: Job, *, engine: EngineOptions, num_workers: int, mode: s
     yield _entry("output", config.output_dir)
 
 
-def _kind(source: Source) -> str:
-    return type(source).__name__.removesuffix("Source").lower()
+def _spell(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _entry(label: str, text: str) -> str:

@@ -17,8 +17,8 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
 
+from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.documents import Rejection
-from pipeline.corpus.sources import Chunk
 from pipeline.dataset.files import LENGTHS_DTYPE
 from pipeline.dataset.shards import Placement
 from pipeline.job.job import Job
@@ -75,8 +75,7 @@ class _ListChunks(beam.DoFn):
         num_documents = ProgressWriter(self._progress_dir, "listed")
         for index in range(lister, len(self._job.sources), self._num_listers):
             for number, chunk in enumerate(self._job.sources[index].chunks(index)):
-                if isinstance(chunk.items, list):
-                    num_documents.add(len(chunk.items))
+                num_documents.add(chunk.num_documents or 0)
                 yield number % self._num_listers, chunk
         num_documents.flush()
 

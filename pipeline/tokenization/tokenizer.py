@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.config import MIN_MAX_LEN
 from pipeline.errors import EmptyDocumentError, InputFormatError, OptionError
 from pipeline.tokenization.characters import (
     DROP,
@@ -34,6 +33,7 @@ from pipeline.tokenization.characters import (
 from pipeline.tokenization.token_rows import TokenBatch, TokenRows, split_words
 from pipeline.tokenization.vocabulary import (
     CLS_TOKEN,
+    MIN_MAX_LEN,
     NUM_EDGE_TOKENS,
     SEP_TOKEN,
     SPECIAL_TOKENS,

@@ -9,6 +9,7 @@ PAD_TOKEN = "[PAD]"
 UNK_TOKEN = "[UNK]"
 CLS_TOKEN = "[CLS]"
 SEP_TOKEN = "[SEP]"
+MIN_MAX_LEN = 3  # [CLS], one token, [SEP]
 # In each row, [CLS] and [SEP]: one of this length has no token of its own.
 NUM_EDGE_TOKENS = 2
 CONTINUATION = "##"  # begins tokens that continue a word

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from pipeline.command_line import CommandParser, run_command
-from pipeline.config import require
 from pipeline.dataset.info import DATASET_INFO_NAME
-from pipeline.errors import one_line
+from pipeline.errors import one_line, require
 from pipeline.verify.dataset import Findings, verify
 
 _DEFAULT_MAX_FAULTS = 100

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipeline.config import num_cores
+from pipeline.command_line import num_cores
 from pipeline.corpus.documents import Rejection
 from pipeline.dataset.files import LENGTHS_DTYPE, REJECTED_NAME
 from pipeline.dataset.info import DATASET_INFO_NAME, DatasetInfo, FileInfo, SplitInfo, read_dataset_info

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline import filesystem
-from pipeline.config import COMPRESSIONS
 from pipeline.corpus.documents import Rejection
 from pipeline.dataset.files import REJECTED_NAME, find_change, is_ours, parse_lengths
 from pipeline.dataset.info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, FileInfo, SplitInfo
-from pipeline.dataset.shards import shard_name
+from pipeline.dataset.shards import COMPRESSIONS, shard_name
 from pipeline.errors import InputFormatError, MissingInputError
 from pipeline.tokenization.vocabulary import parse_vocab
 from pipeline.verify.shards import Fault, unreadable

@@ -41,7 +41,8 @@ def long_workshop(workshop: Workshop) -> Workshop:
     """A workshop with a small dataset in its output, and a job of a second or two that is to replace it."""
     workshop.make()
     shutil.rmtree(workshop.corpus)
-    lines = [f"{made_up_text(number, 200).strip().replace(chr(10), '')}\t体育" for number in range(NUM_LONG)]
+    texts = [made_up_text(number, 200).strip().replace("\n", "") for number in range(NUM_LONG)]
+    lines = [f"{text}\t{('体育', '科技')[number % 2]}" for number, text in enumerate(texts)]
     write_lines(workshop.corpus, lines)
     return workshop
 

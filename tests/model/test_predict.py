@@ -1,5 +1,6 @@
 """Prediction: what `evaluate` says about the same texts, in the order of the lines, and never a line lost."""
 
+import csv
 import gzip
 import io
 import json
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 import model.predict
@@ -16,7 +20,9 @@ from model.predict import PredictConfig, main, parse_line, predict_lines, read_b
 from model.run.finished import load_finished_run
 from model.serving.predictor import Predictor, predict_split
 from pipeline.command_line import run_command
+from pipeline.corpus.options import Columns
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
+from tests.support.corpora import write_lines, write_tree
 from tests.support.finished_runs import LABELS, TEXTS, make_finished_run
 
 
@@ -163,15 +169,79 @@ def test_nothing_but_bad_lines(run, tmp_path, capsys):
     assert predict_file(run, b"", tmp_path, capsys) == []
 
 
-def test_columns(run, tmp_path, capsys, expected):
+def test_columns_of_standard_input(run, tmp_path, capsys, expected, monkeypatch):
     rows = [b"1\t" + TEXTS[1].encode() + b"\tx", b"1\tone short", "2\t你好BERT\ty\r".encode(), b"\t\t", b"a\tb\tc\td"]
-    answers = predict_file(run, b"\n".join(rows), tmp_path, capsys, "--tsv_columns=-,text,category")
+    stream = tmp_path / "stdin"
+    stream.write_bytes(b"\n".join(rows))
+    with open(stream, encoding="utf-8") as opened:
+        monkeypatch.setattr(sys, "stdin", opened)
+        assert main(["--run", str(run), "--columns=-,text,category"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     best = pytest.approx(float(expected["category"][1].max()), abs=1e-6)
     assert answers[0]["category"]["probability"] == best
     assert answers[1] == {"line": 2, "error": "expected 3 columns (-,text,category), got 2"}
     assert answers[2]["category"]["probability"] == best
     assert "nothing is left" in answers[3]["error"]
     assert answers[4]["error"].endswith("got 4")
+
+
+def write_documents(root, kind):
+    """Write the fixture's texts, with labels, as a file or a tree; return what says what it is."""
+    labels = [LABELS[0][number % 3] for number in range(len(TEXTS))]
+    if kind == "tree":
+        write_tree(root / "input", {f"{number % 3}/{number:02d}.txt": text for number, text in enumerate(TEXTS)})
+        return []
+    if kind == "documents without labels":
+        write_tree(root / "input", {f"{number:02d}.txt": text for number, text in enumerate(TEXTS)})
+        return ["--levels", "none"]
+    if kind == "csv":
+        with open(root / "input", "w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([("label", "review"), *zip(labels, TEXTS, strict=True)])
+        return ["--input_format", "csv", "--columns", "text=review,category=label"]
+    if kind == "jsonl":
+        write_lines(root / "input", [json.dumps({"text": text}) for text in TEXTS])
+        return []
+    columns = {"text": list(TEXTS), "label": labels}
+    pyarrow.parquet.write_table(pyarrow.table(columns), root / "input")
+    return ["--columns", "text,category=label"]
+
+
+@pytest.mark.parametrize("kind", ["tree", "documents without labels", "csv", "jsonl", "parquet"])
+def test_documents_of_every_format(run, tmp_path, capsys, expected, kind):
+    options = write_documents(tmp_path, kind)
+    assert main(["--run", str(run), "--input", str(tmp_path / "input"), *options]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == len(TEXTS)
+    if kind == "tree":
+        answers.sort(key=lambda answer: answer["key"].split("/")[1])
+    for number, answer in enumerate(answers):
+        best = int(expected["category"][number].argmax())
+        assert answer["category"]["label"] == LABELS[0][best]
+        probability = float(expected["category"][number][best])
+        assert answer["category"]["probability"] == pytest.approx(probability, abs=1e-6)
+        if kind in ("csv", "parquet"):
+            assert answer["true"] == {"category": LABELS[0][number % 3]}
+        assert ("true" in answer) == (kind in ("csv", "parquet", "tree"))
+    assert len({answer["key"] for answer in answers}) == len(TEXTS)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_of_answers(run, tmp_path, capsys, suffix):
+    rows = [{"text": "你好", "label": "体育"}, {"text": ""}, {"text": ["no text"]}]
+    write_lines(tmp_path / "input.jsonl", [json.dumps(row) for row in rows])
+    output = tmp_path / f"answers.{suffix}"
+    options = ["--columns", "text,category=label", "--output", str(output)]
+    assert main(["--run", str(run), "--input", str(tmp_path / "input.jsonl"), *options]) == 0
+    assert capsys.readouterr().out == ""
+    read = pyarrow.csv.read_csv if suffix == "csv" else pyarrow.parquet.read_table
+    first, second, third = read(output).to_pylist()
+    assert first["key"] == "input.jsonl:1"
+    assert first["category"] in LABELS[0]
+    assert 0 < first["category_probability"] < 1
+    assert first["true_category"] == "体育"
+    assert second["error"].startswith("bad_line: no field 'label'")
+    assert third["error"].startswith("bad_line")
+    assert third["category_probability"] is None
 
 
 def test_without_columns_a_tab_is_part_of_the_text():
@@ -241,9 +311,8 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch):
     [
         ({"top_k": 0}, "--top_k: expected at least 1, got 0"),
         ({"batch_size": 0}, "--batch_size: expected at least 1, got 0"),
-        ({"tsv_columns": ("category",)}, "--tsv_columns: expected text once"),
-        ({"tsv_columns": ("text", "text")}, "--tsv_columns: expected text once"),
-        ({"tsv_columns": ("text", "title")}, "--tsv_columns: .* got 'text,title'"),
+        ({"columns": Columns.parse("text=title")}, "--columns: lines of standard input have no names"),
+        ({"output_path": "answers.txt"}, r"--output: expected a name that ends with \.csv or \.parquet"),
         ({"input_path": "gs://bucket/file"}, "--input gs://bucket/file: expected a local file"),
         ({"decode": "jointly"}, "--decode"),
     ],

@@ -14,8 +14,8 @@ import pytest
 from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
 from pipeline import filesystem
-from pipeline.config import InputSpec
-from pipeline.corpus import reading, sources
+from pipeline.corpus import chunks, reading
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.files import check_files, read_lengths
 from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import (
@@ -293,7 +293,7 @@ def test_remote_vocabulary(objects: dict[str, bytes], tmp_path: Path, local_dige
 def test_remote_archive(
     objects: dict[str, bytes], tmp_path: Path, local_digests: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "DOCUMENTS_PER_CHUNK", 5)
+    monkeypatch.setattr(chunks, "DOCUMENTS_PER_CHUNK", 5)
     objects["mem://b/a.zip"] = write_zip(tmp_path / "a.zip", DOCUMENTS).read_bytes()
     run_quickly(make_config(tmp_path, "mem://b/a.zip", num_shards=2))
     assert digest_files(tmp_path / "dataset") == local_digests
@@ -311,7 +311,7 @@ def test_remote_archive_with_a_damaged_member(objects: dict[str, bytes], tmp_pat
 
 
 def test_remote_tables_and_globs(objects: dict[str, bytes], tmp_path: Path) -> None:
-    lines = [f"山水{number}\t体育" for number in range(6)]
+    lines = [f"山水{number}\t{('体育', '科技')[number % 2]}" for number in range(6)]
     table = write_lines(tmp_path / "t.tsv", lines)
     digests = []
     for root in (str(tmp_path / "in"), "mem://b/in"):

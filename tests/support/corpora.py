@@ -14,10 +14,11 @@ from typing import Any
 
 import run_preprocess
 from pipeline.command_line import run_command
-from pipeline.config import InputSpec, PreprocessConfig
+from pipeline.corpus.options import Columns, CorpusOptions, InputSpec
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
 from pipeline.dataset.shards import Placement
 from pipeline.dataset.tfexample import parse_example, read_records
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.job import Job
 from pipeline.job.preprocess import EngineOptions, prepare, run
 from pipeline.job.publish import publish_dataset
@@ -88,13 +89,23 @@ def write_vocab(path: Path, tokens: Sequence[str] = VOCAB_TOKENS) -> Path:
 
 
 def make_config(tmp_path: Path, *inputs: Path | str | InputSpec, **changes: Any) -> PreprocessConfig:
-    """Return a valid configuration for some inputs; vocabulary and output lie in `tmp_path`."""
+    """Return a valid configuration for some inputs; vocabulary and output lie in `tmp_path`.
+
+    Args:
+        tmp_path: where they lie.
+        inputs: paths, and specifications with a split.
+        changes: options of the job and of the corpus; `columns` may be text.
+    """
     vocab = tmp_path / "vocab.txt"
     if not vocab.exists():
         write_vocab(vocab)
     specs = tuple(spec if isinstance(spec, InputSpec) else InputSpec(str(spec)) for spec in inputs)
+    names = {field.name for field in dataclasses.fields(CorpusOptions)}
+    of_corpus = {name: changes.pop(name) for name in list(changes) if name in names}
+    if isinstance(of_corpus.get("columns"), str):
+        of_corpus["columns"] = Columns.parse(of_corpus["columns"])
     fields = {"vocab_path": str(vocab), "output_dir": str(tmp_path / "dataset")} | changes
-    return PreprocessConfig(inputs=specs, **fields)
+    return PreprocessConfig(corpus=CorpusOptions(inputs=specs, **of_corpus), **fields)
 
 
 def make_staging(config: PreprocessConfig) -> str:

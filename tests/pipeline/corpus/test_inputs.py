@@ -8,30 +8,22 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import InputSpec
-from pipeline.corpus.inputs import open_sources
-from pipeline.corpus.sources import Source, TreeSource, TsvSource, ZipSource
+from pipeline.corpus.archive import ZipSource
+from pipeline.corpus.documents import Note, RawDocument
+from pipeline.corpus.inputs import Source, open_sources
+from pipeline.corpus.options import InputSpec
+from pipeline.corpus.table import TableSource
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, PipelineError
 from tests.support.corpora import make_config, write_lines, write_tree, write_zip
 
 
 def open_all(tmp_path: Path, *inputs: Path | str | InputSpec, **changes: Any) -> tuple[Source, ...]:
-    return open_sources(make_config(tmp_path, *inputs, **changes))
+    config = make_config(tmp_path, *inputs, **changes)
+    needs_second = config.second_label == "column"
+    return open_sources(config.corpus, output_dir=config.output_dir, needs_second=needs_second)
 
 
-def test_kinds_are_found_out(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
-    archive = write_zip(tmp_path / "no_suffix", {"体育/1.txt": "x"})
-    table = write_lines(tmp_path / "misleading.zip", ["x\t体育"])
-    packed = tmp_path / "table.gz"
-    packed.write_bytes(gzip.compress("x\t体育\n".encode()))
-    kinds = [type(source) for source in open_all(tmp_path, tree, archive, table, packed)]
-    assert kinds == [TreeSource, ZipSource, TsvSource, TsvSource]
-
-
-def test_a_text_that_starts_like_an_archive_is_a_text(tmp_path: Path) -> None:
-    table = write_lines(tmp_path / "a.tsv", ["PK大赛今晚开始\t体育"])
-    assert isinstance(open_all(tmp_path, table)[0], TsvSource)
+TWO = {"体育/1.txt": "x", "科技/1.txt": "y"}
 
 
 def test_an_archive_without_members_is_an_archive(tmp_path: Path) -> None:
@@ -44,21 +36,21 @@ def test_an_archive_without_members_is_an_archive(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_sources(tmp_path: Path) -> None:
-    table = write_lines(tmp_path / "a.tsv", ["x\ty\tz"])
+    table = write_lines(tmp_path / "a.tsv", ["a\tb\tc", "x\ty\tz"])
     (source,) = open_all(
         tmp_path,
         InputSpec(str(table), "dev"),
-        tsv_columns=("second", "text", "category"),
-        tsv_encoding="gb18030",
-        tsv_header=True,
+        columns="second,text,category",
+        encoding="gb18030",
+        header=True,
         second_label="column",
     )
-    assert isinstance(source, TsvSource)
-    assert (source.split, source.columns, source.encoding, source.header) == (
+    assert isinstance(source, TableSource)
+    assert (source.split, str(source.columns), source.encoding, source.header) == (
         "dev",
-        ("second", "text", "category"),
+        "second,text,category",
         "gb18030",
-        True,
+        ("a", "b", "c"),
     )
 
 
@@ -83,11 +75,12 @@ def test_globs(tmp_path: Path) -> None:
         ("link to nowhere", "auto", MissingInputError, "no such file or directory"),
         ("empty directory", "auto", MissingInputError, "the directory is empty; expected one directory for each"),
         ("hidden files", "auto", MissingInputError, "the directory is empty"),
-        ("directory of files", "auto", MissingInputError, "found 2 files and no directory"),
-        ("link to itself", "auto", MissingInputError, "found 1 files and no directory"),
+        ("directory of files", "auto", InputFormatError, "expected 2 tab-separated .*all files lie in one directory"),
+        ("directory of files", "tree", MissingInputError, "found 2 files and no directory"),
+        ("link to itself", "auto", MissingInputError, "cannot open this file: Too many levels"),
         ("empty file", "auto", MissingInputError, "the file is empty"),
         ("file", "tree", MissingInputError, "expected a directory of categories, found a file"),
-        ("tree", "tsv", MissingInputError, "expected a tsv file, found a directory"),
+        ("tree", "tsv", InputFormatError, "expected 2 tab-separated .*give the directory that holds one directory for"),
         ("tree", "zip", MissingInputError, "expected a zip file, found a directory"),
         ("file", "auto", InputFormatError, r"expected 2 tab-separated columns \(text,category\), got 1; say what"),
         ("cut gzip", "auto", InputFormatError, "damaged gzip stream"),
@@ -126,7 +119,7 @@ def test_what_cannot_be_read_is_refused(
 
 
 def test_the_same_input_twice_is_refused_however_it_is_spelt(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
+    tree = write_tree(tmp_path / "tree", TWO)
     (tmp_path / "link").symlink_to(tree)
     for other in (f"{tree}/", tmp_path / "tree" / ".." / "tree", tmp_path / "link", InputSpec(str(tree), "dev")):
         with pytest.raises(OptionError, match="is given twice"):
@@ -134,27 +127,36 @@ def test_the_same_input_twice_is_refused_however_it_is_spelt(tmp_path: Path) -> 
 
 
 def test_second_label_from_a_column_needs_columns(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
-    with pytest.raises(OptionError, match="is a tree, which has no columns"):
-        open_all(tmp_path, tree, second_label="column", tsv_columns=("text", "category", "second"))
+    tree = write_tree(tmp_path / "tree", TWO)
+    with pytest.raises(OptionError, match="is a tree, of which no column or directory"):
+        open_all(tmp_path, tree, second_label="column", columns="text,category,second")
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tsv_columns": ("category", "text")}, {"tsv_header": True}, {"tsv_encoding": "gbk"}]
+    "changes",
+    [{"columns": "category,text"}, {"header": True}, {"delimiter": ","}, {"quoting": "csv"}],
 )
 def test_options_for_tables_need_a_table(tmp_path: Path, changes: dict[str, Any]) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
+    tree = write_tree(tmp_path / "tree", TWO)
     (name,) = changes
-    with pytest.raises(OptionError, match=f"--{name}: only used for TSVs, and no --input is one"):
+    with pytest.raises(OptionError, match=f"--{name}: only used for (tables|TSV and CSV), and no --input is one"):
         open_all(tmp_path, tree, **changes)
-    table = write_lines(tmp_path / "a.tsv", ["x\t体育"])
+    table = write_lines(tmp_path / "a.tsv", ["x,体育" if name == "delimiter" else "x\t体育"])
     assert len(open_all(tmp_path, tree, table, **changes)) == 2
+
+
+@pytest.mark.parametrize("changes", [{"levels": ("second", "category")}, {"glob": "*.txt"}])
+def test_options_for_trees_need_a_tree(tmp_path: Path, changes: dict[str, Any]) -> None:
+    table = write_lines(tmp_path / "a.tsv", ["x\t体育"])
+    (name,) = changes
+    with pytest.raises(OptionError, match=f"--{name}: only used for trees"):
+        open_all(tmp_path, table, **changes)
 
 
 @pytest.mark.parametrize("output", ["tree", "tree/dataset", "tree/体育/dataset"])
 def test_output_inside_an_input_tree_is_refused(tmp_path: Path, output: str) -> None:
     """A second run would read the first one's dataset as documents."""
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "x"})
+    tree = write_tree(tmp_path / "tree", TWO)
     with pytest.raises(OptionError, match="lies inside the input"):
         open_all(tmp_path, tree, output_dir=str(tmp_path / output))
     assert open_all(tmp_path, tree, output_dir=str(tmp_path / "tree2"))
@@ -164,9 +166,9 @@ def test_key_prefixes_are_as_short_as_they_can_be(tmp_path: Path) -> None:
     def prefixes(*inputs: Path) -> list[str]:
         return [source.key_prefix for source in open_all(tmp_path, *inputs)]
 
-    trees = [write_tree(tmp_path / name, {"体育/1.txt": "x"}) for name in ("a/corpus", "b/corpus", "c/other")]
+    trees = [write_tree(tmp_path / name, TWO) for name in ("a/corpus", "b/corpus", "c/other")]
     tables = [write_lines(tmp_path / name, ["x\ty"]) for name in ("a/train.tsv", "b/train.tsv", "b/dev.tsv")]
-    archive = write_zip(tmp_path / "a" / "corpus.zip", {"体育/1.txt": "x"})
+    archive = write_zip(tmp_path / "a" / "corpus.zip", TWO)
     assert prefixes(trees[0]) == [""]
     assert prefixes(archive) == [""]
     assert prefixes(tables[0]) == ["train.tsv"]
@@ -176,7 +178,7 @@ def test_key_prefixes_are_as_short_as_they_can_be(tmp_path: Path) -> None:
     assert prefixes(*trees) == ["a/corpus/", "b/corpus/", "other/"]
     assert prefixes(*tables) == ["a/train.tsv", "b/train.tsv", "dev.tsv"]
     # The keys of `2/a` could be those of a category `corpus` in `1/a`, were both named after their last directory.
-    nested = [write_tree(tmp_path / name, {"体育/1.txt": "x"}) for name in ("1/a", "2/a/corpus", "3/corpus")]
+    nested = [write_tree(tmp_path / name, TWO) for name in ("1/a", "2/a/corpus", "3/corpus")]
     assert prefixes(*nested) == ["1/a/", "2/a/corpus/", "3/corpus/"]
 
 
@@ -201,6 +203,7 @@ def test_keys_are_unique_over_all_inputs(tmp_path: Path) -> None:
         for index, source in enumerate(open_all(tmp_path, *inputs))
         for chunk in source.chunks(index)
         for item in source.read(chunk)
+        if not isinstance(item, Note)
     ]
     assert len(keys) == 12
     assert len(set(keys)) == 12
@@ -212,4 +215,5 @@ def test_input_whose_name_is_not_utf_8(tmp_path: Path) -> None:
         stream.write(b"x\ty\n")
     (source,) = open_all(tmp_path, os.fsdecode(path))
     (document,) = (item for chunk in source.chunks(0) for item in source.read(chunk))
+    assert isinstance(document, RawDocument)
     assert document.key == "\\xb1\\xed.tsv:1"

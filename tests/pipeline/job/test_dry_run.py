@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import InputSpec, PreprocessConfig
-from pipeline.corpus.sources import Chunk, TreeSource, TsvSource
+from pipeline.corpus.chunks import Chunk
+from pipeline.corpus.options import InputSpec
+from pipeline.corpus.table import TableSource
+from pipeline.corpus.tree import TreeSource
 from pipeline.job import dry_run
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.dry_run import describe_dry_run
 from pipeline.job.preprocess import prepare
 from pipeline.job.references import ReferenceReader
@@ -128,7 +131,7 @@ class EndlessTree(TreeSource):
 
 def test_of_a_million_documents_a_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    tree = write_tree(tmp_path / "corpus", {"体育/0.txt": "山水"})
+    tree = write_tree(tmp_path / "corpus", {"体育/0.txt": "山水", "科技/0.txt": "水"})
     job = prepare(make_config(tmp_path, tree, split_weights=(("train", 1.0),)))
     job = dataclasses.replace(job, sources=(EndlessTree(path=str(tree), split=None, key_prefix=""),))
     said = describe_dry_run(job).split("\n")
@@ -148,15 +151,15 @@ def test_of_a_large_corpus_little_is_held(tmp_path: Path, monkeypatch: pytest.Mo
     lines = [f"{number}{made_up_text(number, 400).split()[0]}\t体育" for number in range(2_000)]
     path = tmp_path / "t.tsv.gz"
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    monkeypatch.setattr("pipeline.corpus.sources.BYTES_PER_CHUNK", 200)
+    monkeypatch.setattr("pipeline.corpus.streams.BYTES_PER_CHUNK", 200)
     most = []
 
-    def chunks(self: TsvSource, index: int, list_chunks=TsvSource.chunks) -> Iterator[Chunk]:
+    def chunks(self: TableSource, index: int, list_chunks=TableSource.chunks) -> Iterator[Chunk]:
         for chunk in list_chunks(self, index):
             yield chunk._replace(items=Block(chunk.items))
             most.append(Block.num_alive)
 
-    monkeypatch.setattr(TsvSource, "chunks", chunks)
+    monkeypatch.setattr(TableSource, "chunks", chunks)
     assert describe_dry_run(prepare(make_config(tmp_path, path))).split("\n")[1].startswith("documents: about ")
     assert len(most) > 4 * dry_run.SAMPLE_CHUNKS
     assert max(most) <= dry_run.SAMPLE_CHUNKS + 1
@@ -182,7 +185,7 @@ def test_the_lines_of_a_large_table_are_estimated(tmp_path: Path, monkeypatch: p
     path.write_bytes(pack(content))
     job = prepare(make_config(tmp_path, path))
     assert describe_dry_run(job).split("\n")[:2] == ["dry run: 600 documents read, nothing written", "documents: 600"]
-    monkeypatch.setattr("pipeline.corpus.sources.BYTES_PER_CHUNK", 10 * len(content) // 600)
+    monkeypatch.setattr("pipeline.corpus.streams.BYTES_PER_CHUNK", 10 * len(content) // 600)
     monkeypatch.setattr(dry_run, "SAMPLE_CHUNKS", 20)
     said = describe_dry_run(job).split("\n")
     assert said[:2] == ["dry run: 150 documents read, nothing written", "documents: about 600"]
@@ -191,7 +194,7 @@ def test_the_lines_of_a_large_table_are_estimated(tmp_path: Path, monkeypatch: p
 
 
 def test_shards_of_long_examples_are_more(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "corpus", {"体育/0.txt": "山水"})
+    tree = write_tree(tmp_path / "corpus", {"体育/0.txt": "山水", "科技/0.txt": "水"})
     job = prepare(make_config(tmp_path, tree, split_weights=(("train", 1.0),), max_len=65_535))
     job = dataclasses.replace(job, sources=(EndlessTree(path=str(tree), split=None, key_prefix=""),))
     (train,) = (line.split() for line in describe_dry_run(job).split("\n") if line.startswith("train"))
@@ -236,11 +239,11 @@ def test_a_job_that_would_stop_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"\xff", "\u200b", " "])
 def test_a_sample_without_a_usable_document(tmp_path: Path, text: str | bytes) -> None:
-    tree = write_tree(tmp_path / "corpus", {"体育/1.txt": text})
+    tree = write_tree(tmp_path / "corpus", {"体育/1.txt": text, "科技/2.txt": text})
     said = describe_dry_run(prepare(make_config(tmp_path, tree, max_rejected_fraction=1.0))).split("\n")
-    assert said[:2] == ["dry run: 1 documents read, nothing written", "documents: 1"]
-    assert said[2].startswith("rejected in the sample: 1 (")
-    assert len(said) == 4
+    assert said[:2] == ["dry run: 2 documents read, nothing written", "documents: 2"]
+    assert said[2].startswith("rejected in the sample: 2 (")
+    assert len(said) == 5
 
 
 # As a command

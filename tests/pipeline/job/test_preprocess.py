@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import PreprocessConfig
 from pipeline.engines.local_runner import choose_mode
 from pipeline.errors import (
     InputFormatError,
@@ -19,6 +18,7 @@ from pipeline.errors import (
     TooManyRejectedError,
 )
 from pipeline.job import preprocess
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.output_dir import STAGING_PREFIX, staging_directory
 from pipeline.job.preprocess import EngineOptions, dry_run, prepare, run
 from tests.support.corpora import (

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from pipeline import filesystem
-from pipeline.config import PreprocessConfig
 from pipeline.dataset.info import DATASET_INFO_NAME, FileInfo, read_dataset_info
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError, TooManyRejectedError
 from pipeline.job import publish
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.output_dir import STAGING_PREFIX, move_into_place, staging_directory
 from pipeline.job.publish import publish_dataset
 from pipeline.job.shard_writer import ShardReport

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import InputSpec
 from pipeline.corpus.documents import Locator, Rejection, normalize_text
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.shards import Placement, place
 from pipeline.errors import InputFormatError, OptionError, TooManyRejectedError
 from pipeline.job.job import Job
@@ -61,6 +61,30 @@ def test_pinned_splits_stay_as_they_are(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("splits", "weights", "names"),
+    [
+        ([None], [("dev", 0.1), ("train", 0.8), ("test", 0.1)], ("train", "dev", "test")),
+        ([None], [("train", 1.0), ("dev", 0.0)], ("train",)),  # a share of nothing makes no split
+        ([None], [("b", 0.5), ("a", 0.5)], ("b", "a")),  # names of one's own stay as they were given
+        (["dev", "train"], None, ("train", "dev")),  # no input is left to be divided
+        (["extra", None], [("train", 0.8), ("test", 0.2)], ("train", "test", "extra")),
+    ],
+)
+def test_split_names(
+    tmp_path: Path,
+    splits: list[str | None],
+    weights: list[tuple[str, float]] | None,
+    names: tuple[str, ...],
+) -> None:
+    specs = [
+        InputSpec(str(write_lines(tmp_path / f"{index}.tsv", ["山\t体育"])), split)
+        for index, split in enumerate(splits)
+    ]
+    changes = {"split_weights": tuple(weights)} if weights else {}
+    assert prepare(make_config(tmp_path, *specs, **changes)).split_names == names
+
+
 def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", "café")
     documents = {"café/1.txt": "一山", f"{decomposed}/2.txt": "二山", " café /3.txt": "三山"}
@@ -71,9 +95,8 @@ def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
 
 
 def test_labels_with_slashes_and_spaces(tmp_path: Path) -> None:
-    columns = ("text", "category", "second")
     lines = ["山\t辞/离职\t组织 关系", "水\t ../.. \t/"]
-    references, _ = read(table_job(tmp_path, lines, tsv_columns=columns, second_label="column"))
+    references, _ = read(table_job(tmp_path, lines, columns="text,category,second", second_label="column"))
     labels = {(reference.category, reference.second) for _, reference in references.values()}
     assert labels == {("辞/离职", "组织 关系"), ("../..", "/")}
 
@@ -123,7 +146,7 @@ def test_random_second_labels_are_a_function_of_text_and_seed(tmp_path: Path) ->
 
 
 def test_a_category_without_a_parent_stops_the_job(tmp_path: Path) -> None:
-    job = prepare(make_config(tmp_path, write_tree(tmp_path / "tree", {"天气/1.txt": "山"})))
+    job = prepare(make_config(tmp_path, write_tree(tmp_path / "tree", {"天气/1.txt": "山", "体育/1.txt": "水"})))
     with pytest.raises(OptionError, match="category '天气' has no parent"):
         first_pass(job)
 
@@ -136,9 +159,8 @@ def test_taxonomy_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_unusable_documents_are_rejected_with_a_reason(tmp_path: Path) -> None:
-    columns = ("text", "category", "second")
     lines = ["山\t体育\t大", "水\t体育\t ", "云\t\t大", "\u3000\t体育\t大", "山水"]
-    job = table_job(tmp_path, lines, tsv_columns=columns, second_label="column")
+    job = table_job(tmp_path, lines, columns="text,category,second", second_label="column")
     references, rejections = read(job)
     assert list(references) == ["t.tsv:1"]
     assert {key: rejection.reason for key, rejection in rejections.items()} == {
@@ -184,19 +206,21 @@ def test_surveys_can_be_merged_in_any_order(batches: list[ReferenceBatch], data:
 
 def batch_of(num_documents: int, *, num_rejected: int = 0, split: str = "train") -> ReferenceBatch:
     reference = Reference(bytes(32), "k", "体育", "生活娱乐", Locator("file", b"/x"))
+    other = reference._replace(category="科技", second="公共事务")
     return ReferenceBatch(
-        {split: [reference] * num_documents}, [Rejection(f"r{i}", "empty", "") for i in range(num_rejected)]
+        {split: [other, *[reference] * num_documents][:num_documents]},
+        [Rejection(f"r{i}", "empty", "") for i in range(num_rejected)],
     )
 
 
 def test_plan(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山", "科技/1.txt": "水"})
     job = prepare(make_config(tmp_path, tree))
     plan = plan_dataset(survey_of([batch_of(2_000), batch_of(3, split="dev")]), job)
     assert plan.num_shards == {"train": 4, "dev": 1, "test": 1}
     assert list(plan.num_shards) == ["train", "dev", "test"]
-    assert plan.labels["category"].names == ("体育",)
-    assert plan.labels["second"].names == ("生活娱乐",)
+    assert plan.labels["category"].names == ("体育", "科技")
+    assert plan.labels["second"].names == ("公共事务", "生活娱乐")
     long = prepare(make_config(tmp_path, tree, max_len=65_535))
     plan = plan_dataset(survey_of([batch_of(2_000), batch_of(300, split="dev")]), long)
     assert plan.num_shards == {"train": 8, "dev": 2, "test": 1}, "256 of the longest examples fill a shard"
@@ -210,7 +234,7 @@ def test_plan(tmp_path: Path) -> None:
 
 
 def test_too_many_rejected_documents_stop_the_job(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山"})
+    tree = write_tree(tmp_path / "tree", {"体育/1.txt": "山", "科技/1.txt": "水"})
     job = prepare(make_config(tmp_path, tree, max_rejected_fraction=0.1))
     plan_dataset(survey_of([batch_of(9, num_rejected=1)]), job)  # exactly as many as allowed
     with pytest.raises(TooManyRejectedError) as caught:
@@ -229,7 +253,8 @@ def test_a_single_rejection_is_told_in_full_and_many_by_example(tmp_path: Path) 
     config = make_config(tmp_path, tmp_path, max_rejected_fraction=0.0)
     rejections = [Rejection(f"体育/{i}.txt", "not_utf-8", "byte 0xff at position 0") for i in range(5)]
     with pytest.raises(
-        TooManyRejectedError, match=r"体育/2\.txt \(not_utf-8: byte 0xff at position 0\); correct"
+        TooManyRejectedError,
+        match=r"体育/2\.txt \(not_utf-8: byte 0xff at position 0\); is it GBK\? say --encoding",
     ) as caught:
         require_few_rejected(rejections, num_rejected=5, num_read=5, config=config)
     assert "体育/3.txt" not in str(caught.value)

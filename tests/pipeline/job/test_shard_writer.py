@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import InputSpec, PreprocessConfig
 from pipeline.corpus.documents import normalize_text
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.files import read_lengths
 from pipeline.errors import TooManyRejectedError
 from pipeline.job import shard_writer
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.preprocess import prepare
 from pipeline.job.references import Reference
 from pipeline.job.shard_writer import ShardReport, write_empty_shard, write_shard
@@ -117,7 +118,7 @@ def test_stored_examples_are_the_tokenizers(tmp_path: Path) -> None:
 
 
 def test_a_document_that_just_fits_is_not_truncated(tmp_path: Path) -> None:
-    config = tree_config(tmp_path, {"体育/1.txt": "山" * 8, "体育/2.txt": "水" * 9}, max_len=10)
+    config = tree_config(tmp_path, {"体育/1.txt": "山" * 8, "科技/2.txt": "水" * 9}, max_len=10)
     split = run_by_hand(config).splits["train"]
     assert (split.length_histogram[10], split.num_truncated) == (2, 1)
 
@@ -150,19 +151,19 @@ def test_duplicates_are_dropped_and_listed(tmp_path: Path) -> None:
 
 
 def test_equal_texts_with_equal_labels_are_no_conflict(tmp_path: Path) -> None:
-    info = run_by_hand(tree_config(tmp_path, {"体育/1.txt": "山水", "体育/2.txt": "山水"}))
+    info = run_by_hand(tree_config(tmp_path, {"体育/1.txt": "山水", "体育/2.txt": "山水", "科技/3.txt": "风"}))
     assert (info.documents.duplicates, info.documents.conflicting) == (1, [])
 
 
 def test_a_document_of_which_the_tokenizer_leaves_nothing(tmp_path: Path) -> None:
-    config = tree_config(tmp_path, {"体育/1.txt": "山水", "体育/2.txt": "\u200b\x01"}, max_rejected_fraction=0.5)
+    config = tree_config(tmp_path, {"体育/1.txt": "山水", "科技/2.txt": "\u200b\x01"}, max_rejected_fraction=0.5)
     info = run_by_hand(config)
     assert info.documents.rejected == {"empty": 1}
     assert (info.documents.read, info.documents.written) == (2, 1)
 
 
 def test_empty_shards(tmp_path: Path) -> None:
-    config = tree_config(tmp_path, {"体育/1.txt": "山水"}, num_shards=5)
+    config = tree_config(tmp_path, {"体育/1.txt": "山水", "科技/1.txt": "水"}, num_shards=5)
     job, staging_dir = prepare(config), make_staging(config)
     plan = make_plan(first_pass(job), job)
     report = write_empty_shard("train", 3, plan=plan, job=job, staging_dir=staging_dir)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import InputSpec, PreprocessConfig
+from pipeline.corpus.options import InputSpec
 from pipeline.engines.named import EngineOptions
+from pipeline.job.config import PreprocessConfig
 from pipeline.job.preprocess import prepare, run
 from pipeline.job.start_up import CorpusSize, measure_corpus, start_up_lines
 from tests.support.corpora import VOCAB_TOKENS, made_up_documents, make_config, write_lines, write_tree, write_zip

@@ -15,8 +15,8 @@ from apache_beam.runners.runner import PipelineRunner
 from apache_beam.testing.test_pipeline import TestPipeline as BeamTestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.documents import Locator, Rejection
-from pipeline.corpus.sources import Chunk
 from pipeline.dataset.info import FileInfo, read_dataset_info
 from pipeline.dataset.labels import LabelMap
 from pipeline.dataset.shards import place

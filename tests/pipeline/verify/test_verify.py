@@ -21,7 +21,7 @@ import pytest
 
 from pipeline import filesystem
 from pipeline.command_line import run_command
-from pipeline.config import InputSpec
+from pipeline.corpus.options import InputSpec
 from pipeline.dataset.files import REJECTED_NAME, lengths_name, npy_bytes
 from pipeline.dataset.info import DATASET_INFO_NAME, FileInfo, read_dataset_info
 from pipeline.dataset.tfexample import RECORD_OVERHEAD_BYTES, parse_example
@@ -144,7 +144,7 @@ def test_longer_examples_and_a_large_vocabulary(tmp_path: Path) -> None:
     vocab = write_lines(tmp_path / "vocab.txt", tokens)
     draw = np.random.default_rng(0)
     texts = ["".join(map(chr, draw.integers(0x4E00, 0x9100, size))) for size in (1, 2, 500, 900)]
-    rows = write_lines(tmp_path / "corpus.tsv", [f"{text}\t体育" for text in [*texts, texts[-1] * 73]])
+    rows = write_lines(tmp_path / "corpus.tsv", [*(f"{text}\t体育" for text in texts), f"{texts[-1] * 73}\t科技"])
     config = make_config(tmp_path, rows, vocab_path=str(vocab), max_len=65_535, num_shards=1)
     info = run_quickly(config)
     assert info.vocab_size > 1 << 14
