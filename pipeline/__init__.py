@@ -11,7 +11,7 @@ Packages, each of which imports only from those below it:
     dataset          what lies on disk: schema, labels, records, shards, `dataset.json`
     sample_corpus    a made-up corpus
 
-`command_line`, `config`, `filesystem` and `errors` are below all of them; `pipeline` never imports `model`.
+`command_line`, `filesystem` and `errors` are below all of them; `pipeline` never imports `model`.
 """
 
 VERSION = "0.1.0"

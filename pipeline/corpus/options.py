@@ -241,9 +241,9 @@ class CorpusOptions:
 
     def is_default(self, option: str) -> bool:
         """Tell whether an option has its default value, which of texts without labels is another."""
-        return (option == "columns" and str(self.columns) == "text") or bool(
-            getattr(self, option) == getattr(CorpusOptions(inputs=self.inputs), option)
-        )
+        if option == "columns" and str(self.columns) == "text":
+            return True
+        return bool(getattr(self, option) == getattr(CorpusOptions(inputs=self.inputs), option))
 
 
 def add_corpus_options(group: argparse._ArgumentGroup, *, columns: str | None = "text,category") -> None:

@@ -341,7 +341,10 @@ class TableSource:
             raise DocumentRejectedError(f"not_{self.row_encoding}", "its text holds no valid characters") from None
 
     def _label(self, row: Row, role: str) -> str:
-        return "\n".join(self._value(row, name) for name in self.columns.fields.get(role, ()))
+        names = self.columns.fields.get(role, ())
+        if isinstance(row.fields, Mapping):  # an object without a label may lack its field
+            names = tuple(name for name in names if name in row.fields)
+        return "\n".join(self._value(row, name) for name in names)
 
     def _value(self, row: Row, name: str | int) -> str:
         fields: Any = row.fields

@@ -239,7 +239,7 @@ def test_a_table_of_answers(run, tmp_path, capsys, suffix):
     assert first["category"] in LABELS[0]
     assert 0 < first["category_probability"] < 1
     assert first["true_category"] == "体育"
-    assert second["error"].startswith("bad_line: no field 'label'")
+    assert second["error"].startswith("empty: nothing is left")
     assert third["error"].startswith("bad_line")
     assert third["category_probability"] is None
 
