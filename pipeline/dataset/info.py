@@ -172,6 +172,11 @@ class DatasetInfo:
     versions: Mapping[str, str]
     rejected_file: FileInfo | None = None
 
+    @property
+    def cased(self) -> bool:
+        """Whether the texts keep letter case and accents."""
+        return bool(self.configuration.get("cased", False))
+
     def split(self, name: str) -> SplitInfo:
         """Return a split that has examples.
 
