@@ -54,7 +54,7 @@ def make_parser() -> CommandParser:
     add(
         "--cased",
         action=argparse.BooleanOptionalAction,
-        help="keep letter case and accents, for a cased vocabulary (default: as a tokenizer_config.json beside it says)",
+        help="keep letter case and accents (default: as a tokenizer_config.json beside the vocabulary says)",
     )
     group = parser.add_argument_group("labels")
     add = group.add_argument

@@ -11,16 +11,15 @@ from pathlib import Path
 import tensorflow as tf
 
 from model.bert.checkpoint import (
-    CONFIG_FILE_NAME,
     initialize_encoder_weights,
     load_encoder_weights,
     random_variable,
-    read_bert_dir,
 )
 from model.bert.config import BertConfig
+from model.bert.directory import find_config, read_bert_dir
 from model.bert.encoder import ENCODERS, POOLING_LAYER
 from pipeline.dataset.schema import INDICES, SEGMENTS
-from pipeline.errors import MissingInputError, OptionError
+from pipeline.errors import OptionError
 
 INPUT_NAMES = (INDICES, SEGMENTS)
 
@@ -43,13 +42,13 @@ def build_classifier(
     and the weight's name alone; biases are 0.
 
     Args:
-        bert_dir: Google-format BERT directory; without `load_weights` its `bert_config.json` is enough.
+        bert_dir: see `model.bert.directory`; without `load_weights` its configuration is enough.
         heads: name -> number of classes, at least 2.
         pooling: what the heads see: "cls", the vector at [CLS], or "max", the maximum over all tokens.
         encoder: "fused", ours, or "keras_bert", keras-bert's graph.
         load_weights: fill the encoder from the directory's checkpoint.
         seed: of the initial weights, 0 <= seed < 2**63.
-        dropout: used in place of both rates in `bert_config.json`; None keeps them.
+        dropout: used in place of both rates of the configuration; None keeps them.
         policy: Keras precision policy, "float32", "mixed_bfloat16" or "mixed_float16"; None for Keras's global one.
 
     Returns:
@@ -66,12 +65,7 @@ def build_classifier(
     if not 0 <= seed < 2**63:
         raise OptionError(f"--seed must be at least 0 and below 2**63, got {seed}")
     bert_dir = Path(bert_dir)
-    if load_weights:
-        config = read_bert_dir(bert_dir).config
-    elif bert_dir.is_dir():
-        config = BertConfig.from_file(bert_dir / CONFIG_FILE_NAME)
-    else:
-        raise MissingInputError(f"{bert_dir}: no such directory; expected one with {CONFIG_FILE_NAME}")
+    config = read_bert_dir(bert_dir).config if load_weights else BertConfig.from_file(find_config(bert_dir))
     if dropout is not None:
         config = config.with_dropout(dropout)
     if policy is None:

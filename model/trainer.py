@@ -20,7 +20,7 @@ from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
 from model.config import TRAIN_SPLIT, TrainConfig
 from model.evaluate import evaluate_split, write_report
-from model.files import copy_file
+from model.files import copy_file, write_text
 from model.run.directory import RunDir, open_run_dir, run_id
 from model.run.finished import load_final_model
 from model.run.weights import named_variables
@@ -142,9 +142,9 @@ def _prepare_run_dir(setup: _Setup) -> None:
     run.remove_temporary()
     if not run.exists():
         run.write_config(setup.description)
-    for source, copy in ((bert.vocab_path, run.vocab), (bert.path / run.bert_config.name, run.bert_config)):
-        if not copy.exists():
-            copy_file(source, copy)
+    for path, text in ((run.vocab, bert.vocab.decode()), (run.bert_config, bert.config.to_json())):
+        if not path.exists():
+            write_text(path, text)
 
 
 def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         tf.config.experimental.enable_op_determinism()
     with devices.strategy.scope():
         model = build_classifier(
-            inputs.bert.path,
+            inputs.bert.checkpoint,
             inputs.head_sizes(config.heads),
             pooling=config.pooling,
             encoder=config.encoder,

@@ -16,7 +16,7 @@ Dropout sits where Devlin et al. put it: after the embeddings' normalization, on
 output of both halves of a layer. keras-bert drops before the embeddings' normalization and has none on the attention
 probabilities; without dropout the two graphs compute the same.
 
-Our graph's weights start at zero, or one for the scale of a normalization: whoever builds a graph fills it, from a
+Our graph's weights start at zero, or one for the scale of a normalization: the caller sets them, from a
 checkpoint or at random (`model.bert.checkpoint`).
 """
 
@@ -26,7 +26,7 @@ import keras_bert
 import tensorflow as tf
 from keras_bert.layers import Extract, MaskedGlobalMaxPool1D
 
-from model.bert.config import BertConfig
+from model.bert.config import EXACT_GELU, GOOGLE_EPSILON, BertConfig
 from model.bert.dropout import SeededDropout
 from model.bert.layers import (
     ClsPooling,
@@ -80,13 +80,16 @@ def encode_fused(
             config.hidden_dropout_prob, layer_index=num_dropouts - 1, dtype=dtype, name=f"{name}-Dropout"
         )(x)
 
+    def norm(inputs: list[tf.Tensor], name: str) -> tf.Tensor:
+        return Norm(dtype, epsilon=config.layer_norm_eps, name=f"{name}-Norm")(inputs)
+
     score_bias = ScoreBias(name="Score-Bias")(indices)
     x = tf.keras.layers.Embedding(
         config.vocab_size, config.hidden_size, embeddings_initializer="zeros", dtype="float32", name="Embedding-Token"
     )(indices)
     x = SegmentEmbedding(config.type_vocab_size, name="Embedding-Segment")([x, segments])
     x = PositionEmbedding(config.max_position_embeddings, name="Embedding-Position")(x)
-    x = Norm(dtype, name="Embedding-Norm")([x])
+    x = norm([x], "Embedding")
     x = drop(x, "Embedding")
     for layer in range(1, config.num_hidden_layers + 1):
         first_only = pooling == "cls" and layer == config.num_hidden_layers
@@ -102,10 +105,10 @@ def encode_fused(
         )([x, score_bias])
         if first_only:
             x = FirstPosition(dtype=dtype, name=f"{name}-First")(x)
-        x = Norm(dtype, name=f"{name}-Norm")([x, drop(attended, name)])
+        x = norm([x, drop(attended, name)], name)
         name = f"Encoder-{layer}-FeedForward"
         transformed = FeedForward(config.intermediate_size, activation=config.hidden_act, dtype=policy, name=name)(x)
-        x = Norm(dtype, name=f"{name}-Norm")([x, drop(transformed, name)])
+        x = norm([x, drop(transformed, name)], name)
     if pooling == "cls":
         return ClsPooling(name=POOLING_LAYER)(x)
     if pooling == "max":
@@ -139,10 +142,13 @@ def encode_keras_bert(
         raise OptionError(
             f"--encoder keras_bert works in float32 only, got {policy!r}; use --precision float32 or --encoder fused"
         )
-    if config.type_vocab_size != 2:
-        raise OptionError(
-            f"keras-bert has 2 segments, type_vocab_size is {config.type_vocab_size}; use --encoder fused"
-        )
+    for name, value, has_it in (
+        ("type_vocab_size", config.type_vocab_size, config.type_vocab_size == 2),
+        ("hidden_act", config.hidden_act, config.hidden_act != EXACT_GELU),
+        ("layer_norm_eps", config.layer_norm_eps, config.layer_norm_eps <= GOOGLE_EPSILON),
+    ):
+        if not has_it:
+            raise OptionError(f"keras-bert's encoder cannot have {name} {value}; use --encoder fused")
     num_dropouts = 0
 
     def copy_layer(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:

@@ -10,14 +10,13 @@ from typing import Any
 import tensorflow as tf
 
 from model.bert import kernels
+from model.bert.config import EXACT_GELU
 from model.bert.dropout import keep_mask, keep_probability
 from pipeline.errors import OptionError
 
-# keras-bert's, the square of Keras's default epsilon; Google's modeling.py has 1e-12.
-LAYER_NORM_EPSILON = 1e-14
-
 ACTIVATION_FNS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu": kernels.gelu,
+    EXACT_GELU: kernels.exact_gelu,
     "relu": tf.nn.relu,
     "tanh": tf.tanh,
     "linear": tf.identity,
@@ -105,9 +104,10 @@ class ScoreBias(tf.keras.layers.Layer):
 class Norm(tf.keras.layers.Layer):
     """Layer normalization of the sum of its inputs: floating [B, L, H] each -> `output_dtype` [B, L, H]."""
 
-    def __init__(self, output_dtype: str, **kwargs: Any):
+    def __init__(self, output_dtype: str, *, epsilon: float, **kwargs: Any):
         super().__init__(dtype="float32", autocast=False, **kwargs)
         self.output_dtype = output_dtype
+        self.epsilon = epsilon
 
     def build(self, input_shape: list[tf.TensorShape]) -> None:
         """Create scale and shift, float32 [H] each."""
@@ -123,7 +123,7 @@ class Norm(tf.keras.layers.Layer):
             total += tf.cast(x, tf.float32)
         return kernels.layer_norm(
             total, tf.identity(self.gamma), tf.identity(self.beta),
-            epsilon=LAYER_NORM_EPSILON, output_dtype=tf.as_dtype(self.output_dtype),
+            epsilon=self.epsilon, output_dtype=tf.as_dtype(self.output_dtype),
         )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ extension. Any TensorFlow Serving runs it.
     strings ─▶ code points ─▶ normalized ─▶ folded ─▶ codes ─▶ word pieces ─▶ indices, segments
                UTF-8          strip, 。     NFD,      ids of      longest
                                             no marks, characters, first, by a
-                                            lower     letters     trie
+                                            lower;    letters     trie
+                                            or as is
 
 A whole batch is one long vector of characters, each text followed by TEXT_END, and every step works on all of it at
 once. Bytes that are not UTF-8 become U+FFFD, as with Python's `errors="replace"`, and the tokenizer drops those. A text
@@ -47,16 +48,17 @@ class GraphTokenizer:
         max_len: longest row, with `[CLS]` and `[SEP]`.
     """
 
-    def __init__(self, vocab: Mapping[str, int], *, max_len: int):
+    def __init__(self, vocab: Mapping[str, int], *, max_len: int, cased: bool = False):
         """Build the tables (a second or two).
 
         Args:
             vocab: token to id, as from `pipeline.tokenization.vocabulary.load_vocab`; `[PAD]` is 0.
             max_len: longest row, with `[CLS]` and `[SEP]`.
+            cased: keep letter case and accents.
         """
         self.max_len = max_len
         self._cls_id, self._sep_id, self._unk_id = (vocab[token] for token in (CLS_TOKEN, SEP_TOKEN, UNK_TOKEN))
-        self._tables = build_tables(vocab)
+        self._tables = build_tables(vocab, cased=cased)
 
     def __call__(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Tokenize.

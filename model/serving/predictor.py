@@ -99,7 +99,7 @@ class Predictor:
             MissingInputError, InputFormatError: the run's vocabulary is missing or damaged.
         """
         self.labels = finished.labels
-        self._tokenizer = Tokenizer(load_run_vocab(finished), max_len=finished.max_len)
+        self._tokenizer = Tokenizer(load_run_vocab(finished), max_len=finished.max_len, cased=finished.cased)
         self._predict_fn = make_predict_fn(finished.model, finished.labels)
         self._batch_size = batch_size
 

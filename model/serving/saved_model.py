@@ -33,7 +33,7 @@ import tensorflow as tf
 
 from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, check_decode
 from model.files import remove, sync_path, temporary_sibling
-from model.run.finished import check_same_labels, load_finished_run, load_run_vocab
+from model.run.finished import check_same_tokenizer, load_finished_run, load_run_vocab
 from model.serving.graph_tokenizer import GraphTokenizer
 from pipeline import filesystem
 from pipeline.corpus.documents import normalize_text
@@ -104,10 +104,10 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, de
     check_decode(decode, finished.labels)
     pairs = finished.pairs if decode == JOINT else None
     data_dir = data_dir or finished.description["config"]["data_dir"]
-    check_same_labels(finished, data_dir)
+    check_same_tokenizer(finished, data_dir)
     vocab = load_run_vocab(finished)
-    tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=finished.max_len))
-    tokenizer = Tokenizer(vocab, max_len=finished.max_len)
+    tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=finished.max_len, cased=finished.cased))
+    tokenizer = Tokenizer(vocab, max_len=finished.max_len, cased=finished.cased)
     check_hard_texts(tokenize_fn, tokenizer)
     num_records = check_records(tokenize_fn, tokenizer, vocab, data_dir)
     logger.info("ids are equal on %s records and %d hard texts", f"{num_records:,}", len(HARD_TEXTS))
