@@ -74,8 +74,8 @@ def build_classifier(
     model = build_graph(config, heads, pooling=pooling, encoder=encoder, policy=policy)
     for head, num_classes in heads.items():
         shape = (config.hidden_size, num_classes)
-        kernel = random_variable(f"{_logits_name(head)}/kernel", shape, stddev=config.initializer_range, seed=seed)
-        model.get_layer(_logits_name(head)).kernel.assign(kernel)
+        kernel = random_variable(f"{logits_name(head)}/kernel", shape, stddev=config.initializer_range, seed=seed)
+        model.get_layer(logits_name(head)).kernel.assign(kernel)
     if load_weights:
         load_encoder_weights(model, bert_dir)
     else:
@@ -103,7 +103,7 @@ def build_graph(
     outputs = {}
     for head, num_classes in heads.items():
         logits = tf.keras.layers.Dense(
-            num_classes, kernel_initializer="zeros", dtype="float32", name=_logits_name(head)
+            num_classes, kernel_initializer="zeros", dtype="float32", name=logits_name(head)
         )(pooled)
         outputs[head] = tf.keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
     return tf.keras.Model([indices, segments], outputs, name="classifier")
@@ -118,11 +118,12 @@ def logits_model(model: tf.keras.Model) -> tf.keras.Model:
     Returns:
         A Keras model with the same inputs; outputs: dict: head -> logits, float32 [B, number of classes].
     """
-    outputs = {head: model.get_layer(_logits_name(head)).output for head in model.output}
+    outputs = {head: model.get_layer(logits_name(head)).output for head in model.output}
     return tf.keras.Model(model.inputs, outputs, name=f"{model.name}_logits")
 
 
-def _logits_name(head: str) -> str:
+def logits_name(head: str) -> str:
+    """Return the name of the layer that computes a head's logits."""
     return f"{head}_logits"
 
 
@@ -130,7 +131,7 @@ def _check_heads(heads: Mapping[str, int]) -> None:
     """Refuse heads of which no model can be built; names become names of Keras layers."""
     if not heads:
         raise OptionError("a classifier needs at least one head, got none")
-    names = {name for head in heads for name in (head, _logits_name(head))}
+    names = {name for head in heads for name in (head, logits_name(head))}
     taken = {*INPUT_NAMES, POOLING_LAYER}
     if len(names) < 2 * len(heads) or names & taken:
         raise OptionError(f"head names clash with each other or with {', '.join(sorted(taken))}: {', '.join(heads)}")

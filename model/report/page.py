@@ -16,7 +16,7 @@ import numpy as np
 from model.config import TRAIN_SPLIT
 from model.report.confusion import ClassOrder, class_orders, frequent_confusions, shade_matrix
 from model.report.figures import draw_calibration, draw_learning_curves, draw_lengths
-from model.report.metrics import NUM_BINS
+from model.report.metrics import NUM_BINS, unknown_label_lines
 from model.run.directory import RunDir
 from pipeline.dataset.info import DatasetInfo
 from pipeline.dataset.summary import SPLIT_COLUMNS, format_seconds, split_row
@@ -122,7 +122,7 @@ def _summary(report: Mapping[str, Any], description: Mapping[str, Any]) -> str:
     return (
         f"{report['num_examples']:,} examples, {sizes}. Trained {report['epochs']} epochs, {report['steps']:,} steps"
         f"{stopped}; the weights are those of epoch {report['best_epoch']}, the best by {report['monitored']} "
-        f"({report['best_value']:.4f})."
+        f"({report['best_value']:.4f}).{''.join(f' {line}.' for line in unknown_label_lines(report))}"
     )
 
 
@@ -183,7 +183,10 @@ def _head(head: str, values: Mapping[str, Any], info: DatasetInfo, order: ClassO
 
 
 def _classes(head: str, values: Mapping[str, Any], info: DatasetInfo, order: ClassOrder) -> Table:
-    train = info.splits[TRAIN_SPLIT].label_counts[head] if TRAIN_SPLIT in info.splits else None
+    train = None
+    if TRAIN_SPLIT in info.splits:
+        # The dataset may have other labels than the run.
+        train = dict(zip(info.labels[head].names, info.splits[TRAIN_SPLIT].label_counts[head], strict=True))
     rows = []
     for place, label in enumerate(order.ids):
         cell = values["classes"][label]
@@ -191,7 +194,7 @@ def _classes(head: str, values: Mapping[str, Any], info: DatasetInfo, order: Cla
             (
                 cell["label"],
                 *([] if order.groups is None else [order.groups[place]]),
-                *([] if train is None else [f"{train[label]:,}"]),
+                *([] if train is None else [f"{train.get(cell['label'], 0):,}"]),
                 f"{cell['support']:,}",
                 f"{cell['predicted']:,}",
                 _percent(cell["precision"]) if cell["predicted"] else _NOTHING,

@@ -60,8 +60,8 @@ class Cluster:
             ) from None
         if task not in kinds:
             raise OptionError(
-                f"TF_CONFIG: this process is a task of type {task!r}, and trains nothing: the workers validate the model "
-                "and hold its weights themselves; start this command on the chief and the workers alone"
+                f"TF_CONFIG: this process is a task of type {task!r}, which has nothing to do: the workers validate and "
+                "hold the weights themselves; start this command on the chief and the workers alone"
             )
         if "master" in kinds and len(addresses) > 1:
             raise OptionError("TF_CONFIG: TensorFlow 2 has no 'master' beside workers; call it 'chief' on all machines")
