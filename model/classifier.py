@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import tensorflow as tf
+import tf_keras
 
 from model.bert.checkpoint import (
     initialize_encoder_weights,
@@ -34,7 +34,7 @@ def build_classifier(
     seed: int = 0,
     dropout: float | None = None,
     policy: str | None = None,
-) -> tf.keras.Model:
+) -> tf_keras.Model:
     """Build the shared BERT with its heads.
 
     All weights are trainable. The heads' kernels, and with `load_weights=False` the encoder's weights too, are drawn
@@ -69,7 +69,7 @@ def build_classifier(
     if dropout is not None:
         config = config.with_dropout(dropout)
     if policy is None:
-        policy = tf.keras.mixed_precision.global_policy().name
+        policy = tf_keras.mixed_precision.global_policy().name
 
     model = build_graph(config, heads, pooling=pooling, encoder=encoder, policy=policy)
     for head, num_classes in heads.items():
@@ -85,7 +85,7 @@ def build_classifier(
 
 def build_graph(
     config: BertConfig, heads: Mapping[str, int], *, pooling: str, encoder: str, policy: str
-) -> tf.keras.Model:
+) -> tf_keras.Model:
     """Build what `build_classifier` returns, whose weights the caller fills.
 
     Args:
@@ -98,18 +98,18 @@ def build_graph(
     _check_heads(heads)
     if encoder not in ENCODERS:
         raise OptionError(f"--encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
-    indices, segments = (tf.keras.Input(shape=[None], dtype="int32", name=name) for name in INPUT_NAMES)
+    indices, segments = (tf_keras.Input(shape=[None], dtype="int32", name=name) for name in INPUT_NAMES)
     pooled = ENCODERS[encoder](indices, segments, config, pooling=pooling, policy=policy)
     outputs = {}
     for head, num_classes in heads.items():
-        logits = tf.keras.layers.Dense(
+        logits = tf_keras.layers.Dense(
             num_classes, kernel_initializer="zeros", dtype="float32", name=logits_name(head)
         )(pooled)
-        outputs[head] = tf.keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
-    return tf.keras.Model([indices, segments], outputs, name="classifier")
+        outputs[head] = tf_keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
+    return tf_keras.Model([indices, segments], outputs, name="classifier")
 
 
-def logits_model(model: tf.keras.Model) -> tf.keras.Model:
+def logits_model(model: tf_keras.Model) -> tf_keras.Model:
     """Return a view of a classifier whose outputs are the heads' logits.
 
     It shares every layer, so that training one trains the other. A loss computed from logits stays finite where a
@@ -119,7 +119,7 @@ def logits_model(model: tf.keras.Model) -> tf.keras.Model:
         A Keras model with the same inputs; outputs: dict: head -> logits, float32 [B, number of classes].
     """
     outputs = {head: model.get_layer(logits_name(head)).output for head in model.output}
-    return tf.keras.Model(model.inputs, outputs, name=f"{model.name}_logits")
+    return tf_keras.Model(model.inputs, outputs, name=f"{model.name}_logits")
 
 
 def logits_name(head: str) -> str:

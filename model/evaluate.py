@@ -27,13 +27,13 @@ from pipeline.errors import OptionError, OutputWriteError, SchemaMismatchError
 from pipeline.filesystem import is_remote
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    import tf_keras
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate_split(
-    model: "tf.keras.Model",
+    model: "tf_keras.Model",
     data_dir: str,
     split: str,
     *,

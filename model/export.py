@@ -1,7 +1,7 @@
 """Export a finished run: `python -m model.export --run RUN --output DIR [--format saved_model|hf]`.
 
 `saved_model` takes raw strings and needs TensorFlow alone (`model.serving.saved_model`); TensorFlow Serving expects
-numbered versions, `--output models/news/1`. `hf` is what Hugging Face's `BertModel` loads (`model.serving.hugging_face`).
+numbered versions, `--output models/news/1`. `hf` is for Hugging Face's `BertModel` (`model.serving.hugging_face`).
 """
 
 import functools

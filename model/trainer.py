@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
@@ -152,7 +153,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
     if run.exists() and not config.restart:
         run.check_resumable(setup.description)
     if setup.deterministic:
-        tf.keras.utils.set_random_seed(config.seed % 2**32)
+        tf_keras.utils.set_random_seed(config.seed % 2**32)
         tf.config.experimental.enable_op_determinism()
     with devices.strategy.scope():
         model = build_classifier(
@@ -202,7 +203,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
     return _finish(setup, loop)
 
 
-def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
+def _state_variables(model: tf_keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
     """Name all variables that the next step depends on."""
     variables = {f"weights/{name}": variable for name, variable in named_variables(model.weights).items()}
     for kind, slots in (("momentum", optimizer.momentums), ("velocity", optimizer.velocities)):

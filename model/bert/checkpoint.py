@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from model.bert.config import CONFIG_FILE_NAME, BertConfig
 from model.bert.directory import CHECKPOINT_NAME, VOCAB_FILE_NAME, read_bert_dir
@@ -129,14 +130,14 @@ def random_variable(name: str, shape: Shape, *, stddev: float, seed: int) -> np.
     return (values * stddev).astype(np.float32)
 
 
-def initialize_encoder_weights(model: tf.keras.Model, config: BertConfig, *, seed: int) -> None:
+def initialize_encoder_weights(model: tf_keras.Model, config: BertConfig, *, seed: int) -> None:
     """Set the encoder's weights to `random_variable`s."""
     _set_encoder_weights(
         model, config, lambda name, shape: random_variable(name, shape, stddev=config.initializer_range, seed=seed)
     )
 
 
-def load_encoder_weights(model: tf.keras.Model, bert_dir: str | Path) -> None:
+def load_encoder_weights(model: tf_keras.Model, bert_dir: str | Path) -> None:
     """Fill the encoder of a model from a BERT directory.
 
     Optimizer slots, `global_step`, pooler and pre-training heads in the checkpoint are not looked at.
@@ -241,7 +242,7 @@ def _explain_missing(path: Path, names: Collection[str]) -> None:
         )
 
 
-def read_encoder_weights(model: tf.keras.Model, config: BertConfig) -> dict[str, np.ndarray]:
+def read_encoder_weights(model: tf_keras.Model, config: BertConfig) -> dict[str, np.ndarray]:
     """Return the encoder's weights under Google's variable names, float32."""
     return {
         name: value
@@ -251,7 +252,7 @@ def read_encoder_weights(model: tf.keras.Model, config: BertConfig) -> dict[str,
 
 
 def save_bert_dir(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     source_config: str | Path,
     vocab_path: str | Path,
     output_dir: str | Path,
@@ -331,7 +332,7 @@ def write_bert_dir(
 
 
 def _set_encoder_weights(
-    model: tf.keras.Model, config: BertConfig, value_fn: Callable[[str, Shape], np.ndarray]
+    model: tf_keras.Model, config: BertConfig, value_fn: Callable[[str, Shape], np.ndarray]
 ) -> None:
     """Set every encoder weight to value_fn(Google's name, shape)."""
     for layer, targets in encoder_variables(config).items():

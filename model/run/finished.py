@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+import tf_keras
 
 from model.bert.config import BertConfig
 from model.classifier import build_graph
@@ -33,7 +33,7 @@ class FinishedRun:
     run: RunDir
     description: Mapping[str, Any]
     report: Mapping[str, Any]
-    model: tf.keras.Model
+    model: tf_keras.Model
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]:
@@ -82,7 +82,7 @@ def load_finished_run(path: str) -> FinishedRun:
     return FinishedRun(run=run, description=description, report=report, model=load_final_model(run, description))
 
 
-def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Model:
+def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf_keras.Model:
     """Build the model of a run's `weights.npz`, in float32 whatever it was trained in.
 
     Args:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from model.decoding import JOINT, PAIR_HEADS, check_decode
 from model.files import directory_written_whole
@@ -116,7 +117,7 @@ def make_tokenize_fn(tokenizer: GraphTokenizer) -> TokenizeFn:
 
 
 def make_signatures(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     labels: Mapping[str, Sequence[str]],
     tokenize_fn: TokenizeFn,
     pairs: np.ndarray | None = None,
@@ -154,7 +155,7 @@ def make_signatures(
 
 
 def write_saved_model(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     labels: Mapping[str, Sequence[str]],
     tokenize_fn: TokenizeFn,
     output: Path,

@@ -22,7 +22,7 @@ from model.files import write_text
 from pipeline.dataset.summary import format_seconds
 from pipeline.errors import one_line
 
-PLATEAU_MIN_DELTA = 1e-4  # the default of tf.keras.callbacks.ReduceLROnPlateau
+PLATEAU_MIN_DELTA = 1e-4  # the default of tf_keras.callbacks.ReduceLROnPlateau
 SECONDS_BETWEEN_LINES = 30.0  # where nobody watches a progress bar, such as in a cluster's log
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class Monitor:
     """Follows one validation metric: the best epoch, early stopping, and the plateau schedule.
 
-    Counts as `EarlyStopping` and `ReduceLROnPlateau` of tf.keras do.
+    Counts as `EarlyStopping` and `ReduceLROnPlateau` of tf_keras do.
 
     Attributes:
         best: its best value so far; `None` before the first epoch.

@@ -60,7 +60,7 @@ class Cluster:
             ) from None
         if task not in kinds:
             raise OptionError(
-                f"TF_CONFIG: this process is a task of type {task!r}, which has nothing to do: the workers validate and "
+                f"TF_CONFIG: this process is a task of type {task!r}, which has nothing to do: workers validate and "
                 "hold the weights themselves; start this command on the chief and the workers alone"
             )
         if "master" in kinds and len(addresses) > 1:

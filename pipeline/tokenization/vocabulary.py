@@ -116,7 +116,7 @@ def parse_vocab(data: bytes, path: str) -> dict[str, int]:
     (keras-bert gives a repeated token and the one behind it the same id.)
 
     Args:
-        data: UTF-8 text; a byte-order mark and a newline at the end do not matter.
+        data: UTF-8 text; a byte-order mark and newlines at the end do not matter.
         path: where it comes from, for messages.
 
     Returns:
@@ -132,9 +132,9 @@ def parse_vocab(data: bytes, path: str) -> dict[str, int]:
         raise InputFormatError(
             f"vocabulary {path}, line {line}: byte 0x{data[error.start]:02X} is not UTF-8; {_EXPECTED}"
         ) from error
-    if lines[-1] == "":
-        lines.pop()
     lines = [line.removesuffix("\r") for line in lines]
+    while lines and not lines[-1]:
+        lines.pop()
     missing = [token for token in SPECIAL_TOKENS if token not in lines]
     if missing:
         raise InputFormatError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
+import tf_keras
 
 from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
@@ -96,7 +97,7 @@ def make_finished_run(path: Path, **options: object) -> Path:
     return run.path
 
 
-def _spread_labels(model: tf.keras.Model, inputs: RunInputs, data_dir: str) -> None:
+def _spread_labels(model: tf_keras.Model, inputs: RunInputs, data_dir: str) -> None:
     """Set the heads' biases so that every label is somebody's."""
     (texts, _), *_ = eval_dataset(data_dir, "test", len(TEXTS), inputs.max_len)
     for head, logits in logits_model(model)([texts["indices"], texts["segments"]]).items():

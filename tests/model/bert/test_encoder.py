@@ -4,6 +4,7 @@ import keras_bert
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from model.bert.checkpoint import encoder_variables, load_encoder_weights
 from model.bert.config import BertConfig
@@ -38,8 +39,8 @@ def base_width_dir(tmp_path_factory):
 
 def sequence_encoder(bert_dir, config, encode=encode_fused, policy="float32"):
     """Build an encoder without pooling and fill it from a directory."""
-    inputs = [tf.keras.Input([None], dtype="int32", name=name) for name in ("indices", "segments")]
-    model = tf.keras.Model(inputs, encode(*inputs, config, pooling=None, policy=policy))
+    inputs = [tf_keras.Input([None], dtype="int32", name=name) for name in ("indices", "segments")]
+    model = tf_keras.Model(inputs, encode(*inputs, config, pooling=None, policy=policy))
     load_encoder_weights(model, bert_dir)
     return model
 
@@ -129,7 +130,7 @@ def test_the_first_20_training_losses_equal_keras_berts(base_width_dir):
     losses = {}
     for encoder in ("fused", "keras_bert"):
         classifier = build_classifier(base_width_dir, HEADS, encoder=encoder, dropout=0.0)
-        optimizer = tf.keras.optimizers.Adam(1e-5, jit_compile=False)
+        optimizer = tf_keras.optimizers.Adam(1e-5, jit_compile=False)
 
         @tf.function
         def train(batch, labels, classifier=classifier, optimizer=optimizer):
