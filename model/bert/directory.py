@@ -25,12 +25,13 @@ from pipeline.tokenization.vocabulary import parse_vocab, read_vocab_file, vocab
 VOCAB_FILE_NAME = "vocab.txt"
 TOKENIZER_FILE_NAME = "tokenizer.json"
 CHECKPOINT_NAME = "bert_model.ckpt"
+TENSORS_NAME = "model.safetensors"
 
 _INDEX = ".index"
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _TENSORS = ".safetensors"
 _LATEST = re.compile(r'^model_checkpoint_path:\s*"(.*)"', re.MULTILINE)
-_EXPECTED = f"expected {CHECKPOINT_NAME}.index, another TensorFlow checkpoint or model.safetensors"
+_EXPECTED = f"expected {CHECKPOINT_NAME}.index, another TensorFlow checkpoint or {TENSORS_NAME}"
 # What else models are published as, and what it is.
 _OTHER_WEIGHTS = {
     ".bin": "a pickle, which could run code",
@@ -169,10 +170,13 @@ def _find_vocab(directory: Path) -> Path:
 def _list_checkpoints(directory: Path) -> list[str]:
     """Return the checkpoints of a directory: prefixes of TensorFlow's, and Hugging Face's files or their index."""
     names = sorted(os.listdir(directory)) if directory.is_dir() else []
-    indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    listed = {shard.name for name in indices for shard in shards(directory / name)}
-    tensors = [name for name in names if name.endswith(_TENSORS) and name not in listed]
-    return [*(name.removesuffix(_INDEX) for name in names if name.endswith(_INDEX)), *tensors, *indices]
+    if TENSORS_NAME in names:
+        tensors = [TENSORS_NAME]  # others beside it are heads or adapters
+    else:
+        indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
+        listed = {shard.name for name in indices for shard in shards(directory / name)}
+        tensors = [*indices, *(name for name in names if name.endswith(_TENSORS) and name not in listed)]
+    return [*(name.removesuffix(_INDEX) for name in names if name.endswith(_INDEX)), *tensors]
 
 
 def _choose_checkpoint(directory: Path, name: str | None) -> str:

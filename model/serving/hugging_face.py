@@ -14,6 +14,7 @@ import numpy as np
 
 from model.bert.checkpoint import read_encoder_weights
 from model.bert.config import HUGGING_FACE_CONFIG_NAME, BertConfig
+from model.bert.directory import TENSORS_NAME, VOCAB_FILE_NAME
 from model.bert.hugging_face import to_tensors
 from model.bert.safetensors import write_tensors
 from model.classifier import logits_name
@@ -75,7 +76,7 @@ def export_hugging_face(finished: FinishedRun, output: Path) -> None:
     texts = {
         HUGGING_FACE_CONFIG_NAME: _json(config.to_hugging_face()),
         TOKENIZER_CONFIG_NAME: _json(tokenizer),
-        "vocab.txt": vocab_content(load_run_vocab(finished)).decode(),
+        VOCAB_FILE_NAME: vocab_content(load_run_vocab(finished)).decode(),
         "heads.json": _json(about),
         "README.md": _README.format(
             heads=" and ".join(f"{len(names)} classes ({head})" for head, names in finished.labels.items()),
@@ -85,7 +86,7 @@ def export_hugging_face(finished: FinishedRun, output: Path) -> None:
     with directory_written_whole(output) as directory:
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
-        write_tensors(directory / "model.safetensors", to_tensors(read_encoder_weights(finished.model, config)))
+        write_tensors(directory / TENSORS_NAME, to_tensors(read_encoder_weights(finished.model, config)))
         write_tensors(directory / "heads.safetensors", heads)
 
 

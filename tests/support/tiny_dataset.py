@@ -70,6 +70,7 @@ def write_tiny_dataset(
     labels: tuple[Sequence[str], Sequence[str]] = (("a", "b", "c"), ("x", "y")),
     vocab: Sequence[str] = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(46))),
     shard_sizes: Mapping[str, Sequence[int]] | None = None,
+    cased: bool = False,
 ) -> DatasetInfo:
     """Write a complete dataset directory and return its description.
 
@@ -82,6 +83,7 @@ def write_tiny_dataset(
         labels: the names of both heads' labels.
         vocab: the lines of `vocab.txt`.
         shard_sizes: split → examples per shard, instead of nearly equal shards.
+        cased: whether the texts keep letter case.
     """
     directory.mkdir(parents=True, exist_ok=True)
     vocab_bytes = "".join(f"{token}\n" for token in vocab).encode()
@@ -104,7 +106,7 @@ def write_tiny_dataset(
         splits=infos,
         documents=DocumentCounts(read=num_examples, written=num_examples, rejected={}, duplicates=0, conflicting=[]),
         seed=0,
-        configuration={},
+        configuration={"cased": True} if cased else {},
         versions={},
     )
     (directory / DATASET_INFO_NAME).write_text(info.to_json(), encoding="utf-8")
