@@ -48,6 +48,7 @@ setup(
             "tensorflow==2.21.*",
             "tf-keras==2.21.*",  # keras-bert needs Keras 2
         ],
+        "onnx": ["tf2onnx>=1.17"],  # for `model.export --format onnx`
         "bench": ["datasets", "psutil", "tensorflow-text==2.21.*", "tokenizers"],  # the peers
         "torch": ["torch", "transformers"],  # one more, of some gigabytes
         "remote": [

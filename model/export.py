@@ -1,7 +1,8 @@
-"""Export a finished run: `python -m model.export --run RUN --output DIR [--format saved_model|hf]`.
+"""Export a finished run: `python -m model.export --run RUN --output DIR [--format saved_model|hf|onnx]`.
 
 `saved_model` takes raw strings and needs TensorFlow alone (`model.serving.saved_model`); TensorFlow Serving expects
-numbered versions, `--output models/news/1`. `hf` is for Hugging Face's `BertModel` (`model.serving.hugging_face`).
+numbered versions, `--output models/news/1`. `hf` is for Hugging Face's `BertModel` (`model.serving.hugging_face`),
+`onnx` for ONNX Runtime (`model.serving.onnx`).
 """
 
 import functools
@@ -18,7 +19,7 @@ from pipeline.command_line import CommandParser, run_command
 from pipeline.config import require
 from pipeline.errors import OutputExistsError
 
-FORMATS = ("saved_model", "hf")
+FORMATS = ("saved_model", "hf", "onnx")
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,23 @@ def export_run(
     """
     from model.run.finished import load_finished_run
     from model.serving.hugging_face import export_hugging_face
+    from model.serving.onnx import export_onnx
     from model.serving.saved_model import export_saved_model
 
     for option, is_given in (("data", data_dir is not None), ("decode", decode != INDEPENDENT)):
         require(form == "saved_model" or not is_given, f"--{option}: only used with --format saved_model, not {form}")
     output = _open_output(output_dir)
+    require(
+        form != "saved_model" or "[" not in str(output),
+        f"--output {output}: TensorFlow takes '[' for a pattern and cannot load a model from there; give another one",
+    )
     finished = load_finished_run(run_dir)
     if form == "saved_model":
         export_saved_model(finished, output, data_dir=data_dir, decode=decode)
-    else:
+    elif form == "hf":
         export_hugging_face(finished, output)
+    else:
+        export_onnx(finished, output)
     logger.info("exported to %s", output)
 
 
@@ -71,8 +79,8 @@ def main(argv: Sequence[str]) -> int:
     """Export a finished run."""
     parser = CommandParser(
         prog="python -m model.export",
-        description="Write a finished run as a SavedModel that takes raw text and needs TensorFlow alone, or as a "
-        "Hugging Face directory.",
+        description="Write a finished run as a SavedModel that takes raw text and needs TensorFlow alone, for "
+        "Hugging Face's transformers, or for ONNX Runtime.",
     )
     parser.add_argument("--run", required=True, metavar="RUN", help="directory that run_train.py wrote")
     parser.add_argument(

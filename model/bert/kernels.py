@@ -60,7 +60,7 @@ def exact_gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor
         Hendrycks and Gimpel 2016, section 2; `gelu` of PyTorch and of Hugging Face's BERTs.
     """
     wide = tf.cast(x, tf.float32)
-    gate = 0.5 * tf.math.erfc(wide * -math.sqrt(0.5))
+    gate = 0.5 * (1.0 + tf.math.erf(wide * math.sqrt(0.5)))
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
         wide = tf.cast(x, tf.float32)

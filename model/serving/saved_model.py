@@ -90,7 +90,7 @@ def export_saved_model(finished: FinishedRun, output: Path, *, data_dir: str | N
         decode: how labels are chosen, see `model.decoding`.
 
     Raises:
-        OptionError: TensorFlow cannot load a model from `output`, or joint decoding of a run with one head.
+        OptionError: joint decoding of a run with one head.
         MissingInputError: the dataset is missing.
         InputFormatError: a file of the run is damaged.
         SchemaMismatchError: the dataset is not the run's, or the graph's ids are not those of its records.
