@@ -102,7 +102,9 @@ def build_parser() -> CommandParser:
 
     paths = _Options(parser, "what to train on, and where to write")
     paths.path("data", "DIR", "dataset directory that run_preprocess.py made")
-    paths.path("bert", "BERT_DIR", "Google-format BERT directory: vocab.txt, bert_config.json, bert_model.ckpt.*")
+    paths.path(
+        "bert", "BERT_DIR", "a BERT of Google's or Hugging Face's format, or a run; DIR/PREFIX chooses a checkpoint"
+    )
     paths.path("output", "RUN", "the run's directory; an unfinished run in it is continued")
     paths.switch("restart", "remove the run that is there, and start over")
 
@@ -120,7 +122,7 @@ def build_parser() -> CommandParser:
     model.parsed("balance_classes", "HEAD,…", _names, "heads in whose loss rare classes weigh more", "none")
     model.choice("pooling", POOLINGS, "what the heads see: the [CLS] vector, or the maximum over all tokens")
     model.choice("encoder", ENCODERS, "our graph, or keras-bert's own for comparison")
-    model.number("dropout", "dropout rate everywhere in the encoder; 0 for none", "as bert_config.json says")
+    model.number("dropout", "dropout rate everywhere in the encoder; 0 for none", "as its configuration says")
 
     batches = _Options(parser, "batches")
     batches.count("batch_size", "examples per update, over all replicas and machines")

@@ -262,9 +262,7 @@ def test_a_split_without_documents_is_there_and_empty(workshop: Workshop) -> Non
 
 
 CASED_VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "NBA", "Lakers", "Zürich", *"夺冠在"]
-CAPITALS_WARNING = (
-    "3 entries have capitals (NBA, Lakers, Zürich, …), which texts in lower case never reach; --cased keeps"
-)
+CAPITALS_WARNING = "3 entries have capitals (NBA, Lakers, Zürich, …), which texts in lower case never reach; --cased"
 
 
 @pytest.mark.parametrize(
