@@ -50,7 +50,7 @@ setup(
         ],
         "onnx": ["tf2onnx>=1.17"],  # for `model.export --format onnx`
         "bench": ["datasets", "psutil", "tensorflow-text==2.21.*", "tokenizers"],  # the peers
-        "torch": ["onnxruntime", "tf2onnx>=1.17", "torch", "transformers"],  # one more, and what exports are tested with
+        "torch": ["onnxruntime", "tf2onnx>=1.17", "torch", "transformers"],  # one more peer, and export tests
         "remote": [
             "apache-beam[aws,gcp]",
             "build",
