@@ -40,8 +40,7 @@ import tensorflow as tf
 import tf_keras
 
 from benchmarks.results import Comparison, add_results_option, record
-from model.bert.checkpoint import CONFIG_FILE_NAME
-from model.bert.config import BertConfig
+from model.bert.config import CONFIG_FILE_NAME, BertConfig
 from model.bert.dropout import dropout_rng
 from model.classifier import build_classifier, logits_model
 from model.config import TrainConfig

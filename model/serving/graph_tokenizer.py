@@ -106,7 +106,7 @@ class GraphTokenizer:
 
         Args:
             letters: int32 [N], numbers of the alphabet; 0 where no word is.
-            places: int32 [W], where the letters of words stand.
+            places: int32 [W], of the letters of words.
             starts_word: bool [W], which of them are the first of their word.
 
         Returns:
@@ -166,7 +166,7 @@ def _look_up(table: PagedTable, points: tf.Tensor) -> tf.Tensor:
 
 def _decode(texts: tf.Tensor) -> tf.Tensor:
     """Return the code points of all texts, int32 [N], each text followed by TEXT_END."""
-    # The last character of each row is then the one that was appended, whatever bytes stand before it.
+    # The last character of each row is then the one that was appended, whatever bytes come before it.
     rows = tf.strings.unicode_decode(tf.strings.join([texts, "\n"]), "UTF-8", errors="replace")
     ends = rows.row_splits[1:, tf.newaxis] - 1
     return tf.tensor_scatter_nd_update(rows.flat_values, ends, tf.fill([rows.nrows()], TEXT_END))

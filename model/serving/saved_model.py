@@ -206,7 +206,7 @@ def check_hard_texts(tokenize_fn: TokenizeFn, tokenizer: Tokenizer) -> None:
     Raises:
         SchemaMismatchError: the graph's are others than the tokenizer's.
     """
-    # A small max_len leaves little of the texts, so their parts stand for themselves too.
+    # A small max_len leaves little of the texts, so their parts are compared by themselves too.
     texts = list(dict.fromkeys(part for text in HARD_TEXTS for part in (text, *text.split(" "))))
     got = _rows(tokenize_fn(tf.constant(texts))[0].numpy())
     for text, ids, expected in zip(texts, got, _encode(tokenizer, texts), strict=True):

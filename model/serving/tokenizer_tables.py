@@ -1,10 +1,10 @@
 """What the tokenizer inside the graph looks up, as arrays: built once from a vocabulary, with NumPy alone.
 
-`pipeline.tokenization.characters` says what becomes of most characters on their own. Here stands, as tables over all
+`pipeline.tokenization.characters` says what becomes of most characters on their own. Here is, as tables over all
 code points, what it leaves to Python's `unicodedata` and `str.lower`: decompositions into several characters, the order
 of combining marks, and the Greek capital sigma, whose lower case depends on its neighbours. Word pieces become a trie.
 
-The tables have one entry more than there are code points: TEXT_END, which stands behind every text of a batch, so that
+The tables have one entry more than there are code points: TEXT_END, which ends every text of a batch, so that
 nothing looks across the border between two texts.
 """
 
@@ -128,7 +128,7 @@ class TokenizerTables:
     """All that the graph looks up.
 
     Attributes:
-        white_space: bool [W], what `str.strip` removes; the last entry, False, stands for all later code points.
+        white_space: bool [W], what `str.strip` removes; the last entry, False, is that of all later code points.
         codes: code point → id of a token of its own, SPACE_CODE, DROP_CODE, TEXT_END_CODE, its letter, or
             IN_CONTEXT_CODE: the other tables must be asked, about all characters of the text.
         fold: code point → folded code point, or 0 for itself, or -1 - the row of `expansions`. The capital sigma folds

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.bert.checkpoint import encoder_variables, pretraining_variables, read_bert_dir
+from model.bert.checkpoint import encoder_variables, pretraining_variables
 from model.bert.config import BertConfig
+from model.bert.directory import read_bert_dir
 from model.classifier import build_classifier
 from model.sample_bert import build_vocab, count_characters, main
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, OutputExistsError

@@ -16,11 +16,11 @@ from model.bert.checkpoint import (
     load_encoder_weights,
     pretraining_variables,
     random_variable,
-    read_bert_dir,
     save_bert_dir,
     write_bert_dir,
 )
 from model.bert.config import BertConfig
+from model.bert.directory import read_bert_dir
 from model.classifier import build_classifier
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, OutputExistsError, OutputWriteError
 from tests.support.berts import (
