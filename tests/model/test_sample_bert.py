@@ -73,9 +73,9 @@ def test_names_shapes_and_values_of_the_weights(corpus, tmp_path):
     expected = dict(pretraining_variables(found.config))
     for targets in encoder_variables(found.config).values():
         expected |= dict(targets)
-    written = {name: tuple(shape) for name, shape in tf.train.list_variables(str(found.checkpoint_prefix))}
+    written = {name: tuple(shape) for name, shape in tf.train.list_variables(str(found.checkpoint))}
     assert written == expected
-    words = tf.train.load_variable(str(found.checkpoint_prefix), "bert/embeddings/word_embeddings")
+    words = tf.train.load_variable(str(found.checkpoint), "bert/embeddings/word_embeddings")
     assert 0.015 < words.std() < 0.02
     assert np.abs(words).max() <= 0.04
 
