@@ -49,7 +49,12 @@ def make_parser() -> CommandParser:
         "directory or an archive of tables, or a quoted glob; repeat for more; SPLIT= keeps a published split as it is",
     )
     add_corpus_options(group)
-    add("--vocab", required=True, type=expand_user, metavar="FILE", help="BERT's vocab.txt")
+    add("--vocab", required=True, type=expand_user, metavar="FILE", help="BERT's vocab.txt or tokenizer.json")
+    add(
+        "--cased",
+        action=argparse.BooleanOptionalAction,
+        help="keep letter case and accents (default: as a tokenizer_config.json beside the vocabulary says)",
+    )
     group = parser.add_argument_group("labels")
     add = group.add_argument
     add(
@@ -134,6 +139,7 @@ def parse_config(args: argparse.Namespace) -> PreprocessConfig:
         vocab_path=args.vocab,
         output_dir=args.output,
         category_names_path=args.category_names,
+        cased=args.cased,
         max_len=args.max_len,
         split_weights=_parse_split_weights(args.split_weights),
         seed=args.seed,

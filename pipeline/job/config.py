@@ -19,6 +19,7 @@ class PreprocessConfig:
 
     Attributes:
         corpus: where documents lie, and what their files are.
+        cased: keep letter case and accents; `None` follows the tokenizer configuration beside the vocabulary.
         split_weights: (name, share) pairs whose shares sum to 1; they hold for inputs without a split of their own.
         num_shards: per split; `None` derives it from the number of documents.
     """
@@ -27,6 +28,7 @@ class PreprocessConfig:
     vocab_path: str
     output_dir: str
     category_names_path: str | None = None
+    cased: bool | None = None
     max_len: int = 512
     split_weights: tuple[tuple[str, float], ...] = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
     seed: int = 0

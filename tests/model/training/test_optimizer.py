@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ def test_updates_as_keras_adamw_does(weight_decay):
     ours = make_variables(np.random.default_rng(0))
     theirs = make_variables(np.random.default_rng(0))
     optimizer = AdamW(tf.distribute.get_strategy(), ours, weight_decay=weight_decay)
-    reference = tf.keras.optimizers.AdamW(weight_decay=weight_decay, jit_compile=False)
+    reference = tf_keras.optimizers.AdamW(weight_decay=weight_decay, jit_compile=False)
     reference.exclude_from_weight_decay(var_names=["bias", "gamma"])
     generator = np.random.default_rng(1)
     for step in range(12):
