@@ -18,7 +18,11 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["pipeline", "pipeline.*", "model", "model.*"]),
     py_modules=["run_preprocess", "run_train"],
-    package_data={"model.report": ["page.css", "page.html.jinja"], "pipeline.dataset": ["*.tsv"]},
+    package_data={
+        "model.report": ["page.css", "page.html.jinja"],
+        "pipeline.dataset": ["*.tsv"],
+        "pipeline.sample_corpus": ["*.ini"],
+    },
     entry_points={
         "console_scripts": [
             "two-headed-bert-preprocess = run_preprocess:command",
