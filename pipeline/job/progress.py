@@ -71,7 +71,7 @@ def progress_bars(*, enabled: bool) -> Iterator[str]:
     Yields:
         The directory to which workers write their counts.
     """
-    with tempfile.TemporaryDirectory(prefix="two-headed-bert-progress-") as directory:
+    with tempfile.TemporaryDirectory(prefix="two-headed-bert-job-") as directory:
         done = threading.Event()
         thread = threading.Thread(target=_draw, args=(directory, done), daemon=True)
         if enabled:
