@@ -1,8 +1,7 @@
 """Bytes of `tf.train.Example` and of TFRecord files, without TensorFlow.
 
-A whole batch is serialized at once: the ids of all its documents become varints in a few NumPy passes, and only the
-concatenation is left per document. The bytes are those of protobuf's deterministic serialization (map entries in
-order of their keys, numbers packed). Protobuf itself parses them again. The framing is TFRecord's:
+A batch is serialized at once: the ids of all its documents become varints in a few NumPy passes. The bytes are those of
+protobuf's deterministic serialization (map entries in order of their keys, numbers packed). The framing is TFRecord's:
 
     uint64 length · uint32 masked CRC32C of the length · payload · uint32 masked CRC32C of the payload   (little endian)
 
@@ -134,7 +133,7 @@ def _field(number: int, payload: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _entry_header(feature: Feature, payload_bytes: int) -> bytes:
-    """Return what stands before the values of one feature: four nested headers, all fixed by the values' size.
+    """Return the bytes before the values of one feature: four nested headers, which depend on the values' size alone.
 
     Features.feature is a map, an entry of which has the key as field 1 and the Feature as field 2; bytes_list is
     field 1 of a Feature and int64_list field 3; their values are field 1, numbers packed.
@@ -176,7 +175,7 @@ def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """Return TFRecord's masked CRC32C of some bytes."""
+    """Return TFRecord's masked CRC32C."""
     crc = google_crc32c.value(bytes(data))
     return ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF
 
@@ -196,7 +195,7 @@ def frame_records(records: Iterable[bytes]) -> bytes:
 
 
 def compress(data: bytes, compression: str) -> bytes:
-    """Compress a shard's content: `none` or `gzip` (without time or name, so that equal content gives equal bytes)."""
+    """Compress the content of a shard: `none`, or `gzip` without time and name, so that equal content stays equal."""
     if compression == "none":
         return data
     buffer = io.BytesIO()
@@ -209,9 +208,8 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, payload) of every record, checking both checksums of each.
 
     Args:
-        stream: the shard's content; a name ending in `.gz` means it is compressed, and offsets are those of the
-            uncompressed content.
-        path: the shard's name, for messages.
+        stream: the content of a shard; offsets are those of the uncompressed content.
+        path: of the shard, for messages; ends in `.gz` if the shard is compressed.
 
     Raises:
         CorruptShardError: with record number and offset of the first record that is damaged or cut short.
@@ -253,7 +251,7 @@ def _message_class(name: str) -> Any:
 
 
 def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
-    """Parse a serialized `tf.train.Example` into its int64 and bytes features (float features are left out).
+    """Parse the int64 and bytes features of a serialized `tf.train.Example`.
 
     Raises:
         ValueError: the bytes are not an Example.

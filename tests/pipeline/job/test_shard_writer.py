@@ -103,7 +103,7 @@ def test_stored_examples_are_the_tokenizers(tmp_path: Path) -> None:
         assert (stored.features["indices"], stored.features["segments"]) == (indices, segments)
     lengths = [len(stored.features["indices"]) for stored in examples.values()]
     split = info.splits["train"]
-    assert read_lengths(config.output_dir, info, "train").tolist() == lengths
+    assert read_lengths(config.output_dir, info.splits["train"]).tolist() == lengths
     assert split.length_histogram == np.bincount(lengths, minlength=21).tolist()
     assert split.num_tokens == sum(lengths)
     full = Tokenizer.from_vocab(config.vocab_path, max_len=500)
