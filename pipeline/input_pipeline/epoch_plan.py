@@ -71,6 +71,12 @@ class EpochPlan:
         """Batches in the epoch."""
         return len(self.batch_lengths)
 
+    @property
+    def examples(self) -> np.ndarray:
+        """int32 [num_examples], the stored index of each row, batch after batch."""
+        examples: np.ndarray = self.stream[self.order]
+        return examples
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class WindowPlan:

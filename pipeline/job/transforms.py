@@ -4,8 +4,8 @@
                         └──────────────→ AssignShards → GroupByKey → WriteShards → CompareSplits → PublishDataset
 
 The work of each step is in `references`, `shard_writer` and `publish`, which do not import Beam. There are no side
-outputs, no output at the end of a bundle (`finish_bundle` only shows progress) and no Beam sink: rejections and counts
-travel with the shard reports, so that every engine with ParDo, GroupByKey and side inputs writes the same bytes.
+outputs, no output at the end of a bundle and no Beam sink: rejections and counts travel with the shard reports, so that
+every engine with ParDo, GroupByKey and side inputs writes the same bytes.
 """
 
 import dataclasses
@@ -84,8 +84,8 @@ class _ListChunks(beam.DoFn):
 class ListChunks(beam.PTransform):
     """Cut every source into chunks and spread them over the workers.
 
-    An engine without Reshuffle needs a number of partitions: as many listers, most of them with nothing to list, make
-    it use that many, and grouping spreads the chunks over them.
+    An engine without Reshuffle needs a number of partitions: it gets as many listers, most of which have nothing to
+    list, and grouping spreads the chunks.
 
     Args:
         job: the job.
@@ -111,13 +111,8 @@ class ListChunks(beam.PTransform):
         return (
             numbered
             | "SpreadByNumber" >> beam.GroupByKey()  # (int, [Chunk])
-            | "TakeChunks" >> beam.FlatMap(take_chunks)  # Chunk
+            | "TakeChunks" >> beam.FlatMapTuple(lambda _, chunks: chunks)  # Chunk
         )
-
-
-def take_chunks(element: tuple[int, Iterable[Chunk]]) -> Iterator[Chunk]:
-    """Yield the chunks of one group."""
-    yield from element[1]
 
 
 class ReadReferences(beam.DoFn):
@@ -236,7 +231,7 @@ class WriteShards(beam.DoFn):
 
 
 def divide_report(report: ShardReport) -> Iterator[tuple[ShardKey, Any]]:
-    """Yield the digests of a shard's examples, keyed by part, and its report without them."""
+    """Yield the digests of the examples of a shard, keyed by part, and its report without them."""
     for part, digests in divide_digests(report):
         yield (DIGESTS, part), digests
     yield (report.split, report.index), dataclasses.replace(report, ids_digests=b"")
@@ -268,9 +263,9 @@ class PreprocessCorpus(beam.PTransform):
 
     Args:
         job: the job.
-        staging_dir: where everything is written before it is published.
-        progress_dir: where workers on this machine leave their counts; `None` elsewhere.
-        num_partitions: number of parts to cut the work into, for engines that do not find one themselves; else 0.
+        staging_dir: the directory of the files until they are published.
+        progress_dir: the directory of the counts of workers on this machine; `None` elsewhere.
+        num_partitions: number of partitions, for engines that do not choose one themselves; else 0.
     """
 
     def __init__(self, job: Job, *, staging_dir: str, progress_dir: str | None = None, num_partitions: int = 0):

@@ -36,11 +36,11 @@ def carry_out(plan: EpochPlan, windows: list[WindowPlan]) -> list[tuple[list[int
     batches = []
     for (start, stop), window in zip(itertools.pairwise(splits), windows, strict=True):
         pool += plan.stream[start:stop].tolist()
-        rows = iter([pool[place] for place in window.rows])
-        assert window.examples.tolist() == [pool[place] for place in window.rows]
+        rows = iter([pool[index] for index in window.rows])
+        assert window.examples.tolist() == [pool[index] for index in window.rows]
         batches += [(list(itertools.islice(rows, num_rows)), length) for num_rows, length in window.shapes.tolist()]
         assert next(rows, None) is None
-        pool = [pool[place] for place in window.kept]
+        pool = [pool[index] for index in window.kept]
     assert pool == []
     return batches
 
@@ -48,7 +48,7 @@ def carry_out(plan: EpochPlan, windows: list[WindowPlan]) -> list[tuple[list[int
 def batches_of(plan: EpochPlan) -> list[tuple[list[int], int]]:
     parts = itertools.pairwise(plan.row_splits.tolist())
     return [
-        (plan.stream[plan.order][start:stop].tolist(), int(length))
+        (plan.examples[start:stop].tolist(), int(length))
         for (start, stop), length in zip(parts, plan.batch_lengths, strict=True)
     ]
 
@@ -91,7 +91,7 @@ def test_every_example_once_for_all_seeds_epochs_workers_and_starts(
     )
 
     assert sorted(plan.stream.tolist()) == list(range(len(lengths)))
-    assert sorted(plan.stream[plan.order].tolist()) == list(range(len(lengths)))
+    assert sorted(plan.examples.tolist()) == list(range(len(lengths)))
     assert plan.num_steps == batches.steps_per_epoch
     assert (np.diff(plan.row_splits) * plan.batch_lengths).sum() == batches.num_positions
     sizes = np.diff(plan.row_splits)
@@ -124,7 +124,7 @@ def test_evaluation_keeps_the_stored_order(dataset, num_workers, per_worker, win
         global_batch_size=batch_size,
         window_records=window_records,
     )
-    assert plan.stream[plan.order].tolist() == list(range(len(lengths)))
+    assert plan.examples.tolist() == list(range(len(lengths)))
     assert plan.num_steps == -(-len(lengths) // batch_size)
     parts = [
         carry_out(plan, plan_windows(plan, num_workers=num_workers, worker_index=worker))
@@ -168,7 +168,7 @@ GOLDEN_BATCHES = [
 def test_the_order_of_a_large_epoch_is_pinned_too():
     lengths = random_lengths(100_000, 0)
     plan = plan_training_epoch(batch_plan(lengths), lengths=lengths, shard_sizes=[10_000] * 10, seed=7, epoch=2)
-    digest = hashlib.sha256(plan.stream[plan.order].astype("<i4").tobytes() + plan.row_splits.astype("<i8").tobytes())
+    digest = hashlib.sha256(plan.examples.astype("<i4").tobytes() + plan.row_splits.astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "ca786cd4751f8eb5"
 
 
