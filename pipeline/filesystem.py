@@ -1,6 +1,6 @@
 """Files, local or remote: local paths go through `os`, `gs://`, `s3://` and the like through Beam's file systems.
 
-A reader never sees half a file, and a failed writer never damages what was there: local files are written under a
+A reader never sees half a file, and a failed writer never damages the former one: local files are written under a
 temporary name and then renamed, objects of a store appear when they are complete.
 """
 

@@ -8,7 +8,6 @@ protobuf's deterministic serialization (map entries in order of their keys, numb
 Source: tensorflow/core/example/{example,feature}.proto; tensorflow/core/lib/io/record_writer.h.
 """
 
-import bisect
 import functools
 import gzip
 import io
@@ -31,15 +30,14 @@ MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _CRC_MASK_DELTA = 0xA282EAD8
-# tf.train.Example for parsing, without float features: a map as the list of its entries, an Int64List by its bytes.
+# tf.train.Example for parsing, without float features: a map as the list of its entries, packed numbers as their bytes.
 _EXAMPLE_PROTO = """
 name: "example.proto" syntax: "proto2"
 message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
-message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
 message_type {
   name: "Feature"
   field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".BytesList" label: LABEL_OPTIONAL }
-  field { name: "int64_list" number: 3 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".BytesList" label: LABEL_OPTIONAL }
 }
 message_type {
   name: "Entry"
@@ -55,8 +53,6 @@ message_type {
   field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".Features" label: LABEL_OPTIONAL }
 }
 """
-# Sizes of an Int64List from which its header, a tag and the size of its values, has one byte more.
-_HEADER_GROWS_AT = [2 + index + (1 << 7 * index) for index in range(1, 5)]
 _CONTINUED = bytes(range(0x80, 0x100))
 
 # A column of a batch: one value per document, or (values of all documents, row splits) where there are several.
@@ -243,11 +239,11 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
 
 
 @functools.cache
-def _message_class(name: str) -> Any:
-    """Return the class of a message of `_EXAMPLE_PROTO`, in a pool apart from TensorFlow's own messages."""
+def _example_class() -> Any:
+    """Return the class of `_EXAMPLE_PROTO`'s Example, in a pool apart from TensorFlow's own messages."""
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
 
 
 def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
@@ -261,7 +257,7 @@ def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
 
 
 def parse_features(record: bytes) -> dict[str, bytes | list[bytes]]:
-    """Parse a serialized `tf.train.Example` without decoding its numbers.
+    """Parse a serialized `tf.train.Example` without decoding its numbers, which must be packed.
 
     Returns:
         Feature → its varints, one after the other, of an int64 feature; its values, of a bytes feature.
@@ -271,29 +267,14 @@ def parse_features(record: bytes) -> dict[str, bytes | list[bytes]]:
     """
     features: dict[str, bytes | list[bytes]] = {}
     try:
-        for entry in _message_class("Example").FromString(record).features.feature:
+        for entry in _example_class().FromString(record).features.feature:
             feature = entry.value
             if feature.HasField("int64_list"):
-                features[entry.key.decode()] = _packed_values(feature.int64_list)
+                features[entry.key.decode()] = values = b"".join(feature.int64_list.value)
+                if values[-1:] >= b"\x80":
+                    raise DecodeError("the last number is cut short")
             elif feature.HasField("bytes_list"):
                 features[entry.key.decode()] = feature.bytes_list.value[:]
     except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not a tf.train.Example ({error})") from None
     return features
-
-
-def _packed_values(int64_list: bytes) -> bytes:
-    """Return the varints of a serialized Int64List."""
-    header_bytes = 2 + bisect.bisect(_HEADER_GROWS_AT, len(int64_list))
-    values = int64_list[header_bytes:]
-    if int64_list[:header_bytes] != b"\x0a" + _varint(len(values)):
-        # Other writers store numbers one by one, or in parts. Serialized again, they are packed.
-        message = _message_class("Int64List").FromString(int64_list)
-        values = b"".join(map(_encode_int64, message.value))
-    if values[-1:] >= b"\x80":
-        raise DecodeError("the last number is cut short")
-    return values
-
-
-def _encode_int64(value: int) -> bytes:
-    return _varint(value & (1 << 64) - 1)  # negative numbers are stored as their two's complement

@@ -83,12 +83,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 class _WorkerWatch:
-    """Ends a job whose worker has died.
-
-    Args:
-        process_ids_path: file to which every worker process adds a line with its id when it starts.
-        is_done_fn: tells whether the job's work is done, after which workers may end in any way.
-    """
+    """Ends a job whose worker has died; see `watch_workers`."""
 
     def __init__(self, process_ids_path: str, is_done_fn: Callable[[], bool]):
         self._process_ids_path = process_ids_path
@@ -171,7 +166,7 @@ def watch_workers(process_ids_path: str, is_done_fn: Callable[[], bool]) -> Iter
 
     Args:
         process_ids_path: file to which every worker process adds a line with its id when it starts.
-        is_done_fn: tells whether the job's work is done.
+        is_done_fn: tells whether the job's work is done, after which workers may end in any way.
 
     Raises:
         WorkerDiedError: a worker died before the work was done.

@@ -140,10 +140,8 @@ def choose_edges(
     histogram = np.asarray(histogram, dtype=np.int64)
     max_len = len(histogram) - 1
     present = np.flatnonzero(histogram)
-    edges = _candidates(present, max_len, multiple)
-    while len(edges) > MAX_CANDIDATES:
+    while len(edges := np.unique(np.minimum(-(-present // multiple) * multiple, max_len))) > MAX_CANDIDATES:
         multiple *= 2
-        edges = _candidates(present, max_len, multiple)
     # below[j]: examples that the first j candidate edges cover.
     below = np.concatenate([[0], np.cumsum(histogram)[edges]])
     # cost[j]: fewest positions for the examples below candidate j, with one more edge in every round.
@@ -161,10 +159,6 @@ def choose_edges(
             chosen.append(int(edges[at - 1]))
         at = origin[at]
     return chosen[::-1]
-
-
-def _candidates(lengths: np.ndarray, max_len: int, multiple: int) -> np.ndarray:
-    return np.unique(np.minimum(-(-lengths // multiple) * multiple, max_len))
 
 
 def positions_needed(histogram: Sequence[int] | np.ndarray, edges: Sequence[int]) -> int:

@@ -169,7 +169,7 @@ def _move(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
     if not overwrite and filesystem.exists(published) and filesystem.read_bytes(published) != text:
         filesystem.delete([complete])  # or the next job would finish this
         raise OutputExistsError(
-            f"{output_dir}: a dataset came to be there while the job was running; give another directory"
+            f"{output_dir}: another job published a dataset there while this one was running; give another directory"
         )
     listed = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
     staged = {path.rsplit("/", 1)[-1]: path for path in filesystem.list_below(staging_dir)}

@@ -39,7 +39,7 @@ class ProgressWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Append what was counted since the last time; one short line, so that workers can share a file."""
+        """Append the count since the last flush; a short line is written whole, so that workers can share a file."""
         if not self._path or not self._count:
             return
         self._written = time.monotonic()

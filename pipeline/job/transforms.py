@@ -65,20 +65,14 @@ def _count_shard(report: ShardReport) -> None:
     _count_rejections(report.rejections)
 
 
-class _ListChunks(beam.DoFn):
-    def __init__(self, job: Job, *, num_listers: int, progress_dir: str | None):
-        self._job = job
-        self._num_listers = num_listers
-        self._progress_dir = progress_dir
-
-    def process(self, lister: int) -> Iterator[tuple[int, Chunk]]:
-        num_documents = ProgressWriter(self._progress_dir, "listed")
-        for index in range(lister, len(self._job.sources), self._num_listers):
-            for number, chunk in enumerate(self._job.sources[index].chunks(index)):
-                if isinstance(chunk.items, list):
-                    num_documents.add(len(chunk.items))
-                yield number % self._num_listers, chunk
-        num_documents.flush()
+def _list_chunks(lister: int, job: Job, *, num_listers: int, progress_dir: str | None) -> Iterator[tuple[int, Chunk]]:
+    num_documents = ProgressWriter(progress_dir, "listed")
+    for index in range(lister, len(job.sources), num_listers):
+        for number, chunk in enumerate(job.sources[index].chunks(index)):
+            if isinstance(chunk.items, list):
+                num_documents.add(len(chunk.items))
+            yield number % num_listers, chunk
+    num_documents.flush()
 
 
 class ListChunks(beam.PTransform):
@@ -100,11 +94,13 @@ class ListChunks(beam.PTransform):
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[Chunk]:
         num_listers = max(len(self._job.sources), self._num_partitions)
-        list_chunks = _ListChunks(self._job, num_listers=num_listers, progress_dir=self._progress_dir)
+        list_chunks = beam.FlatMap(
+            _list_chunks, self._job, num_listers=num_listers, progress_dir=self._progress_dir
+        ).with_output_types(tuple[int, Chunk])
         numbered = (
             root
             | "SpreadListers" >> beam.Create(range(num_listers))  # int, reshuffled by Create itself
-            | "CutIntoChunks" >> beam.ParDo(list_chunks).with_output_types(tuple[int, Chunk])  # (int, Chunk)
+            | "CutIntoChunks" >> list_chunks  # (int, Chunk)
         )
         if not self._num_partitions:
             return numbered | "DropNumbers" >> beam.Values() | "SpreadChunks" >> beam.Reshuffle()  # Chunk

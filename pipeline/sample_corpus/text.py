@@ -22,7 +22,7 @@ import re
 import statistics
 import string
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pipeline.sample_corpus.topics import read_grammar, read_topics
 
@@ -58,19 +58,12 @@ FURNITURE = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clarity:
-    """How much of a document is about its topic.
+class Clarity(NamedTuple):
+    """How much of a document is about its topic."""
 
-    Attributes:
-        share: the fraction of documents of this kind.
-        topic: the fraction of sentences on the document's own topic.
-        neighbour: the fraction on one neighbouring topic; the rest is small talk.
-    """
-
-    share: float
-    topic: float
-    neighbour: float
+    share: float  # of the documents
+    topic: float  # fraction of sentences on the document's own topic
+    neighbour: float  # fraction on one neighbouring topic; the rest is small talk
 
 
 # Tuned so that character TF-IDF (1-2-grams) with a linear SVM reaches about 95 % from a few thousand documents.
@@ -79,7 +72,7 @@ CLARITIES = (
     Clarity(share=0.05, topic=0.08, neighbour=0.08),
     Clarity(share=0.05, topic=0.22, neighbour=0.28),
 )
-# News comes to the point first: headline and lead hold less small talk than what follows, by this factor.
+# As in news, headline and lead have more sentences on the topic than the rest of the text, by this factor.
 LEAD_FOCUS = 2.0
 NUM_LEAD_SENTENCES = 2
 

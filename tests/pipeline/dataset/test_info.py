@@ -1,4 +1,4 @@
-"""`dataset.json`: what it says, that it is believed only as it was written, and that files are held against it."""
+"""`dataset.json`: its content, that a changed one is refused, and that files are compared with it."""
 
 import copy
 import dataclasses
@@ -139,7 +139,7 @@ def test_every_missing_field_is_noticed_even_with_a_matching_checksum() -> None:
         if key != "checksum":
             content["checksum"] = dataset_info._checksum(content)
         if key in ("fingerprint", "rejected_file"):
-            continue  # derived from the shards' checksums, written for people; not known to earlier versions
+            continue  # derived from the shards' checksums, descriptions; not known to earlier versions
         with pytest.raises(SchemaMismatchError):
             DatasetInfo.from_json(json.dumps(content), "x")
 

@@ -1,4 +1,4 @@
-"""The order of an epoch: every example once, whoever reads it and wherever one starts. No TensorFlow here."""
+"""The order of an epoch: every example once, for all numbers of workers and all start steps. No TensorFlow here."""
 
 import hashlib
 import itertools

@@ -131,7 +131,7 @@ def test_duplicates_are_kept_and_counted(tmp_path: Path) -> None:
     assert (info.documents.duplicates, info.documents.written) == (2, 4)
     assert info.documents.conflicting == [["体育/1.txt", "体育/2.txt", "科技/3.txt"]]
     keys = [key for key in examples if key != "科技/4.txt"]
-    assert keys == sorted(keys), "equal texts stand side by side in the order of their keys"
+    assert keys == sorted(keys), "equal texts are neighbours, in the order of their keys"
 
 
 def test_duplicates_are_dropped_and_listed(tmp_path: Path) -> None:
