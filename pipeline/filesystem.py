@@ -1,6 +1,6 @@
 """Files, local or remote: local paths go through `os`, `gs://`, `s3://` and the like through Beam's file systems.
 
-A reader never sees half a file, and a failed writer never damages what was there: local files are written under a
+A reader never sees half a file, and a failed writer never damages the former one: local files are written under a
 temporary name and then renamed, objects of a store appear when they are complete.
 """
 
@@ -54,18 +54,27 @@ def _file_systems(path: str) -> Any:
 
 
 @contextmanager
-def _remote_errors(path: str, action: str, kind: type[PipelineError]) -> Iterator[None]:
-    """Turn what a client library makes of a refusal, a missing bucket or a lost connection into an error of ours.
+def _errors_as_ours(path: str, action: str, kind: type[PipelineError]) -> Iterator[None]:
+    """Turn an error of a file system into one of ours.
 
-    Every library has exceptions of its own, and Beam lets most of them through.
+    Every client library has exceptions of its own, and Beam lets most of them through.
     """
     try:
         yield
     except PipelineError:
         raise
     except Exception as error:
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise kind(f"{path}: cannot {action}: {reason}; check name, rights and connection, then run again") from error
+        if is_remote(path):
+            reason = str(error).split("\n")[0] or type(error).__name__
+            hint = "; check name, rights and connection, then run again"
+        elif not isinstance(error, OSError):
+            raise
+        elif kind is MissingInputError and isinstance(error, FileNotFoundError):
+            raise kind(f"{path}: no such file") from error
+        else:
+            reason = error.strerror or str(error)
+            hint = "; free some space or fix it, then run again" if kind is OutputWriteError else ""
+        raise kind(f"{path}: cannot {action}: {reason}{hint}") from error
 
 
 def is_installed(module: str) -> bool:
@@ -97,23 +106,20 @@ def canonical(path: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Tell whether a file or directory exists (remote: whether an object of exactly this name does)."""
+    """Tell whether a file or directory exists; in an object store, whether an object of exactly this name does."""
     if not is_remote(path):
         return os.path.exists(path)
-    with _remote_errors(path, "look for this", MissingInputError):
+    with _errors_as_ours(path, "look for this", MissingInputError):
         return bool(_file_systems(path).exists(path))
 
 
 def size(path: str) -> int | None:
-    """Return a file's size in bytes, `None` where there is no such file; where there is, that costs one request."""
-    if not is_remote(path):
-        try:
-            return os.path.getsize(path)
-        except FileNotFoundError:
-            return None
+    """Return the size of a file in bytes, `None` where there is no such file."""
     try:
-        with _remote_errors(path, "look for this", MissingInputError):
-            return int(_file_systems(path).get_filesystem(path).size(path))
+        with _errors_as_ours(path, "look for this", MissingInputError):
+            return int(
+                _file_systems(path).get_filesystem(path).size(path) if is_remote(path) else os.path.getsize(path)
+            )
     except MissingInputError:
         if exists(path):
             raise
@@ -121,47 +127,35 @@ def size(path: str) -> int | None:
 
 
 def open_for_reading(path: str) -> IO[bytes]:
-    """Open a file for reading bytes, as it is stored (no decompression).
+    """Open a file for reading its bytes as they are stored, without decompression.
 
     Raises:
         MissingInputError: there is no such file, or it cannot be opened.
     """
-    if is_remote(path):
+    with _errors_as_ours(path, "open this file", MissingInputError):
+        if not is_remote(path):
+            if os.path.isdir(path):
+                raise MissingInputError(f"{path}: expected a file, found a directory")
+            return open(path, "rb")
         from apache_beam.io.filesystem import CompressionTypes
 
-        with _remote_errors(path, "open this file", MissingInputError):
-            stream: IO[bytes] = _file_systems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        stream: IO[bytes] = _file_systems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         return stream
-    try:
-        return open(path, "rb")
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise MissingInputError(f"{path}: expected a file, found a directory") from error
-    except OSError as error:
-        raise MissingInputError(f"{path}: cannot open this file: {error.strerror}") from error
 
 
 @contextmanager
 def reading(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading bytes piece by piece; what goes wrong meanwhile is an error of ours, too.
+    """Open a file for reading piece by piece; an error inside the block is one of ours, too.
 
     Raises:
         MissingInputError: there is no such file, or it cannot be read.
     """
-    with open_for_reading(path) as stream:
-        if is_remote(path):
-            with _remote_errors(path, "read this file", MissingInputError):
-                yield stream
-            return
-        try:
-            yield stream
-        except OSError as error:
-            raise MissingInputError(f"{path}: cannot read this file: {error.strerror or error}") from error
+    with open_for_reading(path) as stream, _errors_as_ours(path, "read this file", MissingInputError):
+        yield stream
 
 
 def read_bytes(path: str, max_bytes: int = -1) -> bytes:
-    """Return the content of a file, or its beginning: at most so many bytes.
+    """Return the content of a file, or its first `max_bytes`.
 
     Raises:
         MissingInputError: there is no such file, or it cannot be read.
@@ -171,69 +165,67 @@ def read_bytes(path: str, max_bytes: int = -1) -> bytes:
 
 
 def match(pattern: str) -> list[str]:
-    """Return the files that a glob pattern names, sorted by name."""
-    if is_remote(pattern):
-        with _remote_errors(pattern, "list this", MissingInputError):
-            found = _file_systems(pattern).match([pattern])[0].metadata_list
-        # Some tools put empty objects where a file system has directories.
-        return sorted(metadata.path for metadata in found if not metadata.path.endswith("/"))
-    return sorted(local_glob.glob(pattern, recursive=True))
+    """Return the sorted paths of the files that match a glob pattern."""
+    if not is_remote(pattern):
+        return sorted(local_glob.glob(pattern, recursive=True))
+    with _errors_as_ours(pattern, "list this", MissingInputError):
+        found = _file_systems(pattern).match([pattern])[0].metadata_list
+    # Some tools put empty objects where a file system has directories.
+    return sorted(metadata.path for metadata in found if not metadata.path.endswith("/"))
 
 
 def list_names(directory: str) -> list[str]:
-    """Return the names of what lies directly in a directory, hidden files left out, sorted."""
+    """Return the sorted names of the entries of a directory, without hidden ones."""
     if is_remote(directory):
         return [path.rsplit("/", 1)[-1] for path in match(join(directory, "*"))]
     return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
 
 def list_below(directory: str) -> list[str]:
-    """Return all files below a directory, at any depth, sorted; symbolic links to directories are not followed."""
+    """Return the sorted paths of all files below a directory; symbolic links to directories are not followed."""
     if is_remote(directory):
-        return match(directory.rstrip("/") + "/**")
-    found = [os.path.join(parent, name) for parent, _, names in os.walk(directory, followlinks=False) for name in names]
-    return sorted(found)
+        return match(join(directory, "**"))
+    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(directory) for name in names)
 
 
 def make_directory(path: str) -> None:
-    """Make a directory and its parents; remote file systems have none to make."""
+    """Make a directory and its parents; object stores have none."""
     if is_remote(path):
         return
-    try:
-        os.makedirs(path, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        if isinstance(error, FileExistsError) and not os.path.lexists(path):
-            make_directory(path)  # somebody removed it just then
-            return
-        raise OptionError(f"{path}: expected a directory, found a file; give another one") from error
-    except OSError as error:
-        raise OutputWriteError(f"{path}: cannot make this directory: {error.strerror}") from error
+    with _errors_as_ours(path, "make this directory", OutputWriteError):
+        try:
+            os.makedirs(path, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            if isinstance(error, FileExistsError) and not os.path.lexists(path):
+                return make_directory(path)  # another process removed it just then
+            raise OptionError(f"{path}: expected a directory, found a file; give another one") from error
 
 
 def temporary_sibling(path: str) -> str:
-    """Return a new hidden name beside a local file or directory, for what is incomplete or about to be removed."""
+    """Return a new hidden path beside a local file or directory."""
     directory, name = os.path.split(path)
     return os.path.join(directory, f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def write_atomically(path: str, data: bytes | memoryview) -> None:
-    """Write a whole file so that either all of it is there under its name, or nothing is.
+    """Write a whole file: its path names either the former content or all of the new one.
 
     Raises:
-        OutputWriteError: the disk is full, read-only or not ours to write.
+        OutputWriteError: the disk is full or read-only, or the connection failed.
     """
-    if path.startswith("s3://") and not len(data):
-        with _remote_errors(path, "write", OutputWriteError):
+    with _errors_as_ours(path, "write", OutputWriteError):
+        if path.startswith("s3://") and not len(data):
             _write_empty_s3_object(path)
-        return
-    if is_remote(path):
-        # An object appears when its stream is closed. Closing after an error would publish a part, so nothing that can
-        # fail happens between opening and closing except the write itself.
-        with _remote_errors(path, "write", OutputWriteError):
+        elif is_remote(path):
+            # An object appears when its stream is closed. Closing after an error would publish a part of it.
             stream = _file_systems(path).create(path)
             stream.write(data)
             stream.close()
-        return
+        else:
+            _write_local(path, data)
+
+
+def _write_local(path: str, data: bytes | memoryview) -> None:
     temporary = temporary_sibling(path)
     try:
         with open(temporary, "wb") as stream:
@@ -241,12 +233,10 @@ def write_atomically(path: str, data: bytes | memoryview) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if os.path.exists(temporary):
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        raise OutputWriteError(
-            f"{path}: cannot write: {error.strerror}; free some space or fix it, then run again"
-        ) from error
+        raise
 
 
 def _write_empty_s3_object(path: str) -> None:
@@ -259,90 +249,67 @@ def _write_empty_s3_object(path: str) -> None:
 
 
 def rename(source: str, destination: str) -> None:
-    """Move one file over another name, replacing what is there.
+    """Rename a file, replacing the destination.
 
     Raises:
         OutputWriteError: the file system refused.
     """
-    if is_remote(source):
-        with _remote_errors(destination, "replace", OutputWriteError):
+    with _errors_as_ours(destination, "replace", OutputWriteError):
+        if is_remote(source):
             _file_systems(source).rename([source], [destination])
-        return
-    try:
-        os.replace(source, destination)
-    except OSError as error:
-        raise OutputWriteError(f"{destination}: cannot replace: {error.strerror}; fix it, then run again") from error
+        else:
+            os.replace(source, destination)
 
 
 def delete(paths: list[str]) -> None:
-    """Delete files; those that are gone already are no error.
+    """Delete files; a file that does not exist is no error.
 
     Raises:
         OutputWriteError: the file system refused.
     """
     for path in paths:
-        if is_remote(path):
-            with _remote_errors(path, "delete", OutputWriteError):
-                if exists(path):
-                    _file_systems(path).delete([path])
-        else:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise OutputWriteError(f"{path}: cannot delete: {error.strerror}; fix it, then run again") from error
+        with _errors_as_ours(path, "delete", OutputWriteError):
+            if not is_remote(path):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            elif exists(path):
+                _file_systems(path).delete([path])
 
 
-def try_lock(directory: str) -> int | None:
-    """Take the lock that a job holds on its own local directory while it lives, however it ends.
+def delete_directory(path: str) -> None:
+    """Delete a directory and its content; one that does not exist is no error."""
+    if is_remote(path):
+        delete(list_below(path))
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
-    Returns:
-        A file descriptor, whose closing gives the lock back; `None` if somebody else holds it, or removed it all.
+
+def lock(directory: str, *, wait: bool) -> int:
+    """Lock a local directory, and return a file descriptor; closing it, or the end of the process, unlocks it.
+
+    Raises:
+        BlockingIOError: another process has the lock, and `wait` is false.
+        FileNotFoundError: there is no such directory.
     """
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        flock(descriptor, directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(descriptor, directory, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        return None
+        raise
     return descriptor
-
-
-def lock(directory: str) -> int:
-    """Wait for the lock of a local directory; return a file descriptor, whose closing gives it back."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    flock(descriptor, directory, fcntl.LOCK_EX)
-    return descriptor
-
-
-def make_and_lock(directory: str) -> int:
-    """Make a local directory where there is none, and wait for its lock; see `lock`."""
-    while True:
-        make_directory(directory)
-        descriptor = None
-        # Until it is locked, its maker may remove it, and another process may make another one.
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = lock(directory)
-            if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
-                return descriptor
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def flock(descriptor: int, directory: str, operation: int) -> None:
-    """Lock an open directory or a file in it, or warn that its file system has no locks, as some of networks do.
+    """Lock an open directory or a file in it; log a warning if its file system has no locks, as some of networks do.
 
     Args:
-        descriptor: what is locked.
-        directory: for the message.
+        descriptor: of the directory or file.
+        directory: for the warning.
         operation: see `fcntl.flock`.
 
     Raises:
-        BlockingIOError: somebody else has the lock, and the operation does not wait.
+        BlockingIOError: another process has the lock, and the operation does not wait.
     """
     try:
         fcntl.flock(descriptor, operation)
@@ -350,11 +317,3 @@ def flock(descriptor: int, directory: str, operation: int) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         logger.warning("%s: no locks on this file system (%s); let nothing else write there", directory, error.strerror)
-
-
-def delete_directory(path: str) -> None:
-    """Delete a directory with all it holds; one that is gone already is no error."""
-    if is_remote(path):
-        delete(list_below(path))
-    else:
-        shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`python -m pipeline.inspect DIR`: what is in a dataset, and what became of one document."""
+"""`python -m pipeline.inspect DIR`: the content of a dataset, or the fate of one document."""
 
 import functools
 import itertools
@@ -16,12 +16,12 @@ from pipeline.errors import CorruptShardError, MissingInputError, SchemaMismatch
 from pipeline.verify.files import read_rejections, read_vocab
 
 _TOKENS_SHOWN = 64
-# What JSON does not write as an escape, and a terminal obeys; as escapes they mean the same.
+# Characters that JSON does not escape and a terminal obeys.
 _LEFT_BY_JSON = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 def describe_example(features: dict[str, Any], info: DatasetInfo, tokens: Sequence[str]) -> str:
-    """Return one example's key, labels and first tokens in words."""
+    """Return the key, the labels and the first tokens of an example."""
     ids = features[INDICES]
     labels = ", ".join(
         f"{head} {features[name][0]} {info.labels[head].names[features[name][0]]}"
@@ -39,7 +39,7 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
         MissingInputError: it was not in the corpus.
         CorruptShardError: it may have been rejected, but the list of rejected documents is damaged.
     """
-    # An argument that is not UTF-8 is no key, but no reason to fail either.
+    # An argument that is not UTF-8 is the key of no document.
     encoded = key.encode(errors="backslashreplace")
     rejections, faults = read_rejections(data_dir, info)
     for rejection in rejections:
@@ -60,7 +60,7 @@ def trace(data_dir: str, info: DatasetInfo, key: str, tokens: Sequence[str]) -> 
 
 
 def read_tokens(data_dir: str, info: DatasetInfo) -> list[str]:
-    """Return the vocabulary in id order, for people.
+    """Return the vocabulary in id order, with unprintable tokens escaped.
 
     Raises:
         SchemaMismatchError: it is not the one that the ids refer to.
@@ -68,7 +68,6 @@ def read_tokens(data_dir: str, info: DatasetInfo) -> list[str]:
     vocab, faults = read_vocab(data_dir, info)
     if faults:
         raise SchemaMismatchError(f"{data_dir}: {faults[0]}; copy it back, or write the dataset again")
-    # Printed as written: a token that is a line separator would break the line.
     return [token if token.isprintable() else repr(token) for token in vocab]
 
 
@@ -78,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("data_dir", metavar="DIR", help="a dataset directory")
     parser.add_argument("--split", help="where to take the examples from (default: the first split that has any)")
     parser.add_argument("--examples", type=int, default=3, help="how many decoded examples to show")
-    parser.add_argument("--key", help="show instead where this document went, such as 体育/123.txt")
+    parser.add_argument("--key", help="show instead the shard and record of this document, such as 体育/123.txt")
     parser.add_argument("--json", action="store_true", help=f"print {DATASET_INFO_NAME} itself")
     parser.add_argument("--digest", action="store_true", help="print one digest of the directory's names and bytes")
     args = parser.parse_args(argv)
@@ -86,20 +85,18 @@ def main(argv: Sequence[str]) -> int:
     info = read_dataset_info(args.data_dir)
     if args.json:
         print(info.to_json().translate(_LEFT_BY_JSON), end="")
-        return 0
-    if args.digest:
+    elif args.digest:
         print(digest_directory(args.data_dir))
-        return 0
-    if args.key is not None:
+    elif args.key is not None:
         print(trace(args.data_dir, info, args.key, read_tokens(args.data_dir, info)))
-        return 0
-    print(describe_dataset(info, args.data_dir))
-    split = args.split or next((name for name, split in info.splits.items() if split.num_examples), None)
-    if args.examples and split:
-        tokens = read_tokens(args.data_dir, info)
-        print(f"\nfirst examples of {one_line(split)}:")
-        for *_, features in itertools.islice(iterate_examples(args.data_dir, info, split), args.examples):
-            print("  " + describe_example(features, info, tokens))
+    else:
+        print(describe_dataset(info, args.data_dir))
+        split = args.split or next((name for name, split in info.splits.items() if split.num_examples), None)
+        if args.examples and split:
+            tokens = read_tokens(args.data_dir, info)
+            print(f"\nfirst examples of {one_line(split)}:")
+            for *_, features in itertools.islice(iterate_examples(args.data_dir, info, split), args.examples):
+                print("  " + describe_example(features, info, tokens))
     return 0
 
 

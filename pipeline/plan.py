@@ -1,4 +1,4 @@
-"""`python -m pipeline.plan DIR`: what an epoch over a dataset will look like, and how fast this machine reads it."""
+"""`python -m pipeline.plan DIR`: the batches of an epoch, and how fast this machine reads them."""
 
 import functools
 import itertools

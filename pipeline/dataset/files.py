@@ -1,4 +1,4 @@
-"""The files of a dataset directory: their names, and their content compared with its description in `dataset.json`."""
+"""The files of a dataset directory: their names, their content, and how both are compared with `dataset.json`."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from pipeline import filesystem
 from pipeline.dataset.info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, FileInfo, SplitInfo
 from pipeline.dataset.shards import SHARD_NAME
 from pipeline.dataset.tfexample import parse_example, read_records
-from pipeline.errors import CorruptShardError, MissingInputError
+from pipeline.errors import CorruptShardError
 
 REJECTED_NAME = "rejected-00000-of-00001.jsonl"
 LENGTHS_DTYPE = np.dtype("<u2")
@@ -24,7 +24,7 @@ _OTHER_NAMES = re.compile(
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether a file has a name that files of a dataset have."""
+    """Tell whether a name is one that files of a dataset have."""
     return bool(SHARD_NAME.match(name) or _OTHER_NAMES.fullmatch(name))
 
 
@@ -34,13 +34,13 @@ def lengths_name(split: str) -> str:
 
 
 def check_files(data_dir: str, info: DatasetInfo, split: str) -> None:
-    """Compare every file of a split with its description by presence and size, which costs one `stat` each.
+    """Check that every file of a split exists and has its size, which costs one request each.
 
     Raises:
         CorruptShardError: a file is missing or has another size.
     """
     for file in info.split(split).files:
-        path = filesystem.join(str(data_dir), file.name)
+        path = filesystem.join(data_dir, file.name)
         num_bytes = filesystem.size(path)
         if num_bytes is None:
             raise CorruptShardError(NOT_THERE, path=path)
@@ -56,11 +56,11 @@ def iterate_examples(
     Args:
         data_dir: the dataset directory.
         info: its description.
-        split: which split.
-        holding: leave out, unparsed, all records that do not contain these bytes.
+        split: name of the split.
+        holding: yield only examples whose records contain these bytes.
 
     Raises:
-        CorruptShardError: at the first record that is damaged.
+        CorruptShardError: at the first damaged record.
     """
     for shard in info.split(split).shards:
         path = filesystem.join(data_dir, shard.name)
@@ -80,8 +80,7 @@ def iterate_examples(
 def digest_directory(data_dir: str) -> str:
     """Return one SHA-256 over the names and bytes of all files of a directory that are not hidden.
 
-    It is what `sha256sum * | sha256sum` prints inside a directory without subdirectories, names in byte order. Equal
-    digests mean that two jobs wrote the same directory, `dataset.json` included.
+    In a directory without subdirectories, it is what `sha256sum * | sha256sum` prints, names in byte order.
     """
     paths = {path.removeprefix(data_dir).lstrip("/"): path for path in filesystem.list_below(data_dir)}
     visible = [name for name in paths if not any(part.startswith(".") for part in name.split("/"))]
@@ -102,48 +101,32 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_lengths(data_dir: str, info: DatasetInfo, split: str) -> np.ndarray:
-    """Return every example's length in stored order.
-
-    Returns:
-        uint16 [num_examples].
+def read_lengths(data_dir: str, split: SplitInfo) -> np.ndarray:
+    """Return the length of every example of a split in stored order, uint16 [num_examples].
 
     Raises:
-        CorruptShardError: the file is not there, or does not hold what `dataset.json` says.
+        CorruptShardError: the file is not there, or not the one that `dataset.json` describes.
         MissingInputError: it is there, but cannot be read.
     """
-    file = info.split(split).lengths_file
-    path = filesystem.join(str(data_dir), file.name)
-    try:
-        return parse_lengths(filesystem.read_bytes(path), info.split(split))
-    except MissingInputError:
-        if filesystem.exists(path):
-            raise
-        what = NOT_THERE
-    except ValueError as error:
-        what = str(error)
-    raise CorruptShardError(what, path=path)
-
-
-def parse_lengths(content: bytes, split: SplitInfo) -> np.ndarray:
-    """Return the lengths of a split's examples, uint16 [num_examples], from the content of its lengths file.
-
-    Raises:
-        ValueError: it is not the described file; the message says why.
-    """
+    path = filesystem.join(data_dir, split.lengths_file.name)
+    if not filesystem.exists(path):
+        raise CorruptShardError(NOT_THERE, path=path)
+    content = filesystem.read_bytes(path)
     if (what := find_change(content, split.lengths_file)) is not None:
-        raise ValueError(what)
+        raise CorruptShardError(what, path=path)
     try:
         lengths: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise ValueError(f"not a NumPy file ({str(error).splitlines()[0]:.80})") from None
+        what = f"not a NumPy file ({str(error).splitlines()[0]:.80})"
+        raise CorruptShardError(what, path=path) from None
     if not isinstance(lengths, np.ndarray) or lengths.dtype != LENGTHS_DTYPE or lengths.shape != (split.num_examples,):
-        raise ValueError(f"expected {LENGTHS_DTYPE} [{split.num_examples}], got something else")
+        what = f"expected {LENGTHS_DTYPE} [{split.num_examples}], got something else"
+        raise CorruptShardError(what, path=path)
     return lengths
 
 
 def find_change(content: bytes, file: FileInfo) -> str | None:
-    """Return how a file's content differs from its description, `None` where it does not."""
+    """Return how the content of a file differs from its description, `None` if it does not."""
     if len(content) != file.num_bytes:
         return f"expected {file.num_bytes} bytes, got {len(content)}"
     if hashlib.sha256(content).hexdigest() != file.sha256:

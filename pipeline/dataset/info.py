@@ -1,9 +1,4 @@
-"""`dataset.json`: the description of a dataset directory, written last by the job and read first by all its users.
-
-Its presence means that the dataset is complete. It says everything that can be known without opening a shard: the
-schema, the vocabulary's identity, both label maps, and for each split the counts, the lengths and every file's size and
-checksum.
-"""
+"""`dataset.json`: the description of a dataset directory, written last, so that a dataset which has it is complete."""
 
 import dataclasses
 import hashlib
@@ -19,17 +14,16 @@ from pipeline import filesystem
 from pipeline.dataset.labels import LabelMap
 from pipeline.dataset.schema import (
     CATEGORY_HEAD,
+    EXAMPLE_FEATURES,
     FORMAT_VERSION,
     HEAD_FEATURES,
     SECOND_HEAD,
-    schema_as_json,
     schema_fingerprint,
 )
 from pipeline.errors import EmptySplitError, MissingInputError, SchemaMismatchError
 
 DATASET_INFO_NAME = "dataset.json"
 VOCAB_NAME = "vocab.txt"
-_CHANGED = "changed after it was written (its checksum differs)"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -106,7 +100,7 @@ class SplitInfo:
             lengths: uint16 [N], of its examples.
             joint: int64 [categories, second labels], examples per pair.
             max_len: no example is longer.
-            num_unknown_tokens, num_truncated, lengths_file, shards: as they are.
+            num_unknown_tokens, num_truncated, lengths_file, shards: see the attributes.
         """
         return cls(
             num_examples=len(lengths),
@@ -128,17 +122,16 @@ class SplitInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocumentCounts:
-    """What became of the documents; `read == written + sum(rejected.values())`, always.
+    """The fate of the documents; `read == written + sum(rejected.values())`, always.
 
     Attributes:
         read: documents found in the input.
         written: examples in all splits.
         rejected: reason → documents, listed one by one in the rejected file.
-        duplicates: documents whose text was met before (written or rejected, by policy).
+        duplicates: documents with the text of an earlier one (written or rejected, see `--duplicates`).
         conflicting: keys of documents with equal text but different labels, a list for each such text.
-        in_several_splits: sequences of ids that examples of more than one split have. Where all splits are drawn by
-            hash, those are texts that differ only in what the tokenizer does not see or cuts off; published splits may
-            share whole texts. `None` in datasets of earlier versions, which did not count them.
+        in_several_splits: sequences of ids that examples of more than one split have: texts that differ only in what
+            the tokenizer drops or cuts off, or whole texts of published splits. `None` in datasets of earlier versions.
     """
 
     read: Count
@@ -160,10 +153,10 @@ class DatasetInfo:
         cased: whether the texts keep letter case and accents.
         labels: head → label map.
         splits: name → split, in the order train, dev, test, others.
-        documents: what became of the documents.
+        documents: the fate of the documents.
         seed: decides split, shard and order.
-        configuration: the resolved options that shaped the content.
-        versions: of what wrote it.
+        configuration: the resolved options that shape the content.
+        versions: of the programs that wrote it.
         rejected_file: lists the documents that are not used; `None` in datasets of earlier versions.
         notes: what reading decided or left out, and how often; not stored where there is nothing to say.
     """
@@ -219,7 +212,10 @@ class DatasetInfo:
             del fields["cased"]  # as in datasets of earlier versions, whose bytes stay the same
         content = {
             "format_version": FORMAT_VERSION,
-            "schema": {"fingerprint": schema_fingerprint(), "features": schema_as_json()},
+            "schema": {
+                "fingerprint": schema_fingerprint(),
+                "features": [dataclasses.asdict(feature) for feature in EXAMPLE_FEATURES],
+            },
             "fingerprint": self.fingerprint,
             **fields,
         }
@@ -254,7 +250,7 @@ class DatasetInfo:
                 f"got {str(found)[:12]}; write the dataset again"
             )
         if content.pop("checksum", None) != _checksum(content):
-            raise SchemaMismatchError(f"{source}: {_CHANGED}; write it again")
+            raise SchemaMismatchError(f"{source}: changed after it was written (its checksum differs); write it again")
         try:
             names = msgspec.convert(content, _Labels).labels
             label_maps = {head: {"names": names[head]} for head in HEAD_FEATURES}
@@ -277,11 +273,12 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def require_dataset(data_dir: str) -> str:
-    """Return the path of the description of a dataset directory, local or remote.
+def read_dataset_info(data_dir: str) -> DatasetInfo:
+    """Read the description of a dataset directory, local or remote.
 
     Raises:
         MissingInputError: there is no such directory, or no complete dataset in it.
+        SchemaMismatchError: it was written under another format version or schema, or changed since.
     """
     path = filesystem.join(str(data_dir), DATASET_INFO_NAME)
     if not filesystem.is_remote(path) and not filesystem.exists(str(data_dir)):
@@ -291,15 +288,4 @@ def require_dataset(data_dir: str) -> str:
             f"{data_dir}: no {DATASET_INFO_NAME} in it, so this is no dataset or its job has not finished; "
             "make it with run_preprocess.py"
         )
-    return path
-
-
-def read_dataset_info(data_dir: str) -> DatasetInfo:
-    """Read the description of a dataset directory, local or remote.
-
-    Raises:
-        MissingInputError: there is no such directory, or no complete dataset in it.
-        SchemaMismatchError: it was written under another format version or schema, or changed since.
-    """
-    path = require_dataset(data_dir)
     return DatasetInfo.from_json(filesystem.read_bytes(path), path)

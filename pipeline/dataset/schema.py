@@ -12,7 +12,7 @@ One document `体育/123.txt` with the text `日本队夺冠` becomes, under the
 import dataclasses
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Literal
 
 FORMAT_VERSION = 1
 
@@ -34,7 +34,7 @@ class Feature:
         name: the feature's key in the example.
         dtype: `int64` or `bytes`, the kind of list that holds it.
         shape: `ragged` for one value per token, `scalar` for exactly one value.
-        meaning: for people.
+        meaning: a short description.
     """
 
     name: str
@@ -53,11 +53,6 @@ EXAMPLE_FEATURES = (
 
 # Which stored feature holds the label of which head, in the order in which the heads are reported.
 HEAD_FEATURES = {CATEGORY_HEAD: LABEL, SECOND_HEAD: SECOND_LABEL}
-
-
-def schema_as_json() -> list[dict[str, Any]]:
-    """Return the schema as it stands in `dataset.json`."""
-    return [dataclasses.asdict(feature) for feature in EXAMPLE_FEATURES]
 
 
 def schema_fingerprint() -> str:

@@ -1,7 +1,7 @@
-"""Where a document goes: split, shard and place inside the shard, all a pure function of its text and the seed.
+"""Where a document goes: split, shard and order inside the shard, all a pure function of its text and the seed.
 
-One keyed hash of the normalized text decides everything, so no runner, worker count or retry can change it, documents
-with the same text always meet in the same shard, and the shards together are one global shuffle of the corpus.
+One keyed hash of the normalized text decides everything: no runner, worker count or retry changes it, documents with
+the same text go to the same shard, and the shards together are one global shuffle of the corpus.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ EXAMPLES_PER_SHARD = 10_000
 # Small splits still get a few shards, so that several workers can write and several readers interleave.
 MIN_EXAMPLES_PER_SHARD = 500
 SHARDS_OF_A_SMALL_SPLIT = 8
-# Whoever writes a shard holds it in memory.
+# A worker holds the shard that it writes in memory.
 MAX_SHARD_BYTES = 64 << 20
 BYTES_PER_TOKEN = 4  # at most: three of the id's varint, up to a vocabulary of two million, and one of the segment's
 
@@ -79,11 +79,7 @@ def place(text: str, seed: int) -> Placement:
 
 
 def auto_num_shards(num_examples: int, max_len: int) -> int:
-    """Choose a split's number of shards from what every machine knows alike: its documents, and how long they can be.
-
-    A shard holds about EXAMPLES_PER_SHARD examples, and fewer where that many of `max_len` tokens could be larger than
-    MAX_SHARD_BYTES.
-    """
+    """Return a number of shards: EXAMPLES_PER_SHARD examples in each, fewer if they could exceed MAX_SHARD_BYTES."""
     small = min(SHARDS_OF_A_SMALL_SPLIT, num_examples // MIN_EXAMPLES_PER_SHARD)
     by_bytes = math.ceil(num_examples * max_len * BYTES_PER_TOKEN / MAX_SHARD_BYTES)
     return min(max(1, small, math.ceil(num_examples / EXAMPLES_PER_SHARD), by_bytes), MAX_SHARDS)

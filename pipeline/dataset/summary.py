@@ -1,4 +1,4 @@
-"""What a dataset holds, in words: the closing summary of the job, and the first page of `pipeline.inspect`."""
+"""Tables that summarize a dataset: the last output of the job, and the first page of `pipeline.inspect`."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,13 @@ from pipeline.dataset.schema import HEAD_FEATURES
 from pipeline.errors import one_line
 
 _PERCENTILES = (5, 50, 95)
-SPLIT_COLUMNS = (
-    "split",
-    "examples",
-    "shards",
-    "MB",
-    "tokens",
-    "mean",
-    *(f"p{p}" for p in _PERCENTILES),
-    "cut",
-    "[UNK]",
-)
+SPLIT_COLUMNS = ("split", "examples", "shards", "MB", "tokens", "mean", "p5", "p50", "p95", "cut", "[UNK]")
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table: first column left, all others right, two spaces between.
 
-    Cells may hold names that somebody else gave; nothing in them breaks a line or steers the terminal.
+    Control characters in cells are escaped, so that no name breaks a line or steers the terminal.
     """
     table = [[one_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(display_width(row[column]) for row in table) for column in range(len(header))]
@@ -43,7 +33,7 @@ def display_width(text: str) -> int:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it: `42 s`, `3:05 min`, `2:00:09 h`."""
+    """Return a duration such as `42 s`, `3:05 min` or `2:00:09 h`."""
     whole = round(seconds)
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
@@ -67,46 +57,30 @@ def describe_dataset(info: DatasetInfo, data_dir: str) -> str:
         lines.append(f"in more than one split: {documents.in_several_splits:,} texts, as the tokenizer sees them")
     lines += [f"  {what}: {count:,}" for what, count in info.notes.items()]
     lines.append("")
-    lines += format_table(
-        SPLIT_COLUMNS,
-        [split_row(name, split) for name, split in info.splits.items()],
-    )
+    lines += format_table(SPLIT_COLUMNS, [split_row(name, split) for name, split in info.splits.items()])
     for head in HEAD_FEATURES:
-        names = info.labels[head].names
-        counts = [split.label_counts[head] for split in info.splits.values()]
-        lines.append("")
-        lines += format_table(
-            (head, "id", *info.splits, "share"),
-            [
-                (name, str(index), *(f"{count[index]:,}" for count in counts), _share(counts, index, documents.written))
-                for index, name in enumerate(names)
-            ],
-        )
+        rows = []
+        for index, name in enumerate(info.labels[head].names):
+            counts = [split.label_counts[head][index] for split in info.splits.values()]
+            share = sum(counts) / max(documents.written, 1)
+            rows.append((name, str(index), *(f"{count:,}" for count in counts), f"{share:.1%}"))
+        lines += ["", *format_table((head, "id", *info.splits, "share"), rows)]
     return "\n".join(map(one_line, lines))
 
 
 def split_row(name: str, split: SplitInfo) -> tuple[str, ...]:
-    """Return what SPLIT_COLUMNS announce: sizes, lengths in tokens, and the shares cut to `max_len` and [UNK]."""
+    """Return the cells of a split under SPLIT_COLUMNS; lengths are in tokens, cut and [UNK] are shares."""
     num_bytes = sum(shard.num_bytes for shard in split.shards)
-    columns = [
-        name,
-        f"{split.num_examples:,}",
-        str(len(split.shards)),
-        f"{num_bytes / 1e6:,.1f}",
-        f"{split.num_tokens:,}",
-    ]
+    sizes = (f"{split.num_examples:,}", str(len(split.shards)), f"{num_bytes / 1e6:,.1f}", f"{split.num_tokens:,}")
     if not split.num_examples:
-        return (*columns, *["-"] * (len(_PERCENTILES) + 3))
+        return (name, *sizes, *["-"] * (len(_PERCENTILES) + 3))
     cumulative = np.cumsum(split.length_histogram)
     percentiles = [str(int(np.searchsorted(cumulative, split.num_examples * p / 100))) for p in _PERCENTILES]
     return (
-        *columns,
+        name,
+        *sizes,
         f"{split.num_tokens / split.num_examples:.0f}",
         *percentiles,
         f"{split.num_truncated / split.num_examples:.1%}",
         f"{split.num_unknown_tokens / split.num_tokens:.2%}",
     )
-
-
-def _share(counts: Sequence[Sequence[int]], index: int, total: int) -> str:
-    return f"{sum(count[index] for count in counts) / max(total, 1):.1%}"

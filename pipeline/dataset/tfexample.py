@@ -1,15 +1,13 @@
 """Bytes of `tf.train.Example` and of TFRecord files, without TensorFlow.
 
-A whole batch is serialized at once: the ids of all its documents become varints in a few NumPy passes, and only the
-concatenation is left per document. The bytes are those of protobuf's deterministic serialization (map entries in
-order of their keys, numbers packed). Protobuf itself parses them again. The framing is TFRecord's:
+A batch is serialized at once: the ids of all its documents become varints in a few NumPy passes. The bytes are those of
+protobuf's deterministic serialization (map entries in order of their keys, numbers packed). The framing is TFRecord's:
 
     uint64 length · uint32 masked CRC32C of the length · payload · uint32 masked CRC32C of the payload   (little endian)
 
 Source: tensorflow/core/example/{example,feature}.proto; tensorflow/core/lib/io/record_writer.h.
 """
 
-import bisect
 import functools
 import gzip
 import io
@@ -32,15 +30,14 @@ MAX_RECORD_BYTES = 2**31 - 1  # protobuf has no larger messages
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _CRC_MASK_DELTA = 0xA282EAD8
-# tf.train.Example for parsing, without float features: a map as the list of its entries, an Int64List by its bytes.
+# tf.train.Example for parsing, without float features: a map as the list of its entries, packed numbers as their bytes.
 _EXAMPLE_PROTO = """
 name: "example.proto" syntax: "proto2"
 message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
-message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
 message_type {
   name: "Feature"
   field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".BytesList" label: LABEL_OPTIONAL }
-  field { name: "int64_list" number: 3 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".BytesList" label: LABEL_OPTIONAL }
 }
 message_type {
   name: "Entry"
@@ -56,8 +53,6 @@ message_type {
   field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".Features" label: LABEL_OPTIONAL }
 }
 """
-# Sizes of an Int64List from which its header, a tag and the size of its values, has one byte more.
-_HEADER_GROWS_AT = [2 + index + (1 << 7 * index) for index in range(1, 5)]
 _CONTINUED = bytes(range(0x80, 0x100))
 
 # A column of a batch: one value per document, or (values of all documents, row splits) where there are several.
@@ -134,7 +129,7 @@ def _field(number: int, payload: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _entry_header(feature: Feature, payload_bytes: int) -> bytes:
-    """Return what stands before the values of one feature: four nested headers, all fixed by the values' size.
+    """Return the bytes before the values of one feature: four nested headers, which depend on the values' size alone.
 
     Features.feature is a map, an entry of which has the key as field 1 and the Feature as field 2; bytes_list is
     field 1 of a Feature and int64_list field 3; their values are field 1, numbers packed.
@@ -176,7 +171,7 @@ def serialize_examples(columns: Mapping[str, Column]) -> list[bytes]:
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """Return TFRecord's masked CRC32C of some bytes."""
+    """Return TFRecord's masked CRC32C."""
     crc = google_crc32c.value(bytes(data))
     return ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF
 
@@ -196,7 +191,7 @@ def frame_records(records: Iterable[bytes]) -> bytes:
 
 
 def compress(data: bytes, compression: str) -> bytes:
-    """Compress a shard's content: `none` or `gzip` (without time or name, so that equal content gives equal bytes)."""
+    """Compress the content of a shard: `none`, or `gzip` without time and name, so that equal content stays equal."""
     if compression == "none":
         return data
     buffer = io.BytesIO()
@@ -209,9 +204,8 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, payload) of every record, checking both checksums of each.
 
     Args:
-        stream: the shard's content; a name ending in `.gz` means it is compressed, and offsets are those of the
-            uncompressed content.
-        path: the shard's name, for messages.
+        stream: the content of a shard; offsets are those of the uncompressed content.
+        path: of the shard, for messages; ends in `.gz` if the shard is compressed.
 
     Raises:
         CorruptShardError: with record number and offset of the first record that is damaged or cut short.
@@ -245,15 +239,15 @@ def read_records(stream: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
 
 
 @functools.cache
-def _message_class(name: str) -> Any:
-    """Return the class of a message of `_EXAMPLE_PROTO`, in a pool apart from TensorFlow's own messages."""
+def _example_class() -> Any:
+    """Return the class of `_EXAMPLE_PROTO`'s Example, in a pool apart from TensorFlow's own messages."""
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
 
 
 def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
-    """Parse a serialized `tf.train.Example` into its int64 and bytes features (float features are left out).
+    """Parse the int64 and bytes features of a serialized `tf.train.Example`.
 
     Raises:
         ValueError: the bytes are not an Example.
@@ -263,7 +257,7 @@ def parse_example(record: bytes) -> dict[str, list[int] | list[bytes]]:
 
 
 def parse_features(record: bytes) -> dict[str, bytes | list[bytes]]:
-    """Parse a serialized `tf.train.Example` without decoding its numbers.
+    """Parse a serialized `tf.train.Example` without decoding its numbers, which must be packed.
 
     Returns:
         Feature → its varints, one after the other, of an int64 feature; its values, of a bytes feature.
@@ -273,29 +267,14 @@ def parse_features(record: bytes) -> dict[str, bytes | list[bytes]]:
     """
     features: dict[str, bytes | list[bytes]] = {}
     try:
-        for entry in _message_class("Example").FromString(record).features.feature:
+        for entry in _example_class().FromString(record).features.feature:
             feature = entry.value
             if feature.HasField("int64_list"):
-                features[entry.key.decode()] = _packed_values(feature.int64_list)
+                features[entry.key.decode()] = values = b"".join(feature.int64_list.value)
+                if values[-1:] >= b"\x80":
+                    raise DecodeError("the last number is cut short")
             elif feature.HasField("bytes_list"):
                 features[entry.key.decode()] = feature.bytes_list.value[:]
     except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not a tf.train.Example ({error})") from None
     return features
-
-
-def _packed_values(int64_list: bytes) -> bytes:
-    """Return the varints of a serialized Int64List."""
-    header_bytes = 2 + bisect.bisect(_HEADER_GROWS_AT, len(int64_list))
-    values = int64_list[header_bytes:]
-    if int64_list[:header_bytes] != b"\x0a" + _varint(len(values)):
-        # Other writers store numbers one by one, or in parts. Serialized again, they are packed.
-        message = _message_class("Int64List").FromString(int64_list)
-        values = b"".join(map(_encode_int64, message.value))
-    if values[-1:] >= b"\x80":
-        raise DecodeError("the last number is cut short")
-    return values
-
-
-def _encode_int64(value: int) -> bytes:
-    return _varint(value & (1 << 64) - 1)  # negative numbers are stored as their two's complement

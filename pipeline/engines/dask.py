@@ -48,7 +48,7 @@ def make_dask_runner() -> DaskRunner:
 
 
 def fix_num_partitions(options: PipelineOptions) -> int:
-    """Set the number of partitions of the first step, which every step keeps, unless it is set; return it."""
+    """Return the number of partitions of the first step, which every step keeps; set it unless the user did."""
     dask_options = options.view_as(DaskOptions)
     if not dask_options.npartitions and not dask_options.partition_size:
         dask_options.npartitions = _NUM_PARTITIONS

@@ -1,7 +1,7 @@
-"""Beam's local Python engine, set up so that it uses all cores and is never replaced by another one.
+"""Beam's local Python engine, on all cores.
 
-Beam's own `DirectRunner` tries to download another engine first and falls back silently; `FnApiRunner`, chosen by name,
-starts its worker processes without the pipeline's options. So the runner is built here by hand.
+It is built by hand: Beam's `DirectRunner` tries to download another engine first and falls back silently, and
+`FnApiRunner`, chosen by name, starts its worker processes without the pipeline's options.
 """
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions

@@ -2,13 +2,13 @@
 
     python -m pipeline.engines.local_workers JOB_PROCESS_ID
 
-is one worker: Beam's own, which the kernel kills when its job dies. Otherwise workers of a killed job would live on for
+is one worker: Beam's own, which the kernel kills when its job dies. Without this, workers of a killed job live on for
 up to a minute, hold memory and write into the output.
 
-Beam waits without end for a worker that was killed before it registered, and for all workers after Ctrl-C. So the
-first sign of either ends every worker at once, which wakes Beam up. Beam waits in the main thread, which alone handles
-signals, in calls that only a signal ends. A signal that another thread took, or that came just before such a call, does
-not end it. So signals are repeated until the main thread has handled one.
+Beam waits without end for a worker that was killed before it registered, and for all workers after Ctrl-C. So the first
+sign of either ends every worker, which wakes Beam up. Beam waits in the main thread, which alone handles signals, in
+calls that only a signal ends; a signal that another thread takes, or that arrives just before such a call, does not end
+it. So signals are repeated until the main thread has handled one.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def worker_command(*, log_path: str | None, process_ids_path: str) -> str:
     return "; ".join(
         (
             # Ctrl-C reaches every process of the terminal; the job alone handles it, and ends its workers. `exec` keeps
-            # the trap, and the shell's process id, so that the one noted is the worker's.
+            # the trap and the process id, so that the id in the file is the worker's.
             "trap '' INT",
             f"echo $$ >> {shlex.quote(process_ids_path)}",
             f"export MALLOC_MMAP_THRESHOLD_={_MALLOC_MMAP_THRESHOLD_BYTES}",
@@ -87,12 +87,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 class _WorkerWatch:
-    """Ends a job whose worker has died.
-
-    Args:
-        process_ids_path: file to which every worker process adds a line with its id when it starts.
-        is_done_fn: tells whether the job's work is done, after which workers may end in any way.
-    """
+    """Ends a job whose worker has died; see `watch_workers`."""
 
     def __init__(self, process_ids_path: str, is_done_fn: Callable[[], bool]):
         self._process_ids_path = process_ids_path
@@ -175,13 +170,13 @@ def watch_workers(process_ids_path: str, is_done_fn: Callable[[], bool]) -> Iter
 
     Args:
         process_ids_path: file to which every worker process adds a line with its id when it starts.
-        is_done_fn: tells whether the job's work is done.
+        is_done_fn: tells whether the job's work is done, after which workers may end in any way.
 
     Raises:
         WorkerDiedError: a worker died before the work was done.
     """
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread can handle signals; a program that runs jobs in other threads watches its workers itself.
+        # Only the main thread can handle signals.
         yield
         return
     watch = _WorkerWatch(process_ids_path, is_done_fn)

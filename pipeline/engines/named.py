@@ -1,4 +1,4 @@
-"""Choose the engine that runs the job: this machine's own, or one that Beam knows by name.
+"""Engines that Beam knows by name, and the options of all engines.
 
 An option that the engine would ignore, or an engine that is not installed, is an error before any document is read.
 """
@@ -74,10 +74,7 @@ class EngineOptions:
 
 
 class BeamOptions(PipelineOptions):
-    """Beam's options, which make every view once.
-
-    Beam views them hundreds of times while it builds a graph, and would parse the command line each time.
-    """
+    """Beam's options; Beam views them hundreds of times, and would parse the command line each time."""
 
     def __init__(self, flags: Sequence[str], **overrides: Any) -> None:
         super().__init__(flags, **overrides)
@@ -157,10 +154,7 @@ def make_named_runner(engine: EngineOptions) -> PipelineRunner:
 
 
 def fix_num_partitions(engine: EngineOptions, options: PipelineOptions) -> int:
-    """Return the number of partitions into which the job must cut its work; 0 where the engine does that.
-
-    Puts the number into the options where the engine would choose a bad one.
-    """
+    """Return the number of partitions of the job, and set it in the options; 0 where the engine chooses it."""
     if not engine.is_dask:
         return 0
     from pipeline.engines import dask as dask_engine

@@ -1,8 +1,7 @@
-"""Plan how a split is cut into batches of a few padded lengths, from the histogram of lengths alone.
+"""Plan how a split is cut into batches of a few padded lengths.
 
-`dataset.json` counts the examples of every length. This gives the best padded lengths, the exact number of batches per
-epoch and the share of padding without opening a shard. `pipeline.input_pipeline.epoch_plan` decides which example makes
-which row.
+The histogram of lengths in `dataset.json` is enough for the best padded lengths, the exact number of batches per epoch
+and the share of padding. `pipeline.input_pipeline.epoch_plan` decides which example makes which row.
 """
 
 import dataclasses
@@ -49,11 +48,10 @@ class BatchOptions:
     batch_multiple: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "batch_multiple"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise OptionError(f"batch_tokens must be at least 1, got {self.batch_tokens}")
+        for name in ("global_batch_size", "batch_multiple", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}")
         if self.max_len is not None and self.max_len < MIN_MAX_LEN:
             raise OptionError(f"max_len must be at least {MIN_MAX_LEN} ([CLS], one token, [SEP]), got {self.max_len}")
         if self.batch_tokens is None and self.global_batch_size % self.batch_multiple:
@@ -142,10 +140,8 @@ def choose_edges(
     histogram = np.asarray(histogram, dtype=np.int64)
     max_len = len(histogram) - 1
     present = np.flatnonzero(histogram)
-    edges = _candidates(present, max_len, multiple)
-    while len(edges) > MAX_CANDIDATES:
+    while len(edges := np.unique(np.minimum(-(-present // multiple) * multiple, max_len))) > MAX_CANDIDATES:
         multiple *= 2
-        edges = _candidates(present, max_len, multiple)
     # below[j]: examples that the first j candidate edges cover.
     below = np.concatenate([[0], np.cumsum(histogram)[edges]])
     # cost[j]: fewest positions for the examples below candidate j, with one more edge in every round.
@@ -163,10 +159,6 @@ def choose_edges(
             chosen.append(int(edges[at - 1]))
         at = origin[at]
     return chosen[::-1]
-
-
-def _candidates(lengths: np.ndarray, max_len: int, multiple: int) -> np.ndarray:
-    return np.unique(np.minimum(-(-lengths // multiple) * multiple, max_len))
 
 
 def positions_needed(histogram: Sequence[int] | np.ndarray, edges: Sequence[int]) -> int:
@@ -266,20 +258,12 @@ def _rows(edges: Sequence[int], options: BatchOptions) -> list[int]:
 
 def _tail(left: list[int], rows: Sequence[int]) -> list[tuple[int, int]]:
     """Cut the examples left in each bucket, longest first, into batches as large as their longest example allows."""
-    batches, bucket = [], len(left) - 1
-    left = list(left)
-    while bucket >= 0:
-        if left[bucket] == 0:
-            bucket -= 1
-            continue
-        wanted, edge = rows[bucket], bucket
-        taken = 0
-        while bucket >= 0 and taken < wanted:
-            part = min(left[bucket], wanted - taken)
-            left[bucket] -= part
-            taken += part
-            bucket -= left[bucket] == 0
-        batches.append((edge, taken))
+    batches = []
+    waiting = [bucket for bucket in reversed(range(len(left))) for _ in range(left[bucket])]
+    while waiting:
+        longest = waiting[0]
+        batches.append((longest, len(waiting[: rows[longest]])))
+        waiting = waiting[rows[longest] :]
     return batches
 
 

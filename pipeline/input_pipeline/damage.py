@@ -1,4 +1,4 @@
-"""Where a split is damaged: TensorFlow says that a record is corrupt, but never in which file."""
+"""Where a split is damaged: TensorFlow reports a corrupt record, but not its file."""
 
 from pipeline import filesystem
 from pipeline.dataset.files import check_files, read_lengths
@@ -18,7 +18,7 @@ def find_damage(data_dir: str, info: DatasetInfo, split: str) -> CorruptShardErr
     """
     try:
         check_files(data_dir, info, split)
-        lengths = read_lengths(data_dir, info, split)
+        lengths = read_lengths(data_dir, info.split(split))
     except CorruptShardError as error:
         return error
     limits = Limits.of(info, special_ids={})

@@ -10,7 +10,7 @@ Three steps make the order of an epoch, a pure function of (dataset, batches, se
    the very last batch of an epoch may be smaller than the others.
 
 How far this is from a full permutation: a corpus of one window is fully permuted. For 64 shards of 10,000 examples
-(`benchmarks/reader.py` measures it), an example's places in two successive epochs are 0.32 of the epoch apart on
+(`benchmarks/reader.py` measures it), an example's positions in two successive epochs are 0.32 of the epoch apart on
 average (full permutation: 0.33), with a rank correlation of 0.03 ± 0.13 (0.00 ± 0.00), and a batch of 32 mixes 14
 shards (25). In every epoch a thousand or so neighbours of a shard share a window; the shards themselves are random
 samples of the corpus.
@@ -49,7 +49,7 @@ class EpochPlan:
         block_records: records in a block; a lane's last one may be shorter, those after it are empty.
         stream: int32 [num_examples], the stored index of each record of the stream.
         block_sizes: int64 [windows, lanes], records in each block.
-        order: int64 [num_examples], the place in the stream of each row, batch after batch.
+        order: int64 [num_examples], the index in the stream of each row, batch after batch.
         row_splits: int64 [steps + 1], where each batch starts in `order`.
         batch_lengths: int32 [steps], what each batch is padded to.
         full_rows: int32 [steps], the rows of a full batch of that length.
@@ -72,11 +72,6 @@ class EpochPlan:
         return len(self.batch_lengths)
 
     @property
-    def num_positions(self) -> int:
-        """Positions in the epoch, padding included."""
-        return int((np.diff(self.row_splits) * self.batch_lengths).sum())
-
-    @property
     def examples(self) -> np.ndarray:
         """int32 [num_examples], the stored index of each row, batch after batch."""
         examples: np.ndarray = self.stream[self.order]
@@ -90,10 +85,10 @@ class WindowPlan:
     The *pool* of a window is the records that earlier windows kept, then the window's own.
 
     Attributes:
-        rows: int32 [R], the place in the pool of each row of the window's batches, batch after batch.
+        rows: int32 [R], the index in the pool of each row of the window's batches, batch after batch.
         examples: int32 [R], their stored indices.
         shapes: int32 [batches, 2], rows and padded length of each batch.
-        kept: int32 [K], the places in the pool that the next window's pool starts with.
+        kept: int32 [K], the indices in the pool of the records with which the next window's pool starts.
     """
 
     rows: np.ndarray
@@ -163,7 +158,7 @@ def plan_training_epoch(
     waiting = np.empty(0, np.int64)
     for window, (start, stop) in enumerate(itertools.pairwise(_splits(block_sizes.sum(axis=1)).tolist())):
         queues = np.concatenate([waiting, start + _random_permutation(stop - start, seed, epoch, _RECORDS, window)])
-        # Stable: inside a bucket the order of arrival stays, first those who waited.
+        # Stable: inside a bucket the order of arrival stays, those that waited first.
         queues = queues[np.argsort(bucket_of[queues], kind="stable")]
         ends = np.cumsum(np.bincount(bucket_of[queues], minlength=len(rows)))
         starts = np.concatenate([[0], ends[:-1]])
@@ -270,7 +265,7 @@ def plan_windows(
     waiting = np.empty(0, np.int64)
     stream_splits = _splits(plan.block_sizes.sum(axis=1))
     for window, (start, stop) in enumerate(itertools.pairwise(stream_splits.tolist())):
-        # Places in the stream, increasing: those that wait are older.
+        # Indices in the stream, increasing: those that wait are older.
         pool = np.concatenate([waiting, np.arange(start, stop)])
         rows = order[row_splits[window] : row_splits[window + 1]]
         kept = np.flatnonzero(emitted_in[pool] > window)

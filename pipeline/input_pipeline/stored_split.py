@@ -7,12 +7,11 @@ import numpy as np
 from pipeline import filesystem
 from pipeline.dataset.files import check_files, read_lengths
 from pipeline.dataset.info import DatasetInfo, read_dataset_info
-from pipeline.errors import CorruptShardError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StoredSplit:
-    """What a reader needs to know about a split.
+    """A split, ready for reading.
 
     Attributes:
         data_dir: the dataset directory.
@@ -43,21 +42,15 @@ class StoredSplit:
 
 
 def open_split(data_dir: str, name: str) -> StoredSplit:
-    """Open a split after all checks that need not read shards.
+    """Open a split, with all checks that do not read shards.
 
     Raises:
         MissingInputError: there is no complete dataset.
         SchemaMismatchError: it was written under another format or schema.
         EmptySplitError: there is no such split, or it is empty.
-        CorruptShardError: a file is missing, has another size, or does not fit the others.
+        CorruptShardError: a file is missing or has another size, or the lengths file is damaged.
     """
     data_dir = str(data_dir)
     info = read_dataset_info(data_dir)
     check_files(data_dir, info, name)
-    split = StoredSplit(data_dir=data_dir, name=name, info=info, lengths=read_lengths(data_dir, info, name))
-    if sum(split.shard_sizes) != len(split.lengths):
-        path = filesystem.join(data_dir, info.split(name).lengths_file.name)
-        raise CorruptShardError(
-            f"expected the lengths of {sum(split.shard_sizes):,} examples, got {len(split.lengths):,}", path=path
-        )
-    return split
+    return StoredSplit(data_dir=data_dir, name=name, info=info, lengths=read_lengths(data_dir, info.split(name)))

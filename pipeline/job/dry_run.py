@@ -18,7 +18,7 @@ from pipeline.dataset.tfexample import compress, frame_records
 from pipeline.errors import one_line
 from pipeline.job.config import PreprocessConfig
 from pipeline.job.job import Job
-from pipeline.job.references import Reference, ReferenceReader, Survey, plan_dataset
+from pipeline.job.references import Reference, ReferenceBatch, ReferenceReader, Survey, plan_dataset
 from pipeline.job.shard_writer import ShardReport, serialize_documents
 
 _LABELS_SHOWN = 100
@@ -59,11 +59,14 @@ class _Sample:
 
 
 def describe_dry_run(job: Job, num_workers: int = 0) -> str:
-    """Return what the job would do, predicted from a sample.
+    """Predict splits, sizes, labels and time of a job from a sample of its documents.
 
     Args:
         job: the job.
         num_workers: number of workers on this machine; 0 takes all its cores.
+
+    Returns:
+        The lines of the report.
 
     Raises:
         PipelineError: the job could not work.
@@ -86,8 +89,11 @@ def describe_dry_run(job: Job, num_workers: int = 0) -> str:
         f"[UNK]: {report.num_unknown_tokens / report.num_tokens:.2%} of the tokens"
     )
     lines += ["", *_expected_splits(sample, job, bytes_per_example=num_bytes / len(references)), ""]
-    for head in (CATEGORY_HEAD, SECOND_HEAD):
-        counts = Counter(reference.category if head == CATEGORY_HEAD else reference.second for reference in references)
+    for head, labels in (
+        (CATEGORY_HEAD, [reference.category for reference in references]),
+        (SECOND_HEAD, [reference.second for reference in references]),
+    ):
+        counts = Counter(labels)
         shown = counts.most_common(_LABELS_SHOWN)
         names = ", ".join(f"{name[:40]} {count / len(references):.1%}" for name, count in shown)
         more = f", and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
@@ -169,11 +175,9 @@ def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
     if not references:
         return report, 0
     survey = Survey()
-    survey.num_documents["sample"] = len(references)
-    for head, names in ((CATEGORY_HEAD, "category"), (SECOND_HEAD, "second")):
-        survey.labels[head].update(getattr(reference, names) for reference in references)
+    survey.add(ReferenceBatch(sample.references, []))
     plan = plan_dataset(survey, job, is_sample=True)
-    # Each worker makes its tables once, so they are no cost of a document.
+    # Not a cost of a document: each worker makes its tables once.
     tokenizer = job.make_tokenizer()
     started = time.monotonic()
     records = serialize_documents(references, report, plan=plan, job=job, tokenizer=tokenizer)
@@ -194,8 +198,6 @@ def _expected_splits(sample: _Sample, job: Job, *, bytes_per_example: float) -> 
         examples = sample.num_documents * len(sample.references.get(split, ())) / sample.size
         num_shards = config.num_shards or auto_num_shards(round(examples), config.max_len)
         num_bytes = examples * bytes_per_example
-        shard_bytes = num_bytes / num_shards
-        rows.append(
-            (split, f"{examples:,.0f}", str(num_shards), f"{num_bytes / 1e6:,.1f}", f"{shard_bytes / 2**20:,.1f}")
-        )
+        sizes = (f"{num_bytes / 1e6:,.1f}", f"{num_bytes / num_shards / 2**20:,.1f}")
+        rows.append((split, f"{examples:,.0f}", str(num_shards), *sizes))
     return format_table(("split", "examples", "shards", "MB", "MiB per shard"), rows)

@@ -1,9 +1,8 @@
-"""The output directory of a job: claimed by one job at a time, and given its dataset when that is complete.
+"""The output directory of a job: one job at a time writes there, and its dataset appears when it is complete.
 
-Everything is written into a staging directory inside the output directory first. Publishing is a series of renames
-that can be interrupted anywhere and taken up again: as long as the staging directory holds a `dataset.json`, the
-dataset is complete there, and whoever comes next finishes moving it. In an object store, which has no locks to tell
-dead jobs from living ones, that takes `--overwrite`.
+A job writes into a staging directory inside the output. Publishing is a series of renames that can be interrupted
+anywhere: while the staging directory holds a `dataset.json`, the dataset in it is complete, and the next job finishes
+the renames. An object store has no locks that show whether a job is alive; there, this needs `--overwrite`.
 """
 
 import contextlib
@@ -26,8 +25,7 @@ def staging_directory(config: PreprocessConfig) -> Iterator[str]:
     """Claim the output directory for one job, and clean up after jobs that died there.
 
     Yields:
-        The path of a new, empty staging directory. It is removed when the job ends, unless moving a complete dataset
-        into place was interrupted: then the next job finishes that.
+        The path of a new, empty staging directory. It is removed when the job ends, unless publishing was interrupted.
 
     Raises:
         OutputExistsError: the output holds a dataset (without `--overwrite`), or something else.
@@ -39,11 +37,12 @@ def staging_directory(config: PreprocessConfig) -> Iterator[str]:
     existed = is_remote or os.path.exists(output_dir)
     staging_dir = filesystem.join(output_dir, STAGING_PREFIX + secrets.token_hex(4))
     with contextlib.ExitStack() as stack:
-        # In one go, or two jobs could both find nothing in the way.
+        # One lock for all of this, or two jobs could both find the output free.
         with _locked(output_dir, make=True):
             stack.callback(_clean_up, output_dir, staging_dir, existed=existed)
-            _finish_or_remove_leftovers(output_dir, overwrite=overwrite)
-            _check_output(output_dir, overwrite=overwrite)
+            for leftover in _leftovers(output_dir, overwrite=overwrite):
+                _finish_or_remove(output_dir, leftover, overwrite=overwrite)
+            _require_free(output_dir, overwrite=overwrite)
             filesystem.make_directory(staging_dir)
             if not is_remote:
                 stack.callback(os.close, _lock_staging(staging_dir, output_dir))
@@ -54,33 +53,33 @@ def check_output(config: PreprocessConfig) -> None:
     """Raise what `staging_directory` would, but change nothing."""
     output_dir, overwrite = config.output_dir, config.overwrite
     if not filesystem.is_remote(output_dir):
-        place = os.path.abspath(output_dir)
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
-        if not os.path.isdir(place):
+        existing = os.path.abspath(output_dir)
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        if not os.path.isdir(existing):
             raise OptionError(f"{output_dir}: expected a directory, found a file; give another one")
-        if not os.access(place, os.W_OK):
-            raise OutputWriteError(f"{output_dir}: cannot make this directory: {place} cannot be written")
+        if not os.access(existing, os.W_OK):
+            raise OutputWriteError(f"{output_dir}: cannot make this directory: {existing} cannot be written")
         if not os.path.exists(output_dir):
             return
     with _locked(output_dir):
-        for staging_dir in _leftovers(output_dir, overwrite=overwrite):
-            if not overwrite and filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
+        for leftover in _leftovers(output_dir, overwrite=overwrite):
+            if not overwrite and filesystem.exists(filesystem.join(leftover, DATASET_INFO_NAME)):
                 raise OutputExistsError(
                     f"--output {output_dir}: holds a dataset whose job died while publishing it; "
                     "give another directory, or add --overwrite"
                 )
-        _check_output(output_dir, overwrite=overwrite)
+        _require_free(output_dir, overwrite=overwrite)
 
 
-def _check_output(output_dir: str, *, overwrite: bool) -> None:
+def _require_free(output_dir: str, *, overwrite: bool) -> None:
     if filesystem.exists(filesystem.join(output_dir, DATASET_INFO_NAME)):
-        if not overwrite:
-            raise OutputExistsError(
-                f"--output {output_dir}: holds a dataset already; give another directory, or add --overwrite"
-            )
-        return
-    # Without a description, nothing says that files which are called like ours are not somebody's own.
+        if overwrite:
+            return
+        raise OutputExistsError(
+            f"--output {output_dir}: holds a dataset already; give another directory, or add --overwrite"
+        )
+    # Without a description, files with names like ours may be the user's own.
     others = [name for name in filesystem.list_names(output_dir) if not (overwrite and is_ours(name))]
     if others:
         raise OutputExistsError(
@@ -89,14 +88,13 @@ def _check_output(output_dir: str, *, overwrite: bool) -> None:
 
 
 def _leftovers(output_dir: str, *, overwrite: bool) -> Iterator[str]:
-    """Yield the staging directories of dead jobs, each locked until the next one is asked for.
+    """Yield the staging directories of dead jobs, each locked while the caller handles it.
 
-    In an object store nobody can tell a dead job from one that is alive: what is not complete stays, and what is
-    complete is for the user to judge, by the leave to replace.
+    In an object store only complete ones are yielded, because an incomplete one may be that of a living job.
 
     Raises:
         OptionError: a job is alive.
-        OutputExistsError: it may be.
+        OutputExistsError: it may be alive.
     """
     if filesystem.is_remote(output_dir):
         for path in filesystem.match(filesystem.join(output_dir, f"{STAGING_PREFIX}*", DATASET_INFO_NAME)):
@@ -108,56 +106,54 @@ def _leftovers(output_dir: str, *, overwrite: bool) -> Iterator[str]:
             yield path.rpartition("/")[0]
         return
     for name in sorted(os.listdir(output_dir)):
-        if not name.startswith(STAGING_PREFIX):
-            continue
-        path = os.path.join(output_dir, name)
-        lock = _lock_staging(path, output_dir)
-        try:
-            yield path
-        finally:
-            os.close(lock)
-
-
-def _finish_or_remove_leftovers(output_dir: str, *, overwrite: bool) -> None:
-    """Publish what a job had completed when it died, and remove what it had not."""
-    for staging_dir in _leftovers(output_dir, overwrite=overwrite):
-        try:
-            # That job had leave to replace what is there, if there is anything.
-            _move(output_dir, staging_dir, overwrite=True)
-            _discard_incomplete(staging_dir)
-        except SchemaMismatchError as error:
-            if not overwrite:
-                raise OutputExistsError(
-                    f"--output {output_dir}: holds a dataset whose job died while publishing it, and which this "
-                    f"version cannot publish ({error}); use the version that wrote it, give another directory, or add "
-                    "--overwrite to discard it"
-                ) from None
-            filesystem.delete_directory(staging_dir)
+        if name.startswith(STAGING_PREFIX):
+            path = os.path.join(output_dir, name)
+            lock = _lock_staging(path, output_dir)
+            try:
+                yield path
+            finally:
+                os.close(lock)
 
 
 def _lock_staging(staging_dir: str, output_dir: str) -> int:
-    """Take the lock that tells a living job's staging directory from a dead one's."""
-    lock = filesystem.try_lock(staging_dir)
-    if lock is None:
+    """Take the lock that a job holds on its staging directory while it lives."""
+    try:
+        return filesystem.lock(staging_dir, wait=False)
+    except (BlockingIOError, FileNotFoundError):
         raise OptionError(
             f"--output {output_dir}: another job is writing there; wait for it, or give another directory"
-        )
-    return lock
+        ) from None
+
+
+def _finish_or_remove(output_dir: str, leftover: str, *, overwrite: bool) -> None:
+    """Publish the dataset of a dead job if it is complete, and remove its staging directory."""
+    try:
+        # When it began to publish, that job had checked that it may replace what is there.
+        _move(output_dir, leftover, overwrite=True)
+        _discard_incomplete(leftover)
+    except SchemaMismatchError as error:
+        if not overwrite:
+            raise OutputExistsError(
+                f"--output {output_dir}: holds a dataset whose job died while publishing it, and which this "
+                f"version cannot publish ({error}); use the version that wrote it, give another directory, or add "
+                "--overwrite to discard it"
+            ) from None
+        filesystem.delete_directory(leftover)
 
 
 def move_into_place(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
     """Publish a complete staging directory; safe to call again after an interruption at any point.
 
     Args:
-        output_dir: where the dataset is to be.
-        staging_dir: where it lies.
-        overwrite: whether another dataset, which came to be there meanwhile, may be replaced.
+        output_dir: the directory of the dataset.
+        staging_dir: the directory with its files.
+        overwrite: whether to replace a dataset that another job published meanwhile.
 
     Raises:
-        OutputExistsError: it may not.
-        SchemaMismatchError: a file that the description lists is neither here nor there; nothing was moved.
+        OutputExistsError: there is such a dataset, and it must not be replaced.
+        SchemaMismatchError: a file that the description lists is missing; nothing was moved.
     """
-    # A worker outlives its killed job by seconds, and may be at it.
+    # A worker can outlive its killed job by seconds, and may be publishing.
     with _locked(output_dir):
         _move(output_dir, staging_dir, overwrite=overwrite)
 
@@ -169,56 +165,49 @@ def _move(output_dir: str, staging_dir: str, *, overwrite: bool) -> None:
         return
     text = filesystem.read_bytes(complete)
     described = DatasetInfo.from_json(text, complete)
-    # Where a rename is a copy, an interruption may have left the same one in both places.
+    # Where a rename is a copy, an interruption may have left the same description in both directories.
     if not overwrite and filesystem.exists(published) and filesystem.read_bytes(published) != text:
-        filesystem.delete([complete])  # or whoever comes next would finish this
+        filesystem.delete([complete])  # or the next job would finish this
         raise OutputExistsError(
-            f"{output_dir}: a dataset came to be there while the job was running; give another directory"
+            f"{output_dir}: another job published a dataset there while this one was running; give another directory"
         )
-    described_names = {
-        REJECTED_NAME,
-        VOCAB_NAME,
-        *(file.name for split in described.splits.values() for file in split.files),
-    }
+    listed = {REJECTED_NAME, VOCAB_NAME, *(file.name for split in described.splits.values() for file in split.files)}
     staged = {path.rsplit("/", 1)[-1]: path for path in filesystem.list_below(staging_dir)}
     names = filesystem.list_names(output_dir)
-    if missing := described_names - staged.keys() - set(names):
+    if missing := listed - staged.keys() - set(names):
         raise SchemaMismatchError(
             f"{complete}: {len(missing)} of the files it lists are not there, such as {min(missing)}"
         )
-    # From here until the last rename the output has no dataset.json, and the staging holds what is missing.
+    # From here until the last rename the output has no dataset.json, and the staging directory holds what is missing.
     filesystem.delete([published])
-    for name in sorted(described_names & staged.keys()):
+    for name in sorted(listed & staged.keys()):
         filesystem.rename(staged[name], filesystem.join(output_dir, name))
-    former = [name for name in names if is_ours(name) and name not in described_names]
-    filesystem.delete([filesystem.join(output_dir, name) for name in former])
+    filesystem.delete([filesystem.join(output_dir, name) for name in names if is_ours(name) and name not in listed])
     filesystem.rename(complete, published)
     filesystem.delete_directory(staging_dir)
 
 
 def _discard_incomplete(staging_dir: str) -> None:
-    """Remove a staging directory, unless a complete dataset waits in it for whoever comes next to publish it."""
+    """Remove a staging directory, unless a complete dataset in it waits for the next job."""
     if filesystem.is_remote(staging_dir):
         if not filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
             filesystem.delete_directory(staging_dir)
-        return
-    if not os.path.isdir(staging_dir):
-        return
-    # Under another name nothing can be added by a worker that is still alive, so that what is seen now is final.
-    doomed = f"{staging_dir}-{secrets.token_hex(4)}"
-    os.rename(staging_dir, doomed)
-    if os.path.exists(os.path.join(doomed, DATASET_INFO_NAME)):
-        os.rename(doomed, staging_dir)
-    else:
-        filesystem.delete_directory(doomed)
+    elif os.path.isdir(staging_dir):
+        # A worker that is still alive cannot add a dataset.json under another name.
+        doomed = f"{staging_dir}-{secrets.token_hex(4)}"
+        os.rename(staging_dir, doomed)
+        if os.path.exists(os.path.join(doomed, DATASET_INFO_NAME)):
+            os.rename(doomed, staging_dir)
+        else:
+            filesystem.delete_directory(doomed)
 
 
 def _clean_up(output_dir: str, staging_dir: str, *, existed: bool) -> None:
-    """Leave nothing of a job but what it published; `existed` tells whether the output was there before it."""
+    """Remove what a job did not publish; also the output directory if the job made it and it is empty."""
     if filesystem.is_remote(output_dir):
         _discard_incomplete(staging_dir)
         return
-    # Somebody may have removed all of it meanwhile.
+    # The user may have removed all of it meanwhile.
     with contextlib.suppress(FileNotFoundError), _locked(output_dir):
         _discard_incomplete(staging_dir)
         if not existed and not os.listdir(output_dir):
@@ -227,17 +216,28 @@ def _clean_up(output_dir: str, staging_dir: str, *, existed: bool) -> None:
 
 @contextmanager
 def _locked(output_dir: str, *, make: bool = False) -> Iterator[None]:
-    """Keep others from claiming, publishing and cleaning up here meanwhile; object stores have no locks.
+    """Keep other jobs from claiming, publishing and cleaning up here; object stores have no locks.
 
     Args:
         output_dir: the directory.
-        make: whether to make it if it is not there.
+        make: whether to make it if it does not exist.
     """
     if filesystem.is_remote(output_dir):
         yield
         return
-    descriptor = filesystem.make_and_lock(output_dir) if make else filesystem.lock(output_dir)
+    lock = _make_and_lock(output_dir) if make else filesystem.lock(output_dir, wait=True)
     try:
         yield
     finally:
-        os.close(descriptor)
+        os.close(lock)
+
+
+def _make_and_lock(output_dir: str) -> int:
+    while True:
+        filesystem.make_directory(output_dir)
+        # Until it is locked, its maker may remove it, and another process may make another one.
+        with contextlib.suppress(FileNotFoundError):
+            lock = filesystem.lock(output_dir, wait=True)
+            if os.path.exists(output_dir) and os.path.samestat(os.fstat(lock), os.stat(output_dir)):
+                return lock
+            os.close(lock)

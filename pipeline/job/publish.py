@@ -1,4 +1,4 @@
-"""The end of a job: describe the dataset, then have it moved into place, `dataset.json` last."""
+"""The end of a job: describe the dataset and publish it, `dataset.json` last."""
 
 import json
 import platform
@@ -18,11 +18,12 @@ from pipeline.dataset.info import (
     SplitInfo,
 )
 from pipeline.dataset.schema import CATEGORY_HEAD, FORMAT_VERSION, SECOND_HEAD
+from pipeline.dataset.shards import shard_name
 from pipeline.errors import EngineError
 from pipeline.job.job import Job
 from pipeline.job.output_dir import move_into_place
 from pipeline.job.references import DatasetPlan, require_few_rejected
-from pipeline.job.shard_writer import ShardReport, write_empty_shard
+from pipeline.job.shard_writer import ShardReport, write_records
 
 # Four times as many bytes as the lengths, which go to the end of the job as one element; together they would be more
 # than an engine can carry long before a corpus is too large for anything else.
@@ -30,7 +31,7 @@ _NUM_DIGEST_PARTS = 16
 
 
 def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: Job, staging_dir: str) -> str:
-    """Write the files beside the shards, and move everything into place.
+    """Write the files beside the shards, and publish all of them.
 
     Args:
         reports: one of every shard that has documents, of the first pass's rejections and of the texts in several
@@ -48,7 +49,7 @@ def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: J
         EngineError: the engine lost documents or processed some twice.
     """
     if _is_published(reports, staging_dir):
-        # An engine may run a step twice; the second run finishes what the first left undone.
+        # An engine may run a step twice; the second run finishes the first.
         move_into_place(job.config.output_dir, staging_dir, overwrite=job.config.overwrite)
         return filesystem.read_bytes(filesystem.join(job.config.output_dir, DATASET_INFO_NAME)).decode()
     reports = sorted(reports, key=lambda report: (report.split, report.index))
@@ -56,11 +57,16 @@ def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: J
     splits = {
         split: _describe_split(split, reports, plan=plan, job=job, staging_dir=staging_dir) for split in plan.num_shards
     }
-    written = sum(info.num_examples for info in splits.values())
     config = job.config
-    _check_all_arrived(written + len(rejections), plan)
+    num_written = sum(info.num_examples for info in splits.values())
+    num_read = num_written + len(rejections)
+    # Engines have lost and doubled elements silently. The first pass counts documents on another path of the graph.
+    if num_read != plan.num_documents:
+        raise EngineError(
+            f"the engine lost documents or processed them twice: {plan.num_documents:,} were read, {num_read:,} "
+            "arrived; nothing is published; run again, and if it happens again, on another engine"
+        )
     unwanted = [rejection for rejection in rejections if rejection.reason != "duplicate"]
-    num_read = written + len(rejections)
     require_few_rejected(unwanted, num_rejected=len(unwanted), num_read=num_read, config=config)
     lines = [json.dumps(rejection._asdict(), ensure_ascii=False) + "\n" for rejection in rejections]
     rejected = "".join(lines).encode("utf-8", "backslashreplace")
@@ -73,8 +79,8 @@ def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: J
         labels=plan.labels,
         splits=splits,
         documents=DocumentCounts(
-            read=written + len(rejections),
-            written=written,
+            read=num_read,
+            written=num_written,
             rejected=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
             duplicates=sum(report.num_duplicates for report in reports),
             conflicting=sorted(keys for report in reports for keys in report.conflicting),
@@ -86,9 +92,9 @@ def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: J
         rejected_file=FileInfo.of(REJECTED_NAME, 0, rejected),
         notes=plan.notes,
     )
-    _stage(staging_dir, REJECTED_NAME, rejected)
-    _stage(staging_dir, VOCAB_NAME, job.vocab_content)
-    _stage(staging_dir, DATASET_INFO_NAME, info.to_json().encode())
+    files = {REJECTED_NAME: rejected, VOCAB_NAME: job.vocab_content, DATASET_INFO_NAME: info.to_json().encode()}
+    for name, content in files.items():  # in this order: `dataset.json` says that the others are there
+        filesystem.write_atomically(filesystem.join(staging_dir, name), content)
     move_into_place(config.output_dir, staging_dir, overwrite=config.overwrite)
     return info.to_json()
 
@@ -115,15 +121,6 @@ def count_in_several_splits(digests: Iterable[tuple[str, bytes]]) -> int:
     return int(np.count_nonzero(num_splits > 1))
 
 
-def _check_all_arrived(num_documents: int, plan: DatasetPlan) -> None:
-    # Engines have lost and doubled elements silently. The first pass counts documents on another path of the graph.
-    if num_documents != plan.num_documents:
-        raise EngineError(
-            f"the engine lost documents or processed them twice: {plan.num_documents:,} were read, {num_documents:,} "
-            "arrived; nothing is published; run again, and if it happens again, on another engine"
-        )
-
-
 def _is_published(reports: Sequence[ShardReport], staging_dir: str) -> bool:
     if filesystem.exists(filesystem.join(staging_dir, DATASET_INFO_NAME)):
         return True
@@ -131,27 +128,23 @@ def _is_published(reports: Sequence[ShardReport], staging_dir: str) -> bool:
     return not any(filesystem.exists(filesystem.join(staging_dir, name)) for name in names[:1])
 
 
-def _stage(staging_dir: str, name: str, content: bytes) -> None:
-    """Write a file that `move_into_place` will publish."""
-    filesystem.write_atomically(filesystem.join(staging_dir, name), content)
-
-
 def _describe_split(
     split: str, reports: Sequence[ShardReport], *, plan: DatasetPlan, job: Job, staging_dir: str
 ) -> SplitInfo:
     """Add up the shards of one split; write its lengths file, and an empty file for every shard without documents."""
-    by_index = {report.index: report for report in reports if report.split == split}
-    own = [
-        by_index.get(index) or write_empty_shard(split, index, plan=plan, job=job, staging_dir=staging_dir)
-        for index in range(plan.num_shards[split])
-    ]
+    own = [report for report in reports if report.split == split]
+    files = {report.index: report.file for report in own}
+    compression, num_shards = job.config.compression, plan.num_shards[split]
+    for index in set(range(num_shards)) - files.keys():
+        name = shard_name(split, index, num_shards, compression)
+        files[index] = write_records([], name, compression=compression, staging_dir=staging_dir)
     lengths = np.frombuffer(b"".join(report.lengths for report in own), dtype=LENGTHS_DTYPE)
     joint = np.zeros([len(plan.labels[CATEGORY_HEAD]), len(plan.labels[SECOND_HEAD])], dtype=np.int64)
     for report in own:
         for pair, count in report.joint_labels.items():
             joint[pair] += count
     content = npy_bytes(lengths)
-    _stage(staging_dir, lengths_name(split), content)
+    filesystem.write_atomically(filesystem.join(staging_dir, lengths_name(split)), content)
     return SplitInfo.of(
         lengths,
         joint,
@@ -159,5 +152,5 @@ def _describe_split(
         num_unknown_tokens=sum(report.num_unknown_tokens for report in own),
         num_truncated=sum(report.num_truncated for report in own),
         lengths_file=FileInfo.of(lengths_name(split), len(lengths), content),
-        shards=tuple(report.file for report in own if report.file),
+        shards=tuple(file for _, file in sorted(files.items()) if file),
     )

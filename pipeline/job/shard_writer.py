@@ -1,7 +1,6 @@
 """The second pass: write one shard as a pure function of its references.
 
-It writes the same bytes on every worker, on every attempt and for every order of the references, because it sorts them
-first; and the file appears by one rename.
+References are sorted first, so that every worker and every attempt writes the same bytes.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ DOCUMENTS_PER_BATCH = 256
 
 @dataclasses.dataclass(kw_only=True)
 class ShardReport:
-    """Content of one shard in numbers; the reports of all shards together become `dataset.json`.
+    """Counts of one shard; those of all shards together become `dataset.json`.
 
     Attributes:
         split, index: which shard it is; `split` is empty where a report belongs to no shard: rejections of the first
@@ -99,19 +98,12 @@ def write_shard(
     ordered = list(_settle_duplicates(ordered, report, drop=config.duplicates == "drop"))
     records = serialize_documents(ordered, report, plan=plan, job=job, tokenizer=tokenizer, on_progress=on_progress)
     name = shard_name(split, index, plan.num_shards[split], config.compression)
-    report.file = _write_records(records, name, compression=config.compression, staging_dir=staging_dir)
+    report.file = write_records(records, name, compression=config.compression, staging_dir=staging_dir)
     return report
 
 
-def write_empty_shard(split: str, index: int, *, plan: DatasetPlan, job: Job, staging_dir: str) -> ShardReport:
-    """Write a shard that no document belongs to."""
-    compression = job.config.compression
-    name = shard_name(split, index, plan.num_shards[split], compression)
-    file = _write_records([], name, compression=compression, staging_dir=staging_dir)
-    return ShardReport(split=split, index=index, file=file)
-
-
-def _write_records(records: list[bytes], name: str, *, compression: str, staging_dir: str) -> FileInfo:
+def write_records(records: Sequence[bytes], name: str, *, compression: str, staging_dir: str) -> FileInfo:
+    """Write the file of a shard, and return its description."""
     data = compress(frame_records(records), compression)
     filesystem.write_atomically(filesystem.join(staging_dir, name), data)
     return FileInfo.of(name, len(records), data)
@@ -198,7 +190,7 @@ def _serialize_batch(
 
 
 def _read_again(content: bytes | Exception, reference: Reference, seed: int) -> str:
-    """Return a document's normalized text if it is still the text of the first pass."""
+    """Return the normalized text of a document, if it has not changed since the first pass."""
     if isinstance(content, DocumentRejectedError):
         raise content
     if isinstance(content, Exception):

@@ -1,4 +1,4 @@
-"""The lines that a job logs before it starts to work, and the size of its corpus as far as that is known cheaply."""
+"""The lines that a job logs before it starts, and a cheap estimate of the size of its corpus."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from pipeline.engines.named import EngineOptions
 from pipeline.errors import one_line
 from pipeline.job.job import Job
 
-_BYTES_PER_FILE = 2_700  # of THUCNews; a look at each file takes longer than a wrong number costs
+_BYTES_PER_FILE = 2_700  # of THUCNews; reading the size of each file would take longer than a wrong one costs
 _NUM_PATHS = 3
 # On lines of their own.
 _SHOWN_APART = ("corpus", "inputs", "vocab_path", "output_dir", "split_weights")
@@ -24,9 +24,9 @@ class CorpusSize:
     """Size of a corpus, or of its beginning.
 
     Attributes:
-        num_bytes: approximate size of the texts, compressed as they are; the limit where it was reached.
-        num_files: number of files of the trees found.
-        is_whole: whether all of the corpus was found before the limit.
+        num_bytes: approximate size of the inputs; the limit where it was reached.
+        num_files: number of files found in trees.
+        is_whole: whether the limit was not reached.
     """
 
     num_bytes: int
@@ -35,7 +35,7 @@ class CorpusSize:
 
 
 def measure_corpus(sources: Sequence[Source], *, limit_bytes: int) -> CorpusSize:
-    """Add up the sizes of files, and list trees until the limit is reached; a remote source reaches it at once."""
+    """Add up the sizes of files, and list trees, until the limit is reached; a remote source reaches it at once."""
     num_bytes = num_files = 0
     files: set[str] = set()  # several tables may lie in one archive
     for index, source in enumerate(sources):
@@ -51,8 +51,9 @@ def measure_corpus(sources: Sequence[Source], *, limit_bytes: int) -> CorpusSize
             files.add(source.path)
             num_bytes += os.path.getsize(source.path)
         if num_bytes >= limit_bytes:
-            return CorpusSize(num_bytes=limit_bytes, num_files=num_files, is_whole=False)
-    return CorpusSize(num_bytes=num_bytes, num_files=num_files, is_whole=True)
+            break
+    is_whole = num_bytes < limit_bytes
+    return CorpusSize(num_bytes=min(num_bytes, limit_bytes), num_files=num_files, is_whole=is_whole)
 
 
 def start_up_lines(job: Job, *, engine: EngineOptions, num_workers: int, mode: str, size: CorpusSize) -> Iterator[str]:

@@ -4,8 +4,8 @@
                         └──────────────→ AssignShards → GroupByKey → WriteShards → CompareSplits → PublishDataset
 
 The work of each step is in `references`, `shard_writer` and `publish`, which do not import Beam. There are no side
-outputs, no output at the end of a bundle (`finish_bundle` only shows progress) and no Beam sink: rejections and counts
-travel with the shard reports, so that every engine with ParDo, GroupByKey and side inputs writes the same bytes.
+outputs, no output at the end of a bundle and no Beam sink: rejections and counts travel with the shard reports, so that
+every engine with ParDo, GroupByKey and side inputs writes the same bytes.
 """
 
 import dataclasses
@@ -63,26 +63,20 @@ def _count_shard(report: ShardReport) -> None:
     _count_rejections(report.rejections)
 
 
-class _ListChunks(beam.DoFn):
-    def __init__(self, job: Job, *, num_listers: int, progress_dir: str | None):
-        self._job = job
-        self._num_listers = num_listers
-        self._progress_dir = progress_dir
-
-    def process(self, lister: int) -> Iterator[tuple[int, Chunk]]:
-        num_documents = ProgressWriter(self._progress_dir, "listed")
-        for index in range(lister, len(self._job.sources), self._num_listers):
-            for number, chunk in enumerate(self._job.sources[index].chunks(index)):
-                num_documents.add(chunk.num_documents or 0)
-                yield number % self._num_listers, chunk
-        num_documents.flush()
+def _list_chunks(lister: int, job: Job, *, num_listers: int, progress_dir: str | None) -> Iterator[tuple[int, Chunk]]:
+    num_documents = ProgressWriter(progress_dir, "listed")
+    for index in range(lister, len(job.sources), num_listers):
+        for number, chunk in enumerate(job.sources[index].chunks(index)):
+            num_documents.add(chunk.num_documents or 0)
+            yield number % num_listers, chunk
+    num_documents.flush()
 
 
 class ListChunks(beam.PTransform):
     """Cut every source into chunks and spread them over the workers.
 
-    An engine without Reshuffle needs a number of partitions: as many listers, most of them with nothing to list, make
-    it use that many, and grouping spreads the chunks over them.
+    An engine without Reshuffle needs a number of partitions: it gets as many listers, most of which have nothing to
+    list, and grouping spreads the chunks.
 
     Args:
         job: the job.
@@ -97,24 +91,21 @@ class ListChunks(beam.PTransform):
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[Chunk]:
         num_listers = max(len(self._job.sources), self._num_partitions)
-        list_chunks = _ListChunks(self._job, num_listers=num_listers, progress_dir=self._progress_dir)
+        list_chunks = beam.FlatMap(
+            _list_chunks, self._job, num_listers=num_listers, progress_dir=self._progress_dir
+        ).with_output_types(tuple[int, Chunk])
         numbered = (
             root
             | "SpreadListers" >> beam.Create(range(num_listers))  # int, reshuffled by Create itself
-            | "CutIntoChunks" >> beam.ParDo(list_chunks).with_output_types(tuple[int, Chunk])  # (int, Chunk)
+            | "CutIntoChunks" >> list_chunks  # (int, Chunk)
         )
         if not self._num_partitions:
             return numbered | "DropNumbers" >> beam.Values() | "SpreadChunks" >> beam.Reshuffle()  # Chunk
         return (
             numbered
             | "SpreadByNumber" >> beam.GroupByKey()  # (int, [Chunk])
-            | "TakeChunks" >> beam.FlatMap(take_chunks)  # Chunk
+            | "TakeChunks" >> beam.FlatMapTuple(lambda _, chunks: chunks)  # Chunk
         )
-
-
-def take_chunks(element: tuple[int, Iterable[Chunk]]) -> Iterator[Chunk]:
-    """Yield the chunks of one group."""
-    yield from element[1]
 
 
 class ReadReferences(beam.DoFn):
@@ -232,7 +223,7 @@ class WriteShards(beam.DoFn):
 
 
 def divide_report(report: ShardReport) -> Iterator[tuple[ShardKey, Any]]:
-    """Yield the digests of a shard's examples, keyed by part, and its report without them."""
+    """Yield the digests of the examples of a shard, keyed by part, and its report without them."""
     for part, digests in divide_digests(report):
         yield (DIGESTS, part), digests
     yield (report.split, report.index), dataclasses.replace(report, ids_digests=b"")
@@ -264,9 +255,9 @@ class PreprocessCorpus(beam.PTransform):
 
     Args:
         job: the job.
-        staging_dir: where everything is written before it is published.
-        progress_dir: where workers on this machine leave their counts; `None` elsewhere.
-        num_partitions: number of parts to cut the work into, for engines that do not find one themselves; else 0.
+        staging_dir: the directory of the files until they are published.
+        progress_dir: the directory of the counts of workers on this machine; `None` elsewhere.
+        num_partitions: number of partitions, for engines that do not choose one themselves; else 0.
     """
 
     def __init__(self, job: Job, *, staging_dir: str, progress_dir: str | None = None, num_partitions: int = 0):

@@ -3,7 +3,6 @@
 Worker processes import `tree`; they could not import this module, which is `__main__` in the process that starts them.
 """
 
-import argparse
 import functools
 import os
 import sys
@@ -23,13 +22,8 @@ def main(argv: Sequence[str]) -> int:
         epilog="5,000 documents (13 MB) are enough to try everything; 836,074 are as many as THUCNews has (2.2 GB). "
         "The same seed and number give the same files, with any number of workers.",
     )
-    # Suppressed defaults, or the help would show "(default: None)" for what has none.
-    parser.add_argument(
-        "--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="directory to write; new or empty"
-    )
-    parser.add_argument(
-        "--documents", required=True, default=argparse.SUPPRESS, type=int, metavar="N", help="how many to write"
-    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write; new or empty")
+    parser.add_argument("--documents", required=True, type=int, metavar="N", help="how many to write")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed gives another corpus")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that write, one per core"

@@ -1,4 +1,4 @@
-"""Compose the documents of the made-up corpus from the words of `sample_topics.py` by the forms of `sample_grammar.py`.
+"""Compose the documents of the made-up corpus from the words and forms of `words.ini`.
 
 A document is a headline, a newline, and paragraphs indented by two U+3000 (here shown as ▢), as in THUCNews:
 
@@ -22,10 +22,9 @@ import re
 import statistics
 import string
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from pipeline.sample_corpus.grammar import FORMS, FURNITURE
-from pipeline.sample_corpus.topics import GENERAL_WORDS, SHARED_WORDS, TOPICS, Words
+from pipeline.sample_corpus.topics import read_grammar, read_topics
 
 # Lengths in characters are log-normal. THUCNews's articles have median 745 and mean 939; a log-normal with these two
 # has mu = ln(median) and sigma = sqrt(2 ln(mean / median)) = 0.68, which also gives the long tail: one in twenty above
@@ -40,7 +39,7 @@ NUM_CLAUSES = 2_000
 NUM_SENTENCES = 6_000
 NUM_OTHER_PHRASES = 500
 SENTENCE_ENDS = ("。",) * 19 + ("！", "？", "……")
-# In characters. A document with less room left than the first goes on with single clauses, than the second, ends.
+# A document that lacks fewer characters than the first goes on with single clauses, than the second, ends.
 LONG_SENTENCE = 36
 SHORT_SENTENCE = 12
 
@@ -49,21 +48,22 @@ PARAGRAPH_RATE = 0.2
 HEADLINE_JOINTS = (" ", " ", " ", "：", "，")
 HEADLINE_ENDS = ("",) * 15 + ("(图)",)
 INDENT = "\u3000\u3000"
+# The page furniture that crawled pages leave at the end, not indented and the same in every category.
+FURNITURE = (
+    "点这里写下您的看法",
+    "说说我的想法\xa0\xa0看看大家的想法",
+    "把这页寄给好友&nbsp;&nbsp;存下这页",
+    "字号 大 中 小  返回栏目首页",
+    "更多同类文章请看专题",
+)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clarity:
-    """How much of a document speaks about its topic.
+class Clarity(NamedTuple):
+    """How much of a document is about its topic."""
 
-    Attributes:
-        share: the fraction of documents of this kind.
-        topic: the fraction of sentences drawn from the document's own topic.
-        neighbour: the fraction drawn from one neighbouring topic; the rest is small talk.
-    """
-
-    share: float
-    topic: float
-    neighbour: float
+    share: float  # of the documents
+    topic: float  # fraction of sentences on the document's own topic
+    neighbour: float  # fraction on one neighbouring topic; the rest is small talk
 
 
 # Tuned so that character TF-IDF (1-2-grams) with a linear SVM reaches about 95 % from a few thousand documents.
@@ -72,7 +72,7 @@ CLARITIES = (
     Clarity(share=0.05, topic=0.08, neighbour=0.08),
     Clarity(share=0.05, topic=0.22, neighbour=0.28),
 )
-# News comes to the point first: headline and lead hold less small talk than what follows, by this factor.
+# As in news, headline and lead have more sentences on the topic than the rest of the text, by this factor.
 LEAD_FOCUS = 2.0
 NUM_LEAD_SENTENCES = 2
 
@@ -116,7 +116,7 @@ def sample_document(seed: int, index: int, category: str) -> str:
     """
     draw = _uniform_source(f"{seed}:document:{index}")
     topic = _phrases(seed, category)
-    neighbour = _phrases(seed, _pick(TOPICS[category].neighbours, draw))
+    neighbour = _phrases(seed, _pick(read_topics()[category].neighbours, draw))
     small_talk = _phrases(seed, None)
     clarity = _pick_clarity(draw)
 
@@ -131,17 +131,17 @@ def sample_document(seed: int, index: int, category: str) -> str:
     if draw() < DATELINE_RATE:
         pieces.append(_pick(small_talk.datelines, draw))
 
-    room = _pick_length(draw) - sum(map(len, pieces))
+    missing = _pick_length(draw) - sum(map(len, pieces))
     for number in itertools.count():
         phrases = pick_phrases(LEAD_FOCUS if number < NUM_LEAD_SENTENCES else 1.0)
-        sentence = _pick(phrases.short_sentences if room < LONG_SENTENCE else phrases.sentences, draw)
+        sentence = _pick(phrases.short_sentences if missing < LONG_SENTENCE else phrases.sentences, draw)
         pieces.append(sentence)
-        room -= len(sentence)
-        if room < SHORT_SENTENCE:
+        missing -= len(sentence)
+        if missing < SHORT_SENTENCE:
             break
         if draw() < PARAGRAPH_RATE:
             pieces.append("\n" + INDENT)
-            room -= 1 + len(INDENT)
+            missing -= 1 + len(INDENT)
 
     if draw() < SIGNATURE_RATE:
         pieces += ["\n", INDENT, _pick(small_talk.signatures, draw)]
@@ -193,11 +193,11 @@ def _add_oddities(text: str, draw: Callable[[], float]) -> str:
     return text
 
 
-@functools.lru_cache(maxsize=4 * (len(TOPICS) + 1))
+@functools.lru_cache(maxsize=60)  # of four corpora
 def _phrases(seed: int, topic: str | None) -> Phrases:
     """Compose the phrases of one topic, or (None) those of small talk."""
     draw = _uniform_source(f"{seed}:phrases:{topic or ''}")
-    grammar = _grammar(topic)
+    grammar = read_grammar(topic)
 
     def compose(symbol: str, count: int) -> tuple[str, ...]:
         return tuple(_expand(_pick(grammar[symbol], draw), grammar, draw) for _ in range(count))
@@ -215,18 +215,6 @@ def _phrases(seed: int, topic: str | None) -> Phrases:
         datelines=compose("dateline", NUM_OTHER_PHRASES),
         signatures=compose("signature", NUM_OTHER_PHRASES),
     )
-
-
-def _grammar(topic: str | None) -> dict[str, tuple[str, ...]]:
-    """Return symbol → alternatives: the forms, and the words of a topic with those of its fields."""
-    if topic is None:
-        sources = [GENERAL_WORDS]
-    else:
-        sources = [TOPICS[topic].words, *(words for topics, words in SHARED_WORDS if topic in topics)]
-    grammar = {symbol: tuple(alternatives.split()) for symbol, alternatives in FORMS.items()}
-    for field in dataclasses.fields(Words):
-        grammar[field.name] = tuple(" ".join(getattr(words, field.name) for words in sources).split())
-    return grammar
 
 
 def _expand(phrase: str, grammar: dict[str, tuple[str, ...]], draw: Callable[[], float]) -> str:

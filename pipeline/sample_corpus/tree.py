@@ -21,11 +21,9 @@ from tqdm import tqdm
 from pipeline import filesystem
 from pipeline.errors import OptionError, OutputExistsError, OutputWriteError
 from pipeline.sample_corpus.text import sample_document
-from pipeline.sample_corpus.topics import TOPICS
+from pipeline.sample_corpus.topics import read_topics
 
-NUM_THUCNEWS_DOCUMENTS = sum(topic.num_documents for topic in TOPICS.values())
-
-PARTIAL_SUFFIX = ".partial"
+NUM_THUCNEWS_DOCUMENTS = 836_074
 DOCUMENTS_PER_TASK = 1_000
 
 
@@ -39,8 +37,9 @@ def apportion(num_documents: int) -> dict[str, int]:
         Category → documents, in the code-point order of the categories; they sum to `num_documents`. From 14
         documents on no category is empty, and 836,074 give THUCNews's own counts.
     """
-    categories = sorted(TOPICS)
-    quotas = {name: divmod(num_documents * TOPICS[name].num_documents, NUM_THUCNEWS_DOCUMENTS) for name in categories}
+    topics = read_topics()
+    categories = sorted(topics)
+    quotas = {name: divmod(num_documents * topics[name].num_documents, NUM_THUCNEWS_DOCUMENTS) for name in categories}
     counts = {name: whole for name, (whole, _) in quotas.items()}
     by_remainder = sorted(categories, key=lambda name: -quotas[name][1])
     for name in by_remainder[: num_documents - sum(counts.values())]:
@@ -58,8 +57,8 @@ def write_sample_corpus(
 ) -> dict[str, int]:
     """Write a corpus of made-up documents, `output_dir/<category>/<id>.txt`.
 
-    The documents are written to `output_dir` + ".partial", which is renamed when all are there: a run that fails or is
-    killed never looks like a finished corpus. What a killed run left behind is deleted by the next one.
+    The documents are written to `output_dir` + ".partial", which is renamed when it is complete. The next run deletes
+    what a killed run left.
 
     Args:
         output_dir: a local directory; it must not exist or be empty.
@@ -73,9 +72,8 @@ def write_sample_corpus(
 
     Raises:
         OptionError: a number that cannot be used, or a remote `output_dir`.
-        OutputExistsError: `output_dir` holds something, or is a file; or something that is not ours has the
-            temporary name.
-        OutputWriteError: the disk is full, read-only or not ours to write.
+        OutputExistsError: `output_dir` holds something or is a file, or another directory has the temporary name.
+        OutputWriteError: the disk is full or read-only.
     """
     for name, value, least in (("documents", num_documents, 1), ("seed", seed, 0), ("workers", num_workers, 1)):
         if value < least:
@@ -83,10 +81,19 @@ def write_sample_corpus(
     if filesystem.is_remote(output_dir):
         raise OptionError(f"--output {output_dir}: a sample corpus is written to a local directory; give a local path")
     output_dir = os.path.realpath(output_dir)
-    partial_dir = output_dir + PARTIAL_SUFFIX
-    _refuse_existing(output_dir)
+    if os.path.lexists(output_dir) and not (os.path.isdir(output_dir) and not os.listdir(output_dir)):
+        raise OutputExistsError(
+            f"{output_dir}: expected a new or empty directory, and it holds something; "
+            "give another --output or delete it first"
+        )
+    partial_dir = f"{output_dir}.partial"
+    # Only what an earlier run left is deleted.
+    if os.path.lexists(partial_dir) and not (
+        os.path.isdir(partial_dir) and set(os.listdir(partial_dir)) <= read_topics().keys()
+    ):
+        raise OutputExistsError(f"{partial_dir}: is in the way and no earlier run's; move it or give another --output")
     filesystem.make_directory(os.path.dirname(output_dir))
-    _discard_leftover(partial_dir)
+    filesystem.delete_directory(partial_dir)
 
     counts = apportion(num_documents)
     try:
@@ -107,29 +114,9 @@ def write_sample_corpus(
     return counts
 
 
-def _refuse_existing(output_dir: str) -> None:
-    if os.path.isdir(output_dir):
-        if os.listdir(output_dir):
-            raise OutputExistsError(
-                f"{output_dir}: expected a new or empty directory, and it holds something; "
-                "give another --output or delete it first"
-            )
-    elif os.path.lexists(output_dir):
-        raise OutputExistsError(f"{output_dir}: expected a new or empty directory, found a file; give another --output")
-
-
-def _discard_leftover(partial_dir: str) -> None:
-    if not os.path.lexists(partial_dir):
-        return
-    # Nothing but our own leftovers is ever deleted.
-    if not os.path.isdir(partial_dir) or not set(os.listdir(partial_dir)) <= set(TOPICS):
-        raise OutputExistsError(f"{partial_dir}: is in the way and no earlier run's; move it or give another --output")
-    filesystem.delete_directory(partial_dir)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Task:
-    """A run of documents of one category: ids `start` to `stop` - 1."""
+    """Documents of one category with the ids `start` to `stop` - 1."""
 
     category_dir: str
     category: str
@@ -139,7 +126,7 @@ class _Task:
 
 
 def _plan_tasks(partial_dir: str, seed: int, counts: dict[str, int]) -> Iterator[_Task]:
-    # The categories take turns: workers that make files in one directory at a time wait for each other.
+    # Categories take turns, because workers that make files in the same directory wait for each other.
     firsts = dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
     for offset in range(0, max(counts.values()), DOCUMENTS_PER_TASK):
         for category, count in counts.items():
@@ -154,7 +141,7 @@ def _plan_tasks(partial_dir: str, seed: int, counts: dict[str, int]) -> Iterator
 
 
 def _run_tasks(tasks: Sequence[_Task], num_workers: int, report_fn: Callable[[int], object]) -> None:
-    """Write all documents; `report_fn` is told the number of documents of each task that is done."""
+    """Write all documents; call `report_fn` with the number of documents of each finished task."""
     num_workers = min(num_workers, len(tasks))
     if num_workers == 1:
         for task in tasks:
@@ -168,22 +155,12 @@ def _run_tasks(tasks: Sequence[_Task], num_workers: int, report_fn: Callable[[in
             for future in concurrent.futures.as_completed(futures):
                 report_fn(future.result())
         finally:
-            # Waits for the tasks at work, so that nobody writes where the caller cleans up.
+            # Wait for running tasks: the caller deletes the directory in which they write.
             executor.shutdown(cancel_futures=True)
 
 
 def _write_documents(task: _Task) -> int:
-    directory = os.open(task.category_dir, os.O_RDONLY)
-    try:
-        for index in range(task.start, task.stop):
-            data = sample_document(task.seed, index, task.category).encode()
-            file = os.open(f"{index}.txt", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
-            try:
-                # A disk that runs full takes a part of the data before it reports an error.
-                while data:
-                    data = data[os.write(file, data) :]
-            finally:
-                os.close(file)
-    finally:
-        os.close(directory)
+    for index in range(task.start, task.stop):
+        with open(os.path.join(task.category_dir, f"{index}.txt"), "xb") as stream:
+            stream.write(sample_document(task.seed, index, task.category).encode())
     return task.stop - task.start

@@ -8,10 +8,10 @@ import numpy as np
 
 from pipeline import filesystem
 from pipeline.corpus.documents import Rejection
-from pipeline.dataset.files import REJECTED_NAME, find_change, is_ours, parse_lengths
+from pipeline.dataset.files import REJECTED_NAME, find_change, is_ours, read_lengths
 from pipeline.dataset.info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, FileInfo, SplitInfo
 from pipeline.dataset.shards import COMPRESSIONS, shard_name
-from pipeline.errors import InputFormatError, MissingInputError
+from pipeline.errors import CorruptShardError, InputFormatError, MissingInputError
 from pipeline.tokenization.vocabulary import parse_vocab
 from pipeline.verify.shards import Fault, unreadable
 
@@ -64,11 +64,11 @@ def read_split_lengths(data_dir: str, split: SplitInfo) -> tuple[np.ndarray | No
     """
     name = split.lengths_file.name
     try:
-        return parse_lengths(filesystem.read_bytes(filesystem.join(data_dir, name)), split), []
+        return read_lengths(data_dir, split), []
     except MissingInputError as error:
         return None, [unreadable(data_dir, name, error)]
-    except ValueError as error:
-        return None, [Fault(file=name, what=str(error))]
+    except CorruptShardError as error:
+        return None, [Fault(file=name, what=error.what)]
 
 
 def read_rejections(data_dir: str, info: DatasetInfo) -> tuple[list[Rejection], list[Fault]]:

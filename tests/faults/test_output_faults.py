@@ -226,7 +226,7 @@ def test_file_systems_without_locks(
     assert outcome.status == 0
     lines = outcome.stderr.splitlines()
     assert lines
-    assert all("no locks on this file system (Operation not supported); let no other job" in line for line in lines)
+    assert all("no locks on this file system (Operation not supported); let nothing else" in line for line in lines)
     note("file system without locks", lines[0].replace(str(workshop.root), "…"))
     check_clean(workshop.output)
     assert [name for name in os.listdir(workshop.output) if name.startswith(".")] == []

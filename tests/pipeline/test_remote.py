@@ -177,7 +177,7 @@ def test_remote_tree_to_remote_output(objects: dict[str, bytes], tmp_path: Path,
     assert download(objects, "mem://b/out", tmp_path / "found") == local_digests
     assert not [path for path in objects if ".partial-" in path]
     check_files("mem://b/out", info, "train")
-    assert len(read_lengths("mem://b/out", info, "train")) == info.splits["train"].num_examples
+    assert len(read_lengths("mem://b/out", info.splits["train"])) == info.splits["train"].num_examples
 
 
 def test_markers_of_directories_are_no_documents(

@@ -57,7 +57,7 @@ def replace_record(path: Path, number: int, features: Mapping[str, Sequence[Any]
 
 
 def serialize_features(features: Mapping[str, Sequence[Any]]) -> bytes:
-    """Serialize any features as a `tf.train.Example`, in the order given, numbers one by one instead of packed."""
+    """Serialize any features as a `tf.train.Example`, in the given order."""
     entries = []
     for name, values in features.items():
         if values and isinstance(values[0], bytes):
@@ -65,7 +65,7 @@ def serialize_features(features: Mapping[str, Sequence[Any]]) -> bytes:
         elif values and isinstance(values[0], float):
             listed = _field(2, b"".join(b"\x0d" + struct.pack("<f", value) for value in values))
         else:
-            listed = _field(3, b"".join(b"\x08" + _varint(value) for value in values))
+            listed = _field(3, _field(1, b"".join(_varint(value) for value in values)))
         entries.append(_field(1, _field(1, name.encode()) + _field(2, listed)))
     return _field(1, b"".join(entries))
 

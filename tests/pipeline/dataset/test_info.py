@@ -1,4 +1,4 @@
-"""`dataset.json`: what it says, that it is believed only as it was written, and that files are held against it."""
+"""`dataset.json`: its content, that a changed one is refused, and that files are compared with it."""
 
 import copy
 import dataclasses
@@ -87,7 +87,7 @@ def test_names_that_look_like_lists_of_numbers_stay_as_they_are() -> None:
     assert DatasetInfo.from_json(info.to_json(), "x") == info
 
 
-def test_the_text_is_for_people_too() -> None:
+def test_the_text_is_readable() -> None:
     text = make_info().to_json()
     assert "财经/交易" in text
     assert '"length_histogram": [0, 0, 0, 1, 0, 2]' in text
@@ -139,7 +139,7 @@ def test_every_missing_field_is_noticed_even_with_a_matching_checksum() -> None:
         if key != "checksum":
             content["checksum"] = dataset_info._checksum(content)
         if key in ("fingerprint", "rejected_file"):
-            continue  # derived from the shards' checksums, written for people; not known to earlier versions
+            continue  # derived from the shards' checksums, descriptions; not known to earlier versions
         with pytest.raises(SchemaMismatchError):
             DatasetInfo.from_json(json.dumps(content), "x")
 
@@ -173,7 +173,7 @@ def test_other_texts_are_refused(text: str | bytes, message: str) -> None:
         DatasetInfo.from_json(text, "dataset.json")
 
 
-def test_missing_datasets_are_told_apart(tmp_path: Path) -> None:
+def test_missing_datasets_have_different_messages(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="no such dataset directory"):
         read_dataset_info(str(tmp_path / "none"))
     with pytest.raises(MissingInputError, match=r"no dataset\.json in it"):
@@ -188,7 +188,7 @@ def test_split_must_have_examples() -> None:
             info.split(name)
 
 
-def test_files_are_held_against_their_description(data_dir: Path) -> None:
+def test_files_are_compared_with_their_description(data_dir: Path) -> None:
     info = read_dataset_info(str(data_dir))
     check_files(str(data_dir), info, "train")
     shard = data_dir / "train-00000-of-00001.tfrecord"
@@ -203,17 +203,17 @@ def test_files_are_held_against_their_description(data_dir: Path) -> None:
 
 def test_lengths(data_dir: Path) -> None:
     info = read_dataset_info(str(data_dir))
-    lengths = read_lengths(str(data_dir), info, "train")
+    lengths = read_lengths(str(data_dir), info.splits["train"])
     assert (lengths.tolist(), lengths.dtype) == ([5, 3, 5], np.uint16)
     path = data_dir / "train-lengths.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(CorruptShardError, match="its checksum differs"):
-        read_lengths(str(data_dir), info, "train")
+        read_lengths(str(data_dir), info.splits["train"])
     path.unlink()
     with pytest.raises(CorruptShardError, match=r"listed in dataset\.json but not there") as caught:
-        read_lengths(str(data_dir), info, "train")
+        read_lengths(str(data_dir), info.splits["train"])
     assert caught.value.path == str(path)
 
 
@@ -229,10 +229,9 @@ def test_lengths(data_dir: Path) -> None:
 def test_lengths_files_that_are_described_but_none(data_dir: Path, content: bytes, message: str) -> None:
     """As a writer with a defect would leave them."""
     (data_dir / "train-lengths.npy").write_bytes(content)
-    info = make_info()
-    train = dataclasses.replace(info.splits["train"], lengths_file=FileInfo.of("train-lengths.npy", 3, content))
+    train = dataclasses.replace(make_info().splits["train"], lengths_file=FileInfo.of("train-lengths.npy", 3, content))
     with pytest.raises(CorruptShardError, match=message):
-        read_lengths(str(data_dir), dataclasses.replace(info, splits={"train": train}), "train")
+        read_lengths(str(data_dir), train)
 
 
 def test_nothing_is_unpickled() -> None:

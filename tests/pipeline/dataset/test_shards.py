@@ -137,7 +137,7 @@ def test_auto_num_shards(num_examples: int, num_shards: int) -> None:
         (836_074, 65_535, 3_266),
         (256, 65_535, 1),
         (257, 65_535, 2),
-        (10**9, 65_535, 99_999),  # no name has room for more
+        (10**9, 65_535, 99_999),  # the most that a name can hold
     ],
 )
 def test_shards_of_long_examples_are_more(num_examples: int, max_len: int, num_shards: int) -> None:

