@@ -166,7 +166,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         )
         logits = logits_model(model)
         weight_decay = config.learning.weight_decay if config.learning.optimizer == "adamw" else 0.0
-        optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
+        optimizer = AdamW(logits.trainable_variables, weight_decay=weight_decay, xla=setup.xla)
         loss_scale = LossScale() if setup.policy == "mixed_float16" else None
     # Not before options and inputs have proved right, for a run continues with those it began with; nor before every
     # worker has looked at what is there.

@@ -21,6 +21,10 @@ from pipeline.errors import OptionError, WorkerDiedError, one_line
 FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere; before it, bfloat16 is emulated
 FIRST_FLOAT16_CAPABILITY = (7, 0)  # Volta, the first with tensor cores
 
+# Gradients are summed over replicas in packs of about this size: the first packs travel while later gradients are still
+# computed (without XLA, whose gradients are all ready at the same time) or packed.
+BYTES_PER_PACK = 32 << 20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -132,6 +136,19 @@ class Devices:
                 f"worker {self.worker_index} is at step {number}, and others are at {total / self.num_replicas:g} on "
                 "average; all workers must see the same --output directory"
             )
+
+
+def all_reduce(devices: Devices, tensors: Any) -> Any:
+    """Sum tensors over all replicas; to be called in a replica's context.
+
+    Args:
+        devices: where it runs.
+        tensors: a structure of dense tensors.
+    """
+    if devices.num_replicas == 1:
+        return tensors
+    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=BYTES_PER_PACK)
+    return tf.distribute.get_replica_context().all_reduce("SUM", tensors, options)
 
 
 @contextlib.contextmanager
