@@ -37,7 +37,7 @@ from model.training.strategy import (
     resolve_policy,
     resolve_xla,
 )
-from model.training.training_state import Progress, restore_newest
+from model.training.training_state import WEIGHTS_PREFIX, Progress, restore_newest
 from pipeline.dataset.summary import format_seconds
 from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
@@ -190,7 +190,8 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
         schedule=Schedule.of(config, setup.plan.steps_per_epoch * config.learning.epochs),
         model=model,
         train_step=make_train_step(logits, optimizer, losses, devices, config, xla=setup.xla, loss_scale=loss_scale),
-        eval_step=make_eval_step(logits, config, devices),
+        eval_step=make_eval_step(logits, config, devices, xla=setup.xla),
+        xla=setup.xla,
         variables=variables,
         progress=progress,
         watch=watch,
@@ -204,7 +205,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
 
 def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
     """Name all variables that the next step depends on."""
-    variables = {f"weights/{name}": variable for name, variable in named_variables(model.weights).items()}
+    variables = {f"{WEIGHTS_PREFIX}{name}": variable for name, variable in named_variables(model.weights).items()}
     for kind, slots in (("momentum", optimizer.momentums), ("velocity", optimizer.velocities)):
         names = [variable.name.removesuffix(":0") for variable in optimizer.variables]
         variables |= {f"{kind}/{name}": slot for name, slot in zip(names, slots, strict=True)}
@@ -293,6 +294,7 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
         "early_stopped": progress.step < loop.last_step,
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
+        "clock_seconds": progress.clock_seconds,
     }
     save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
     write_report(run, report, config.paths.data_dir, run.path)

@@ -292,8 +292,10 @@ def _balance(head: str, info: DatasetInfo) -> Table:
 def _speed(report: Mapping[str, Any]) -> Table:
     train_seconds, train_rate = report["train_seconds"], report["train_examples_per_second"]
     seconds, num_examples = report["evaluate_seconds"], report["num_examples"]
+    num_trained, clock_seconds = train_seconds * train_rate, report["clock_seconds"]
     rows = [
-        ("training", train_seconds * train_rate, train_seconds, train_rate),
+        ("training steps", num_trained, train_seconds, train_rate),
+        ("training by the clock", num_trained, clock_seconds, num_trained / max(clock_seconds, 1e-9)),
         (
             f"evaluation of {report['split']}, start-up included",
             num_examples,

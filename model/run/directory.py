@@ -58,6 +58,7 @@ REPORT_FIELDS = frozenset(
         "early_stopped",
         "train_seconds",
         "train_examples_per_second",
+        "clock_seconds",
     }
 )
 _LOCK_NAME = ".lock"

@@ -94,6 +94,12 @@ def batch_signature(heads: Sequence[str]) -> Batch:
     return inputs, labels, tf.TensorSpec([None], tf.float32, "weights")
 
 
+def empty_batch(heads: Sequence[str], num_rows: int, length: int) -> Batch:
+    """Return a batch without real examples, which changes no weight and has sums of 0."""
+    inputs = {INDICES: tf.ones([num_rows, length], tf.int32), SEGMENTS: tf.zeros([num_rows, length], tf.int32)}
+    return inputs, dict.fromkeys(heads, tf.zeros([num_rows], tf.int32)), tf.zeros([num_rows])
+
+
 def num_sums(num_heads: int) -> int:
     """Return how many sums a step returns."""
     return NUM_COMMON_SUMS + 2 * num_heads
@@ -152,6 +158,11 @@ def metrics_from_sums(sums: Sequence[float] | np.ndarray, config: TrainConfig) -
     metrics["accuracy_mean"] = sum(metrics[f"{head}_accuracy"] for head in heads) / len(heads)
     metrics["exact_match"] = float(sums[ALL_RIGHT]) / count
     return metrics
+
+
+def maybe_compiled(function: Callable[..., Any], *, xla: bool) -> Callable[..., Any]:
+    """Return a function that XLA compiles, once for every shape of its arguments, or the function itself."""
+    return tf.function(function, jit_compile=True, autograph=False) if xla else function
 
 
 def make_train_step(
@@ -219,11 +230,8 @@ def make_train_step(
         )
         return gradients, sums
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        return tf.function(function, jit_compile=True, autograph=False) if xla else function
-
     def replica_step(batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> tuple[Any, ...]:
-        gradients, sums = compiled(gradients_of_batch)(tf.nest.map_structure(devices.rows, batch), step)
+        gradients, sums = maybe_compiled(gradients_of_batch, xla=xla)(tf.nest.map_structure(devices.rows, batch), step)
         return all_reduce(devices, (gradients, tf.concat([sums, [stop]], axis=0)))
 
     def update(gradients: list[tf.Tensor], sums: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
@@ -241,7 +249,7 @@ def make_train_step(
         return tf.concat([sums, [norm, used_scale]], axis=0)
 
     def update_one(_: tf.Variable, *summed: Any) -> tf.Tensor:
-        return compiled(update)(*summed)
+        return maybe_compiled(update, xla=xla)(*summed)
 
     # No Python here depends on a tensor; rewriting it for that case (autograph) would take half of the tracing time.
     # One trace for batches of all shapes: tracing BERT-base takes many seconds, and buckets make many shapes. A trace
@@ -261,7 +269,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: tf.keras.Model, config: TrainConfig, devices: Devices
+    model: tf.keras.Model, config: TrainConfig, devices: Devices, *, xla: bool
 ) -> Callable[[Batch, tf.Tensor], tf.Tensor]:
     """Return the function that measures one global batch, without smoothing or class weights.
 
@@ -269,19 +277,24 @@ def make_eval_step(
         model: inputs to {head: logits float32 [B, classes]}, made in the strategy's scope.
         config: which heads, in the order of the sums.
         devices: where it runs.
+        xla: compile what each replica computes.
 
     Returns:
         step_fn(batch, stop), as `make_train_step`'s; returning what the module's docstring says, float32 [3 + 2·H + 1].
     """
 
-    def replica_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:
-        inputs, labels, weights = tf.nest.map_structure(devices.rows, batch)
+    def sums_of_rows(batch: Batch) -> tf.Tensor:
+        inputs, labels, _ = batch
         logits = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
         losses = {
             head: tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels[head], logits=logits[head])
             for head in config.model.heads
         }
-        return tf.concat([_batch_sums(losses, logits, (inputs, labels, weights)), [stop]], axis=0)
+        return _batch_sums(losses, logits, batch)
+
+    def replica_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:
+        rows = tf.nest.map_structure(devices.rows, batch)
+        return tf.concat([maybe_compiled(sums_of_rows, xla=xla)(rows), [stop]], axis=0)
 
     @tf.function(input_signature=[batch_signature(config.model.heads), STOP_SIGNATURE], autograph=False)
     def eval_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:

@@ -255,7 +255,7 @@ def test_the_state_of_another_run_is_refused(inputs, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path, monkeypatch):
-    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path))
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), max_skipped_steps=0)
     real_step = model.training.loop.TrainingLoop._step
 
     def spoil_weights(loop, batches):
@@ -268,6 +268,38 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
         train_and_evaluate(config)
     assert (error.value.head, error.value.step) == ("second", 7)
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
+
+
+def test_a_batch_without_a_finite_loss_is_left_out_and_counted(inputs, tmp_path, monkeypatch, caplog):
+    """Continuing meets the same batch again: it must neither end the run for good, nor count in any mean."""
+    real_make_train_step, steps = model.trainer.make_train_step, []
+
+    def make_train_step(*arguments, **options):
+        step = real_make_train_step(*arguments, **options)
+
+        def step_fn(batch, number, learning_rate, stop):
+            weights = batch[2] * np.nan if int(number) in bad_steps and steps else batch[2]
+            steps.append(int(number))
+            return step((*batch[:2], weights), number, learning_rate, stop)
+
+        return step_fn
+
+    monkeypatch.setattr(model.trainer, "make_train_step", make_train_step)
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), max_skipped_steps=2, epochs=1)
+    bad_steps = {3, 5, 6, 7}
+    with pytest.raises(NonFiniteLossError, match="the loss of head 'category' is nan at step 8") as error:
+        train_and_evaluate(config)
+    assert error.value.step == 8
+    # The fault may be looked at, and the run go on; what was left out before is still left out.
+    with pytest.raises(NonFiniteLossError, match="is nan at step 8"):
+        train_and_evaluate(config)
+    train_and_evaluate(with_options(config, max_skipped_steps=3))
+    assert "4 of 11 updates were left out so far: their gradients were not finite" in caplog.messages
+    assert sum("its update is left out" in message for message in caplog.messages) >= 8
+    state = dict(read_arrays(list_states(tmp_path / "run" / "state")[-1] / "arrays.npz"))
+    assert int(state["num_updates"]) == STEPS_PER_EPOCH - 4
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as stream:
+        assert all(np.isfinite(float(value)) for row in csv.DictReader(stream) for value in row.values())
 
 
 def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_path, monkeypatch):
@@ -302,7 +334,10 @@ def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(input
     with pytest.raises(NonFiniteLossError, match=r"the gradient's norm is (inf|nan) at step") as error:
         train_and_evaluate(config)
     assert error.value.step > STEPS_PER_EPOCH + 10
-    assert any(re.fullmatch(r"\d of 11 updates were left out so far: float16 overflowed", m) for m in caplog.messages)
+    assert any(
+        re.fullmatch(r"\d of 11 updates were left out so far: their gradients were not finite", m)
+        for m in caplog.messages
+    )
 
 
 def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):

@@ -90,6 +90,7 @@ def make_finished_run(path: Path, **options: object) -> Path:
         "steps": 2,
         "early_stopped": False,
         "train_seconds": 1.0,
+        "clock_seconds": 2.0,
         "train_examples_per_second": 22.0,
     }
     run.report.write_text(json.dumps(report), encoding="utf-8")

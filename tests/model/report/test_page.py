@@ -94,6 +94,7 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
         "steps": 33,
         "early_stopped": True,
         "train_seconds": 61.0,
+        "clock_seconds": 70.0,
         "train_examples_per_second": 1234.5,
     }
     run = RunDir(path / "run <b>")

@@ -53,7 +53,7 @@ def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options
         vector = step_fn(batch, tf.constant(number, tf.int64), tf.constant(learning_rate), tf.constant(0.0))
         return Outcome.fetch(vector, config)
 
-    eval_step_fn = make_eval_step(logits, config, devices)
+    eval_step_fn = make_eval_step(logits, config, devices, xla=xla)
 
     def eval_step(batch, stop=0.0):
         return Outcome.fetch(eval_step_fn(batch, tf.constant(stop)), config)
