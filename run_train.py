@@ -15,7 +15,7 @@ from model.config import (
     SavingConfig,
     TrainConfig,
 )
-from model.quiet import start_tensorflow
+from model.quiet import keep_compiled_programs, start_tensorflow
 from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, parse_names, run_command
 
 EPILOG = (
@@ -179,6 +179,7 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
 def main(argv: Sequence[str]) -> int:
     """Train, and print the result table."""
     config, debug = parse_config(argv)
+    keep_compiled_programs(config.devices)
     start_tensorflow(quietly=not debug)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table

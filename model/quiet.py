@@ -1,15 +1,35 @@
-"""TensorFlow's start without its chatter."""
+"""TensorFlow's start: without its chatter, and with what must be set before it."""
 
 import os
 import re
 import sys
 import tempfile
 
+from model.config import DevicesConfig
+from pipeline.errors import OptionError
+
 # What every build of TensorFlow says when it starts on a machine without a GPU; nothing turns it off.
 _CHATTER = re.compile(
     rb"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers"
     rb"|failed call to cuInit|This TensorFlow binary is optimized|To enable the following instructions"
 )
+
+
+def keep_compiled_programs(devices: DevicesConfig) -> None:
+    """Let XLA keep its programs in `compile_cache`; TensorFlow reads this once, when it is imported.
+
+    Raises:
+        OptionError: TensorFlow is imported already, without this directory.
+    """
+    if devices.compile_cache is None:
+        return
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    flag = f"--tf_xla_persistent_cache_directory={os.path.abspath(devices.compile_cache)}"
+    if flag in flags.split():
+        return
+    if "tensorflow" in sys.modules:
+        raise OptionError(f"--compile_cache: TensorFlow has started already; set TF_XLA_FLAGS={flag} before it does")
+    os.environ["TF_XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
 def start_tensorflow(*, quietly: bool) -> None:

@@ -21,6 +21,7 @@ from model.classifier import build_classifier, logits_model
 from model.config import TRAIN_SPLIT, TrainConfig
 from model.evaluate import evaluate_split, write_report
 from model.files import copy_file
+from model.quiet import keep_compiled_programs
 from model.run.directory import RunDir, open_run_dir, run_id
 from model.run.finished import load_final_model
 from model.run.weights import named_variables
@@ -56,6 +57,7 @@ def train_and_evaluate(config: TrainConfig) -> dict[str, Any]:
     Raises:
         PipelineError: one of its subclasses, by what is wrong: input, options, output, loss, or `PreemptedError`.
     """
+    keep_compiled_programs(config.devices)
     inputs = read_run_inputs(config)
     run = open_run_dir(config.paths.output_dir)
     if run.exists() and not config.saving.restart:
