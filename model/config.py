@@ -17,6 +17,7 @@ Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["plateau", "linear", "constant"]
 Monitored = Literal["accuracy", "exact_match", "loss"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISIONS = get_args(Precision)[1:]  # of a model that only answers
 Switch = Literal["auto", "on", "off"]
 Strategy = Literal["auto", "one_device", "mirrored", "multi_worker"]
 Buckets = Literal["auto", "off"] | tuple[int, ...]
@@ -28,10 +29,10 @@ MAX_NUM_BUCKETS = 64
 # Options that do not change the result, and options of which `RunDir.check_resumable` compares the resolved values:
 # these may differ between the command that starts a run and the one that continues it.
 FREE_OPTIONS = frozenset(
-    {"data_dir", "bert_dir", "output_dir", "max_skipped_steps", "compile_cache"}
+    {"data_dir", "bert_dir", "output_dir", "max_skipped_steps", "compile_cache", "eval_batch_size"}
     | {"save_minutes", "save_every", "keep_states", "log_every", "restart"}
 )
-RESOLVED_OPTIONS = frozenset({"precision", "xla", "deterministic", "strategy", "cpu_replicas"})
+RESOLVED_OPTIONS = frozenset({"accumulate_steps", "precision", "xla", "deterministic", "strategy", "cpu_replicas"})
 
 
 def _require_at_least(config: Any, **least: int) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.config import PRECISIONS
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, check_decode
 from model.files import write_text
 from model.quiet import start_tensorflow
@@ -27,6 +28,8 @@ from pipeline.filesystem import is_remote
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from model.training.strategy import Devices
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ def evaluate_split(
     max_len: int,
     batch_size: int = 64,
     decode: str = INDEPENDENT,
+    devices: "Devices | None" = None,
+    xla: bool = False,
 ) -> dict[str, Any]:
     """Measure a model on a split.
 
@@ -53,6 +58,7 @@ def evaluate_split(
         max_len: texts are cut to this many tokens.
         batch_size: texts at a time.
         decode: see `model.decoding`.
+        devices, xla: see `model.serving.predictor.make_predict_fn`.
 
     Returns:
         `split`, what `model.report.metrics.measure` returns, and `evaluate_seconds`, the time of the model's answers
@@ -66,7 +72,9 @@ def evaluate_split(
     from pipeline.input_pipeline.reader import read_keys
 
     started = time.perf_counter()
-    predictions = predict_split(model, data_dir, split, heads=labels, max_len=max_len, batch_size=batch_size)
+    predictions = predict_split(
+        model, data_dir, split, heads=labels, max_len=max_len, batch_size=batch_size, devices=devices, xla=xla
+    )
     seconds = time.perf_counter() - started
     keys = read_keys(data_dir, split)
     measures = measure(predictions, labels=labels, keys=keys, pairs=pairs, decode=decode)
@@ -133,6 +141,7 @@ def main(argv: Sequence[str]) -> int:
         "--decode joint and for another dataset)",
     )
     parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="texts at a time")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products")
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise OptionError(f"--batch_size: expected at least 1, got {arguments.batch_size}")
@@ -144,8 +153,11 @@ def main(argv: Sequence[str]) -> int:
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.run.finished import check_same_labels, load_finished_run
     from model.training.run_inputs import check_file_system
+    from model.training.strategy import explain_device_errors, open_local_devices
 
-    finished = load_finished_run(arguments.run)
+    devices = open_local_devices()
+    with devices.strategy.scope():
+        finished = load_finished_run(arguments.run, precision=arguments.precision)
     check_decode(arguments.decode, finished.labels)
     data_dir = arguments.data or finished.description["config"]["paths"]["data_dir"]
     split = arguments.split or finished.report["split"]
@@ -154,16 +166,19 @@ def main(argv: Sequence[str]) -> int:
     info = read_dataset_info(data_dir)
     if info.max_len < finished.max_len:
         logger.info("its texts are cut at %d tokens, those of training were at %d", info.max_len, finished.max_len)
-    measures = evaluate_split(
-        finished.model,
-        data_dir,
-        split,
-        labels=finished.labels,
-        pairs=finished.pairs,
-        max_len=min(finished.max_len, info.max_len),
-        batch_size=arguments.batch_size,
-        decode=arguments.decode,
-    )
+    with explain_device_errors():
+        measures = evaluate_split(
+            finished.model,
+            data_dir,
+            split,
+            labels=finished.labels,
+            pairs=finished.pairs,
+            max_len=min(finished.max_len, info.max_len),
+            batch_size=arguments.batch_size,
+            decode=arguments.decode,
+            devices=devices,
+            xla=devices.on_gpu,
+        )
     # What training says about itself stays true, whatever is measured now.
     report = {**finished.report, **measures}
     if arguments.output is not None:

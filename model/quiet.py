@@ -4,15 +4,18 @@ import os
 import re
 import sys
 import tempfile
+from pathlib import Path
 
 from model.config import DevicesConfig
 from pipeline.errors import OptionError
 
 # What every build of TensorFlow says when it starts on a machine without a GPU; nothing turns it off.
 _CHATTER = re.compile(
-    rb"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers"
-    rb"|failed call to cuInit|This TensorFlow binary is optimized|To enable the following instructions"
+    rb"All log messages before absl::InitializeLog|oneDNN custom operations are on"
+    rb"|This TensorFlow binary is optimized|To enable the following instructions"
 )
+_NO_GPU = re.compile(rb"Could not find cuda drivers|failed call to cuInit")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def keep_compiled_programs(devices: DevicesConfig) -> None:
@@ -41,8 +44,10 @@ def start_tensorflow(*, quietly: bool) -> None:
     if not quietly:
         return
     # What stops TensorFlow comes as an exception. What its C++ side prints beside, in every run an error of tf.data
-    # about itself, is for those who ask for it; TensorFlow reads this once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # about itself, is for those who ask for it; TensorFlow reads this once. Why it
+    # sees no GPU, where there is a driver, is a warning.
+    has_driver = NVIDIA_DRIVER.exists()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if has_driver else "3")
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -56,5 +61,5 @@ def start_tensorflow(*, quietly: bool) -> None:
             os.close(stderr)
             held.seek(0)
             for line in held:
-                if not _CHATTER.search(line):
+                if not _CHATTER.search(line) and (has_driver or not _NO_GPU.search(line)):
                     os.write(2, line)

@@ -31,9 +31,13 @@ from model.training.preemption import PreemptionWatch, watch_for_preemption
 from model.training.run_inputs import RunInputs, read_run_inputs
 from model.training.steps import head_losses, make_eval_step, make_train_step
 from model.training.strategy import (
+    SMALLER_EVALUATION,
     Devices,
     check_batch_sizes,
+    describe_gpus,
+    explain_device_errors,
     open_devices,
+    open_local_devices,
     resolve_deterministic,
     resolve_policy,
     resolve_xla,
@@ -98,6 +102,8 @@ class _Setup:
             "strategy": self.devices.kind,
             "num_replicas": self.devices.num_replicas,
             "num_workers": self.devices.num_workers,
+            "accumulate_steps": self.config.batches.accumulate_steps,
+            "tf32": self.devices.computes_in_tf32 and self.policy == "float32",
             "bucket_lengths": list(self.plan.edges),
             "bucket_rows": list(self.plan.rows),
             "steps_per_epoch": self.plan.steps_per_epoch,
@@ -151,8 +157,7 @@ def _prepare_run_dir(setup: _Setup) -> None:
 
 def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
-    if run.exists() and not config.saving.restart:
-        run.check_resumable(setup.description)
+    changed = run.check_resumable(setup.description) if run.exists() and not config.saving.restart else []
     if setup.deterministic:
         tf.keras.utils.set_random_seed(config.learning.seed % 2**32)
         tf.config.experimental.enable_op_determinism()
@@ -181,6 +186,9 @@ def _train_in(setup: _Setup, watch: PreemptionWatch) -> dict[str, Any]:
     restored = restore_newest(run.states, variables, run_id=own_id, best_weights=run.best_weights)
     progress = restored or Progress(run_id=own_id)
     devices.agree(progress.step)
+    if restored and changed and f" {'; '.join(changed)}" not in "".join(progress.history[-1:]):
+        note = f"from step {progress.step + 1}: {'; '.join(changed)}"
+        progress = dataclasses.replace(progress, history=(*progress.history, note))
 
     losses = head_losses(config, inputs.info.split(TRAIN_SPLIT).label_counts)
     loop = TrainingLoop(
@@ -248,6 +256,8 @@ def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
     workers = f" on {devices.num_workers} workers" if devices.num_workers > 1 else ""
     device_names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
     yield f"devices      {devices.kind}, {devices.num_replicas} replicas{workers}: {device_names}"
+    for line in describe_gpus(devices):
+        yield f"             {line}"
     rows = "/".join(str(rows) for rows in dict.fromkeys(plan.rows))
     each = "/".join(str(rows // devices.num_replicas) for rows in dict.fromkeys(plan.rows))
     parts = f" in {config.batches.accumulate_steps} parts" if config.batches.accumulate_steps > 1 else ""
@@ -277,9 +287,12 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
     copy_file(run.best_weights(monitor.best_epoch), run.weights)
     # Not the model that was trained, which may compute in another precision: the one that evaluation, prediction and
     # export load.
-    model = load_final_model(run, setup.description)
-    report = {
-        **evaluate_split(
+    # The chief of several workers measures alone, on its own devices.
+    devices = setup.devices if setup.devices.num_workers == 1 else open_local_devices()
+    with devices.strategy.scope():
+        model = load_final_model(run, setup.description)
+    with explain_device_errors(SMALLER_EVALUATION):
+        evaluation = evaluate_split(
             model,
             config.paths.data_dir,
             inputs.test_split,
@@ -287,7 +300,11 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
             pairs=inputs.label_pairs(config.model.heads),
             max_len=inputs.max_len,
             batch_size=config.batches.eval_batch_size,
-        ),
+            devices=devices,
+            xla=setup.xla,
+        )
+    report = {
+        **evaluation,
         "monitored": config.learning.monitored,
         "best_value": monitor.best,
         "best_epoch": monitor.best_epoch,
@@ -297,6 +314,7 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
         "train_seconds": progress.train_seconds,
         "train_examples_per_second": progress.num_examples / max(progress.train_seconds, 1e-9),
         "clock_seconds": progress.clock_seconds,
+        "history": list(progress.history),
     }
     save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)
     write_report(run, report, config.paths.data_dir, run.path)

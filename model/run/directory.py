@@ -45,7 +45,7 @@ INPUTS = {"dataset": "--data", "bert": "--bert"}
 # What of `resolved` decides which examples make a batch; and what changes rounding and dropout noise, which is worth a
 # warning but not worth losing a run for.
 BATCH_VALUES = ("bucket_lengths", "bucket_rows", "steps_per_epoch")
-DEVICE_VALUES = ("strategy", "num_replicas", "num_workers", "xla", "deterministic")
+DEVICE_VALUES = ("strategy", "num_replicas", "num_workers", "accumulate_steps", "xla", "deterministic", "tf32")
 # What others read of `report.json`: the split that was measured, and what training says about itself.
 REPORT_FIELDS = frozenset(
     {
@@ -199,11 +199,14 @@ class RunDir:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         return content
 
-    def check_resumable(self, new: Mapping[str, Any]) -> None:
+    def check_resumable(self, new: Mapping[str, Any]) -> list[str]:
         """Check that the run here is unfinished and was started by the same command.
 
         Args:
             new: what the present command would write into `config.json`; without `resolved`, that is not compared.
+
+        Returns:
+            What of the devices has changed, which the result depends on in its last digits.
 
         Raises:
             OutputExistsError: it is finished, or was started with other options.
@@ -229,10 +232,11 @@ class RunDir:
                     f"{self.path}: this run was started with another {fix} ({_difference(old.get(what), new[what])}); "
                     "give that one to continue it, or --restart, or another --output"
                 )
-        if "resolved" in new:
-            self._check_resolved(old["resolved"], new["resolved"], new["config"]["devices"]["precision"])
+        if "resolved" not in new:
+            return []
+        return self._check_resolved(old["resolved"], new["resolved"], new["config"]["devices"]["precision"])
 
-    def _check_resolved(self, old: Mapping[str, Any], new: Mapping[str, Any], given_precision: str) -> None:
+    def _check_resolved(self, old: Mapping[str, Any], new: Mapping[str, Any], given_precision: str) -> list[str]:
         if old.get("precision") != new["precision"]:
             raise OptionError(
                 f"{self.path}: this run was started in {old.get('precision')}, and --precision {given_precision} is "
@@ -252,6 +256,7 @@ class RunDir:
                 "continuing on other devices (%s): rounding and dropout noise will differ from an uninterrupted run",
                 "; ".join(changed),
             )
+        return changed
 
     def clear(self) -> None:
         """Remove everything a run has left here.

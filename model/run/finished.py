@@ -27,7 +27,7 @@ class FinishedRun:
         run: the directory.
         description: content of its `config.json`.
         report: content of its `report.json`.
-        model: with the weights of the best epoch; float32.
+        model: with the weights of the best epoch.
     """
 
     run: RunDir
@@ -64,8 +64,12 @@ class FinishedRun:
             ) from None
 
 
-def load_finished_run(path: str) -> FinishedRun:
+def load_finished_run(path: str, *, precision: str = "float32") -> FinishedRun:
     """Load the model of a finished run; everything it needs is in the run's directory.
+
+    Args:
+        path: the run's directory.
+        precision: of products: `float32`, `bfloat16` or `float16`, whatever it was trained in.
 
     Raises:
         MissingInputError: there is no run here, or it is not finished.
@@ -74,15 +78,18 @@ def load_finished_run(path: str) -> FinishedRun:
     run = open_run_dir(path)
     description = run.read_config()
     report = run.read_report()
-    return FinishedRun(run=run, description=description, report=report, model=load_final_model(run, description))
+    return FinishedRun(
+        run=run, description=description, report=report, model=load_final_model(run, description, precision=precision)
+    )
 
 
-def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Model:
-    """Build the model of a run's `weights.npz`, in float32 whatever it was trained in.
+def load_final_model(run: RunDir, description: Mapping[str, Any], *, precision: str = "float32") -> tf.keras.Model:
+    """Build the model of a run's `weights.npz`, on the current strategy's devices.
 
     Args:
         run: the directory.
         description: content of its `config.json`.
+        precision: of products, as `load_finished_run`'s.
 
     Raises:
         MissingInputError, InputFormatError: `bert_config.json` or `weights.npz` is missing or damaged.
@@ -92,7 +99,7 @@ def load_final_model(run: RunDir, description: Mapping[str, Any]) -> tf.keras.Mo
         {head: len(names) for head, names in description["labels"].items()},
         pooling=description["config"]["model"]["pooling"],
         encoder=description["config"]["model"]["encoder"],
-        policy="float32",
+        policy="float32" if precision == "float32" else f"mixed_{precision}",
     )
     load_model_weights(run.weights, model)
     return model

@@ -81,7 +81,14 @@ TokenizeFn = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 logger = logging.getLogger(__name__)
 
 
-def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, decode: str = INDEPENDENT) -> None:
+def export_run(
+    run_dir: str,
+    output_dir: str,
+    *,
+    data_dir: str | None = None,
+    decode: str = INDEPENDENT,
+    precision: str = "float32",
+) -> None:
     """Write the SavedModel of a finished run; all of it or nothing.
 
     Args:
@@ -89,6 +96,7 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, de
         output_dir: does not exist, or is empty.
         data_dir: the dataset the run was trained on, where it is no longer at its place.
         decode: how labels are chosen, see `model.decoding`.
+        precision: of products, see `model.run.finished.load_finished_run`.
 
     Raises:
         OptionError: `output_dir` is remote, or joint decoding of a run with one head.
@@ -100,7 +108,7 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, de
         OutputWriteError: the disk is full, read-only or not ours.
     """
     output = _open_output(output_dir)
-    finished = load_finished_run(run_dir)
+    finished = load_finished_run(run_dir, precision=precision)
     check_decode(decode, finished.labels)
     pairs = finished.pairs if decode == JOINT else None
     data_dir = data_dir or finished.description["config"]["paths"]["data_dir"]

@@ -36,8 +36,17 @@ from model.training.callbacks import (
 )
 from model.training.optimizer import MIN_LOSS_SCALE, Schedule
 from model.training.preemption import PreemptedError, PreemptionWatch
-from model.training.steps import EXAMPLES, TOKENS, Batch, Outcome, empty_batch, metrics_from_sums, num_sums
-from model.training.strategy import Devices, explain_device_errors
+from model.training.steps import (
+    EXAMPLES,
+    STEPS_IN_FLIGHT,
+    TOKENS,
+    Batch,
+    Outcome,
+    empty_batch,
+    metrics_from_sums,
+    num_sums,
+)
+from model.training.strategy import SMALLER_EVALUATION, Devices, explain_device_errors
 from model.training.training_state import WEIGHTS_PREFIX, Progress, best_epochs, list_states, save_state
 from pipeline.dataset.summary import format_seconds
 from pipeline.errors import NonFiniteLossError
@@ -50,10 +59,6 @@ from pipeline.input_pipeline.reader import (
     train_dataset,
 )
 from pipeline.input_pipeline.stored_split import open_split
-
-# The host looks at results this many steps late, so that the device always has work queued. Several workers learn from
-# the same result that one of them was asked to stop, and all stop this many steps after it.
-STEPS_IN_FLIGHT = 4
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +174,7 @@ class TrainingLoop:
                     self.train_step(batch, tf.constant(0, tf.int64), tf.constant(0.0), tf.constant(0.0)).numpy()
                 bar.update()
             for shape in eval_shapes:
-                with explain_device_errors("--eval_batch_size"):
+                with explain_device_errors(SMALLER_EVALUATION):
                     self.eval_step(empty_batch(self.config.model.heads, *shape), tf.constant(0.0)).numpy()
                 bar.update()
         if self.xla and self.devices.is_chief:
@@ -259,7 +264,10 @@ class TrainingLoop:
 
     def _explained_errors(self) -> contextlib.AbstractContextManager[None]:
         option = "--batch_size" if self.config.batches.batch_tokens is None else "--batch_tokens"
-        return explain_device_errors(f"{option}, or a larger --accumulate_steps")
+        return explain_device_errors(
+            f"a larger --accumulate_steps, with which the run continues, or a smaller {option}, with --restart or "
+            "another --output"
+        )
 
     def _stop_wanted(self) -> tf.Tensor:
         """What this worker tells the others with every step: 1 where it was asked to stop."""
@@ -372,10 +380,10 @@ class TrainingLoop:
 
         with explain_read_errors(self.config.paths.data_dir, VALIDATION_SPLIT):
             for batch in self._validation_batches:
-                with explain_device_errors("--eval_batch_size"):
+                with explain_device_errors(SMALLER_EVALUATION):
                     in_flight.append(self.eval_step(self._for_heads(batch), self._stop_wanted()))
                     look_at_results(STEPS_IN_FLIGHT)
-        with explain_device_errors("--eval_batch_size"):
+        with explain_device_errors(SMALLER_EVALUATION):
             look_at_results(0)
         problem = self._not_finite(Outcome(sums))
         if problem:

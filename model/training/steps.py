@@ -24,6 +24,10 @@ from pipeline.dataset.schema import INDICES, SEGMENTS
 EXAMPLES, TOKENS, ALL_RIGHT = range(3)  # the sums that belong to no head
 NUM_COMMON_SUMS = 3
 
+# The host looks at results this many steps late, so that the device always has work queued. Several workers learn from
+# the same result that one of them was asked to stop, and all stop this many steps after it.
+STEPS_IN_FLIGHT = 4
+
 Batch = tuple[Mapping[str, tf.Tensor], Mapping[str, tf.Tensor], tf.Tensor]
 
 

@@ -47,6 +47,7 @@ class Progress:
         epoch_sums: sums over this epoch's examples so far, as `model.training.steps` orders them; empty at its
         beginning. rows: one for each finished epoch, the rows of `metrics.csv`.
         monitor: counters of the monitored metric, see `model.training.callbacks.Monitor`.
+        history: what changed when the run was continued on other devices, from which step on.
         num_skipped: steps in a row, the last one included, whose update was left out for a loss that is not finite.
         train_seconds, num_examples: time spent in training steps, and the examples they saw.
         clock_seconds: time since the first step, with validation and saving, up to the last saved state.
@@ -59,6 +60,7 @@ class Progress:
     epoch_sums: tuple[float, ...] = ()
     rows: tuple[Mapping[str, float], ...] = ()
     monitor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    history: tuple[str, ...] = ()
     num_skipped: int = 0
     train_seconds: float = 0.0
     num_examples: int = 0
@@ -92,6 +94,7 @@ class Progress:
             if checksum != _checksum({"format": found, **content}) or found != STATE_FORMAT:
                 raise ValueError(f"checksum or format {found} differs")
             sequences = {"epoch_sums": tuple(content["epoch_sums"]), "rows": tuple(content["rows"])}
+            sequences["history"] = tuple(content["history"])
             return cls(**content | sequences)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputFormatError(f"{source}: damaged ({error})") from error

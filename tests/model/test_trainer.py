@@ -102,6 +102,8 @@ def test_leaves_what_one_needs(finished):
         "strategy": "one_device",
         "num_replicas": 1,
         "num_workers": 1,
+        "accumulate_steps": 1,
+        "tf32": False,
         "bucket_lengths": [4, 7, 9, 12, 14, 16],
         "bucket_rows": [8] * 6,
         "steps_per_epoch": STEPS_PER_EPOCH,
@@ -346,7 +348,7 @@ def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(model.trainer, "make_train_step", lambda *_, **__: train_step)
     with pytest.raises(
-        OptionError, match="use a smaller --batch_tokens, or a larger --accumulate_steps, with --restart"
+        OptionError, match="use a larger --accumulate_steps, with which the run continues, or a smaller --batch_tokens"
     ):
         train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), batch_tokens=64))
 

@@ -14,9 +14,9 @@ from model.classifier import build_classifier
 from model.run.directory import RunDir
 from model.run.weights import named_variables, read_arrays
 from model.trainer import train_and_evaluate
-from model.training.loop import STEPS_IN_FLIGHT, TrainingLoop
+from model.training.loop import TrainingLoop
 from model.training.preemption import PreemptedError
-from model.training.steps import num_sums
+from model.training.steps import STEPS_IN_FLIGHT, num_sums
 from model.training.strategy import open_devices
 from model.training.training_state import list_states
 from tests.support.runs import IN_PROCESS, assert_same_results, interruption, make_inputs, tiny_config, with_options
