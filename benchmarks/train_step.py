@@ -142,7 +142,7 @@ def product_step(config: BertConfig, batches: list[Batch], *, policy: str, pooli
     devices = open_devices(options)
     with devices.strategy.scope():
         logits = logits_model(our_classifier(config, policy=policy, pooling=pooling))
-        optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=options.learning.weight_decay)
+        optimizer = AdamW(logits.trainable_variables, weight_decay=options.learning.weight_decay, xla=False)
     losses = head_losses(options, {head: [1] * num_classes for head, num_classes in HEADS.items()})
     train = make_train_step(logits, optimizer, losses, devices, options, xla=False, loss_scale=None)
     turns = enumerate(itertools.cycle(batches))

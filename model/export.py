@@ -8,6 +8,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
+from model.config import PRECISIONS
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT
 from pipeline.command_line import CommandParser, run_command
 
@@ -24,11 +25,19 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--data", metavar="DIR", help="dataset directory, if not where it was during training")
     parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=DECODE_HELP)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of products; weights stay float32, as do the answers",
+    )
     arguments = parser.parse_args(argv)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.serving.saved_model import export_run
 
-    export_run(arguments.run, arguments.output, data_dir=arguments.data, decode=arguments.decode)
+    export_run(
+        arguments.run, arguments.output, data_dir=arguments.data, decode=arguments.decode, precision=arguments.precision
+    )
     return 0
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from model.config import PRECISIONS, AnswerPrecision
 from model.decoding import (
     DECODE_HELP,
     DECODINGS,
@@ -71,9 +72,11 @@ class PredictConfig:
     top_k: int | None = None
     batch_size: int = 64
     decode: Decoding = INDEPENDENT
+    precision: AnswerPrecision = "float32"
 
     def __post_init__(self) -> None:
         require_choice("decode", self.decode, DECODINGS)
+        require_choice("precision", self.precision, PRECISIONS)
         require(self.top_k is None or self.top_k >= 1, f"--top_k: expected at least 1, got {self.top_k}")
         require(self.batch_size >= 1, f"--batch_size: expected at least 1, got {self.batch_size}")
         if self.tsv_columns is not None:
@@ -250,16 +253,23 @@ def predict_input(config: PredictConfig) -> None:
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.run.finished import load_finished_run
     from model.serving.predictor import Predictor
+    from model.training.strategy import explain_device_errors, open_local_devices
 
-    finished = load_finished_run(config.run_dir)
+    devices = open_local_devices()
+    with devices.strategy.scope():
+        finished = load_finished_run(config.run_dir, precision=config.precision)
     check_decode(config.decode, finished.labels)
     pairs = finished.pairs if config.decode == JOINT else None
-    predictor = Predictor(finished, batch_size=config.batch_size)
+    predictor = Predictor(finished, batch_size=config.batch_size, devices=devices, xla=devices.on_gpu)
     started = time.perf_counter()
     num_lines = num_errors = 0
     # A bar between the answers would help nobody.
     show_bar = sys.stderr.isatty() and not sys.stdout.isatty()
-    with _open_input(config.input_path) as raw, tqdm(unit=" lines", disable=not show_bar, dynamic_ncols=True) as bar:
+    with (
+        explain_device_errors(),
+        _open_input(config.input_path) as raw,
+        tqdm(unit=" lines", disable=not show_bar, dynamic_ncols=True) as bar,
+    ):
         if raw.isatty():
             logger.info("reading lines from the terminal, Ctrl-D ends")
         stream: ByteReader = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == filesystem.GZIP_MAGIC else raw
@@ -299,6 +309,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=DECODE_HELP)
     parser.add_argument("--batch_size", type=int, default=64, help="texts at a time")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products")
     arguments = parser.parse_args(argv)
     config = PredictConfig(
         run_dir=arguments.run,
@@ -307,6 +318,7 @@ def main(argv: Sequence[str]) -> int:
         top_k=arguments.top_k,
         batch_size=arguments.batch_size,
         decode=arguments.decode,
+        precision=arguments.precision,
     )
     predict_input(config)
     return 0

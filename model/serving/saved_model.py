@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from model.config import AnswerPrecision
 from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, Decoding, check_decode
 from model.files import remove, sync_path, temporary_sibling
 from model.run.finished import check_same_labels, load_finished_run, load_run_vocab
@@ -50,7 +51,14 @@ TokenizeFn = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 logger = logging.getLogger(__name__)
 
 
-def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, decode: Decoding = INDEPENDENT) -> None:
+def export_run(
+    run_dir: str,
+    output_dir: str,
+    *,
+    data_dir: str | None = None,
+    decode: Decoding = INDEPENDENT,
+    precision: AnswerPrecision = "float32",
+) -> None:
     """Write the SavedModel of a finished run; all of it or nothing.
 
     Args:
@@ -58,6 +66,7 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, de
         output_dir: does not exist, or is empty.
         data_dir: the dataset the run was trained on, where it is no longer at its place.
         decode: how labels are chosen, see `model.decoding`.
+        precision: of products, see `model.run.finished.load_finished_run`.
 
     Raises:
         OptionError: `output_dir` is remote, or joint decoding of a run with one head.
@@ -69,7 +78,7 @@ def export_run(run_dir: str, output_dir: str, *, data_dir: str | None = None, de
         OutputWriteError: the disk is full, read-only or not ours.
     """
     output = _open_output(output_dir)
-    finished = load_finished_run(run_dir)
+    finished = load_finished_run(run_dir, precision=precision)
     check_decode(decode, finished.labels)
     pairs = finished.pairs if decode == JOINT else None
     data_dir = data_dir or finished.description.config.paths.data_dir

@@ -101,7 +101,9 @@ def make_finished_run(path: Path, **options: object) -> Path:
                 steps=2,
                 early_stopped=False,
                 seconds=1.0,
+                clock_seconds=2.0,
                 num_examples=22,
+                device_changes=(),
             ),
         )
     )

@@ -96,7 +96,9 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
             steps=33,
             early_stopped=True,
             seconds=61.0,
+            clock_seconds=70.0,
             num_examples=75_305,
+            device_changes=(),
         ),
     )
     run = RunDir(path / "run <b>")
