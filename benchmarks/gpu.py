@@ -5,7 +5,7 @@
 BERT-base at 32 × 128 and 32 × 512, in each precision, with and without XLA: time of a step, examples/s, tokens/s, the
 model's FLOP/s and their share of the peak (a matrix product measured in the same run), time to build and compile, peak
 memory, and what a step launches outside of XLA. With `--data`, a dataset directory, also its batches as they come, and
-the share of the time that waits for them. Where no GPU is, the CPU is measured the same way; `--quick` measures one small
+the share of the time that waits for them. Without a GPU, the CPU is measured likewise; `--quick` measures one small
 shape. PyTorch with Hugging Face's BERT takes part where it is installed.
 """
 
@@ -198,25 +198,26 @@ def main(argv: list[str] | None = None) -> int:
     shapes = [(4, 32)] if options.quick else [(32, 128), (32, 512)]
     # A CPU emulates float16.
     precisions = ["float32", "bfloat16", *(["float16"] if devices.on_gpu else [])]
-    size = 8192 if devices.on_gpu else 1024
-    peaks = {precision: measure_peak(DTYPES[precision], size, rounds) for precision in precisions}
+    product_size = 8192 if devices.on_gpu else 1024
+    peaks = {precision: measure_peak(DTYPES[precision], product_size, rounds) for precision in precisions}
     found: list[Figures] = []
     for precision in precisions:
         peak = peaks[precision]
         for xla in (True, False):
-            common = {"precision": precision, "xla": xla, "peak": peak, "rounds": rounds}
-            for batch_size, length in shapes:
-                shape = f"{batch_size} x {length}"
-                found.append(measure_ours(config, synthetic(batch_size, length), shape, **common))
+            sources = {f"{size} x {length}": synthetic(size, length) for size, length in shapes}
             if options.data:
-                found.append(measure_ours(config, stored(options.data, 32), "buckets", **common))
+                sources["buckets"] = stored(options.data, 32)
+            for shape, batches in sources.items():
+                found.append(
+                    measure_ours(config, batches, shape, precision=precision, xla=xla, peak=peak, rounds=rounds)
+                )
         if peers.HAS_TORCH and precision != "float16":
             for batch_size, length in shapes:
                 found.append(measure_torch(config, batch_size, length, precision=precision, peak=peak, rounds=rounds))
     machine = [describe_machine(), *describe_gpus(devices), f"TensorFlow {tf.__version__}"]
     print("\n".join([*machine, ""]))
     for precision, peak in peaks.items():
-        print(f"peak, {precision}: {peak / 1e12:.2f} TFLOP/s (product of {size} x {size})")
+        print(f"peak, {precision}: {peak / 1e12:.2f} TFLOP/s (product of {product_size} x {product_size})")
     header = (
         "",
         "shape",

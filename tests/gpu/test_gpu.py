@@ -29,13 +29,9 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 NUM_STEPS = 11
 
 
-@pytest.fixture(scope="module", autouse=True)
-def exact_float32() -> None:
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
