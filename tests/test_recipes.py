@@ -47,7 +47,7 @@ def test_a_recipe_is_accepted(command: str) -> None:
         return
     given = {argument for argument in arguments if argument.startswith("--")}
     arguments += [part for pair in zip(PATHS[::2], PATHS[1::2], strict=True) if pair[0] not in given for part in pair]
-    config, _ = run_train.parse_config(arguments)
+    config = run_train.parse_config(arguments)
     for capability in ((7, 5), (8, 0), (9, 0)):
         devices = dataclasses.replace(open_devices(tiny_config()), on_gpu=True, compute_capability=capability)
         if config.devices.precision == "auto" or capability >= (8, 0):

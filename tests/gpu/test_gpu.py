@@ -22,7 +22,7 @@ from model.trainer import train_and_evaluate
 from model.training.preemption import PreemptedError
 from model.training.strategy import describe_gpus, open_local_devices
 from pipeline.errors import OptionError
-from tests.support.runs import MAX_LEN, interruption, make_inputs, tiny_config, with_options
+from tests.support.runs import MAX_LEN, interrupt_after, make_inputs, tiny_config, with_options
 
 # Of the losses and probabilities of a GPU against a CPU: rounding in float32; 8 bits in bfloat16, 11 in float16.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
@@ -67,8 +67,8 @@ def test_trains_as_the_cpu_does(
         return
     found = train(inputs, tmp_path / "run", precision=precision, xla=xla)
     assert found == pytest.approx(reference, rel=TOLERANCES[precision])
-    resolved = json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]
-    assert (resolved["precision"], resolved["xla"], resolved["tf32"]) == (precision, xla == "on", False)
+    resolved = RunDir(tmp_path / "run").read_config().resolved
+    assert (resolved.precision, resolved.devices.xla, resolved.devices.tf32) == (precision, xla == "on", False)
 
 
 def test_parts_and_dropout_train(inputs: dict[str, str], tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_continues_after_an_interruption(inputs: dict[str, str], tmp_path: Path,
     config = tiny_config(**inputs, **options, deterministic=deterministic, output_dir=str(tmp_path / "whole"))
     train_and_evaluate(config)
     config = with_options(config, output_dir=str(tmp_path / "interrupted"))
-    with interruption("_step", step=5), pytest.raises(PreemptedError):
-        train_and_evaluate(config)
+    with pytest.raises(PreemptedError):
+        train_and_evaluate(config, on_step=interrupt_after(5))
     train_and_evaluate(config)
     weights = [np.load(tmp_path / run / "weights.npz", allow_pickle=False) for run in ("whole", "interrupted")]
     for name in weights[0].files:
@@ -119,9 +119,9 @@ def test_evaluates_predicts_and_exports(
         exact = predict_split(model, inputs["data_dir"], "test", heads=["category"], max_len=MAX_LEN)
     arguments = ["--run", str(finished), "--precision", precision]
     assert evaluate.main([*arguments, "--output", str(tmp_path / "report")]) == 0
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    evaluation = RunDir(tmp_path / "report").read_report().evaluation
     accuracy = float((exact.probabilities["category"].argmax(1) == exact.labels["category"]).mean())
-    assert report["heads"]["category"]["accuracy"] == pytest.approx(accuracy, abs=0.1)
+    assert evaluation.heads["category"].accuracy == pytest.approx(accuracy, abs=0.1)
     capsys.readouterr()
     (tmp_path / "texts").write_text("w7 w8 w9\nw4 w20\n")
     assert predict.main([*arguments, "--input", str(tmp_path / "texts")]) == 0
