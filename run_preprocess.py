@@ -50,7 +50,12 @@ def make_parser() -> CommandParser:
     )
     add("--tsv_header", action="store_true", help="the first line of each TSV names its columns")
     add("--tsv_encoding", default="utf-8", help="encoding of TSVs, such as gb18030 (covers GBK and GB2312)")
-    add("--vocab", required=True, metavar="FILE", help="BERT's vocab.txt")
+    add("--vocab", required=True, metavar="FILE", help="BERT's vocab.txt or tokenizer.json")
+    add(
+        "--cased",
+        action=argparse.BooleanOptionalAction,
+        help="keep letter case and accents (default: as a tokenizer_config.json beside the vocabulary says)",
+    )
     group = parser.add_argument_group("labels")
     add = group.add_argument
     add(
@@ -107,6 +112,7 @@ def parse_config(args: argparse.Namespace) -> PreprocessConfig:
         tsv_header=args.tsv_header,
         tsv_encoding=args.tsv_encoding,
         category_names_path=args.category_names,
+        cased=args.cased,
         max_len=args.max_len,
         split_weights=_parse_split_weights(args.split_weights),
         seed=args.seed,

@@ -39,7 +39,7 @@ def make_parser() -> CommandParser:
     paths.add("data", "dataset directory that run_preprocess.py made", field="data_dir", metavar="DIR")
     paths.add(
         "bert",
-        "Google-format BERT directory: vocab.txt, bert_config.json, bert_model.ckpt.*",
+        "a BERT of Google's or Hugging Face's format, or a run; DIR/PREFIX chooses a checkpoint",
         field="bert_dir",
         metavar="BERT_DIR",
     )
@@ -77,7 +77,7 @@ def make_parser() -> CommandParser:
     )
     model.add("pooling", "what the heads see: the [CLS] vector, or the maximum over all tokens")
     model.add("encoder", "our graph, or keras-bert's own for comparison")
-    model.add("dropout", "dropout rate everywhere in the encoder; 0 for none", default="as bert_config.json says")
+    model.add("dropout", "dropout rate everywhere in the encoder; 0 for none", default="as its configuration says")
 
     batches = OptionGroup(parser, "batches", BatchesConfig)
     batches.add("batch_size", "examples per update, over all replicas and machines")

@@ -26,6 +26,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from benchmarks.real_data import VOCAB, add_data_option, read_articles, read_titles
 from benchmarks.results import Comparison, add_results_option, record
@@ -56,7 +57,7 @@ class Candidate:
     run_fn: Callable[[list[str]], object]
 
 
-def untrained_classifier(directory: Path, vocab_size: int, max_len: int) -> tf.keras.Model:
+def untrained_classifier(directory: Path, vocab_size: int, max_len: int) -> tf_keras.Model:
     """Build a classifier with the sizes of `model.sample_bert`'s BERT and random weights."""
     config = BertConfig(
         vocab_size=vocab_size,

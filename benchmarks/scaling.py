@@ -27,8 +27,6 @@ from pipeline.job.references import ReferenceBatch, ReferenceReader, Survey, pla
 from pipeline.job.shard_writer import write_shard
 from pipeline.job.transforms import assign_shards
 from pipeline.sample_corpus.tree import NUM_THUCNEWS_DOCUMENTS, write_sample_corpus
-from pipeline.tokenization.tokenizer import Tokenizer
-from pipeline.tokenization.vocabulary import parse_vocab
 
 _MANY_SHARDS = 50_000
 _MAX_LEN = 512  # the default of --max_len
@@ -78,7 +76,7 @@ def measure(num_documents: int, vocab: str) -> Costs:
             for key, part in assign_shards(batch, plan):
                 groups.setdefault(key, []).append(part)
         times.append(time.perf_counter())
-        tokenizer = Tokenizer(parse_vocab(job.vocab_content, vocab), max_len=config.max_len)
+        tokenizer = job.make_tokenizer()
         reports = [
             write_shard(
                 (reference for part in parts for reference in part.by_split[split]),

@@ -38,6 +38,7 @@ except ModuleNotFoundError:
 import keras_bert
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from benchmarks.results import Comparison, add_results_option, record
 from model.bert.config import CONFIG_FILE_NAME, BertConfig
@@ -78,14 +79,14 @@ def make_batch(batch_size: int, length: int) -> Batch:
     return Batch(indices=indices, segments=np.zeros_like(indices), labels=labels)
 
 
-def our_classifier(config: BertConfig, *, policy: str, pooling: str) -> tf.keras.Model:
+def our_classifier(config: BertConfig, *, policy: str, pooling: str) -> tf_keras.Model:
     """Build our classifier with random weights."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, CONFIG_FILE_NAME).write_text(config.to_json(), encoding="utf-8")
         return build_classifier(directory, HEADS, pooling=pooling, load_weights=False, policy=policy)
 
 
-def keras_bert_classifier(config: BertConfig, *, length: int, pooling: str) -> tf.keras.Model:
+def keras_bert_classifier(config: BertConfig, *, length: int, pooling: str) -> tf_keras.Model:
     """Build what keras-bert's own examples build: its graph for a fixed length, a pooling layer, a softmax per head."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The initializer GlorotNormal is unseeded")
@@ -103,18 +104,18 @@ def keras_bert_classifier(config: BertConfig, *, length: int, pooling: str) -> t
         )
     pool = {"cls": keras_bert.layers.Extract(index=0), "max": keras_bert.layers.MaskedGlobalMaxPool1D()}[pooling]
     pooled = pool(sequence)
-    outputs = {head: tf.keras.layers.Dense(n, activation="softmax", name=head)(pooled) for head, n in HEADS.items()}
-    return tf.keras.Model(inputs, outputs)
+    outputs = {head: tf_keras.layers.Dense(n, activation="softmax", name=head)(pooled) for head, n in HEADS.items()}
+    return tf_keras.Model(inputs, outputs)
 
 
-def keras_step(classifier: tf.keras.Model, batches: list[Batch], *, xla: bool) -> StepFn:
+def keras_step(classifier: tf_keras.Model, batches: list[Batch], *, xla: bool) -> StepFn:
     """Return a function that trains a Keras classifier on the next batch and returns the loss."""
     shapes = {batch.indices.shape for batch in batches}
     shape = shapes.pop() if len(shapes) == 1 else (None, None)
     ids = tf.TensorSpec(shape, tf.int32)
-    optimizer = tf.keras.optimizers.Adam(LEARNING_RATE, jit_compile=False)
+    optimizer = tf_keras.optimizers.Adam(LEARNING_RATE, jit_compile=False)
     optimizer.build(classifier.trainable_variables)
-    loss_fn = tf.keras.losses.SparseCategoricalCrossentropy()
+    loss_fn = tf_keras.losses.SparseCategoricalCrossentropy()
 
     @tf.function(jit_compile=xla, input_signature=[ids, ids, dict.fromkeys(HEADS, tf.TensorSpec(shape[:1], tf.int32))])
     def train(indices: tf.Tensor, segments: tf.Tensor, labels: dict[str, tf.Tensor]) -> tf.Tensor:

@@ -2,5 +2,6 @@
 
 import os
 
-# keras-bert works with Keras 2 only; this must be set before the first TensorFlow import of the process.
+# For keras-bert, which works with Keras 2 only: TensorFlow reads this when it is imported. Our own code uses Keras 2 by
+# its own name, tf_keras, whatever TensorFlow was started with.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")

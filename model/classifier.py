@@ -8,18 +8,18 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import tensorflow as tf
+import tf_keras
 
 from model.bert.checkpoint import (
     initialize_encoder_weights,
     load_encoder_weights,
     random_variable,
-    read_bert_dir,
 )
-from model.bert.config import CONFIG_FILE_NAME, BertConfig
+from model.bert.config import BertConfig
+from model.bert.directory import find_config, read_bert_dir
 from model.bert.encoder import ENCODERS, POOLING_LAYER
 from pipeline.dataset.schema import INDICES, SEGMENTS
-from pipeline.errors import MissingInputError, OptionError
+from pipeline.errors import OptionError
 
 INPUT_NAMES = (INDICES, SEGMENTS)
 
@@ -34,7 +34,7 @@ def build_classifier(
     seed: int = 0,
     dropout: float | None = None,
     policy: str | None = None,
-) -> tf.keras.Model:
+) -> tf_keras.Model:
     """Build the shared BERT with its heads.
 
     All weights are trainable. The heads' kernels, and with `load_weights=False` the encoder's weights too, are drawn
@@ -42,13 +42,13 @@ def build_classifier(
     and the weight's name alone; biases are 0.
 
     Args:
-        bert_dir: Google-format BERT directory; without `load_weights` its `bert_config.json` is enough.
+        bert_dir: see `model.bert.directory`; without `load_weights` its configuration is enough.
         heads: name -> number of classes, at least 2.
         pooling: what the heads see: "cls", the vector at [CLS], or "max", the maximum over all tokens.
         encoder: "fused", ours, or "keras_bert", keras-bert's graph.
         load_weights: fill the encoder from the directory's checkpoint.
         seed: of the initial weights, 0 <= seed < 2**63.
-        dropout: used in place of both rates in `bert_config.json`; None keeps them.
+        dropout: used in place of both rates of the configuration; None keeps them.
         policy: Keras precision policy, "float32", "mixed_bfloat16" or "mixed_float16"; None for Keras's global one.
 
     Returns:
@@ -65,22 +65,17 @@ def build_classifier(
     if not 0 <= seed < 2**63:
         raise OptionError(f"--seed must be at least 0 and below 2**63, got {seed}")
     bert_dir = Path(bert_dir)
-    if load_weights:
-        config = read_bert_dir(bert_dir).config
-    elif bert_dir.is_dir():
-        config = BertConfig.from_file(bert_dir / CONFIG_FILE_NAME)
-    else:
-        raise MissingInputError(f"{bert_dir}: no such directory; expected one with {CONFIG_FILE_NAME}")
+    config = read_bert_dir(bert_dir).config if load_weights else BertConfig.from_file(find_config(bert_dir))
     if dropout is not None:
         config = config.with_dropout(dropout)
     if policy is None:
-        policy = tf.keras.mixed_precision.global_policy().name
+        policy = tf_keras.mixed_precision.global_policy().name
 
     model = build_graph(config, heads, pooling=pooling, encoder=encoder, policy=policy)
     for head, num_classes in heads.items():
         shape = (config.hidden_size, num_classes)
-        kernel = random_variable(f"{_logits_name(head)}/kernel", shape, stddev=config.initializer_range, seed=seed)
-        model.get_layer(_logits_name(head)).kernel.assign(kernel)
+        kernel = random_variable(f"{logits_name(head)}/kernel", shape, stddev=config.initializer_range, seed=seed)
+        model.get_layer(logits_name(head)).kernel.assign(kernel)
     if load_weights:
         load_encoder_weights(model, bert_dir)
     else:
@@ -90,7 +85,7 @@ def build_classifier(
 
 def build_graph(
     config: BertConfig, heads: Mapping[str, int], *, pooling: str, encoder: str, policy: str
-) -> tf.keras.Model:
+) -> tf_keras.Model:
     """Build what `build_classifier` returns, whose weights the caller fills.
 
     Args:
@@ -103,18 +98,18 @@ def build_graph(
     _check_heads(heads)
     if encoder not in ENCODERS:
         raise OptionError(f"--encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
-    indices, segments = (tf.keras.Input(shape=[None], dtype="int32", name=name) for name in INPUT_NAMES)
+    indices, segments = (tf_keras.Input(shape=[None], dtype="int32", name=name) for name in INPUT_NAMES)
     pooled = ENCODERS[encoder](indices, segments, config, pooling=pooling, policy=policy)
     outputs = {}
     for head, num_classes in heads.items():
-        logits = tf.keras.layers.Dense(
-            num_classes, kernel_initializer="zeros", dtype="float32", name=_logits_name(head)
+        logits = tf_keras.layers.Dense(
+            num_classes, kernel_initializer="zeros", dtype="float32", name=logits_name(head)
         )(pooled)
-        outputs[head] = tf.keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
-    return tf.keras.Model([indices, segments], outputs, name="classifier")
+        outputs[head] = tf_keras.layers.Activation("softmax", dtype="float32", name=head)(logits)
+    return tf_keras.Model([indices, segments], outputs, name="classifier")
 
 
-def logits_model(model: tf.keras.Model) -> tf.keras.Model:
+def logits_model(model: tf_keras.Model) -> tf_keras.Model:
     """Return a view of a classifier whose outputs are the heads' logits.
 
     It shares every layer, so that training one trains the other. A loss computed from logits stays finite where a
@@ -123,11 +118,12 @@ def logits_model(model: tf.keras.Model) -> tf.keras.Model:
     Returns:
         A Keras model with the same inputs; outputs: dict: head -> logits, float32 [B, number of classes].
     """
-    outputs = {head: model.get_layer(_logits_name(head)).output for head in model.output}
-    return tf.keras.Model(model.inputs, outputs, name=f"{model.name}_logits")
+    outputs = {head: model.get_layer(logits_name(head)).output for head in model.output}
+    return tf_keras.Model(model.inputs, outputs, name=f"{model.name}_logits")
 
 
-def _logits_name(head: str) -> str:
+def logits_name(head: str) -> str:
+    """Return the name of the layer that computes a head's logits."""
     return f"{head}_logits"
 
 
@@ -135,7 +131,7 @@ def _check_heads(heads: Mapping[str, int]) -> None:
     """Refuse heads of which no model can be built; names become names of Keras layers."""
     if not heads:
         raise OptionError("a classifier needs at least one head, got none")
-    names = {name for head in heads for name in (head, _logits_name(head))}
+    names = {name for head in heads for name in (head, logits_name(head))}
     taken = {*INPUT_NAMES, POOLING_LAYER}
     if len(names) < 2 * len(heads) or names & taken:
         raise OptionError(f"head names clash with each other or with {', '.join(sorted(taken))}: {', '.join(heads)}")

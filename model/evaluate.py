@@ -4,6 +4,7 @@ It prints the table that training ends with, and writes `report.json` for machin
 the figures are is said in `model.report.metrics`, what the page shows in `model.report.page`.
 """
 
+import dataclasses
 import functools
 import logging
 import sys
@@ -17,16 +18,16 @@ import numpy as np
 from model.config import PRECISIONS
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, Decoding, check_decode
 from model.files import write_text
-from model.report.metrics import measure
+from model.report.metrics import match_labels, measure, unknown_label_lines
 from model.run.directory import RunDir
 from model.run.report import Evaluation, Report
 from pipeline.command_line import CommandParser, run_command
 from pipeline.dataset.info import read_dataset_info
-from pipeline.errors import OptionError, OutputWriteError
+from pipeline.errors import OptionError, OutputWriteError, SchemaMismatchError
 from pipeline.filesystem import is_remote
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    import tf_keras
 
     from model.training.strategy import Devices
 
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_split(
-    model: "tf.keras.Model",
+    model: "tf_keras.Model",
     data_dir: str,
     split: str,
     *,
@@ -46,7 +47,7 @@ def evaluate_split(
     devices: "Devices | None" = None,
     xla: bool = False,
 ) -> Evaluation:
-    """Measure a model on a split.
+    """Measure a model on a split; the labels of dataset and model are matched by name.
 
     Args:
         model: see `model.classifier.build_classifier`.
@@ -61,6 +62,7 @@ def evaluate_split(
 
     Raises:
         OptionError: joint decoding without pairs.
+        SchemaMismatchError: the model knows the labels of no example.
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
     from model.serving.predictor import predict_split
@@ -71,9 +73,38 @@ def evaluate_split(
         model, data_dir, split, heads=labels, max_len=max_len, batch_size=batch_size, devices=devices, xla=xla
     )
     seconds = time.perf_counter() - started
-    keys = read_keys(data_dir, split)
-    measures = measure(predictions, labels=labels, keys=keys, pairs=pairs, decode=decode)
-    return Evaluation(**vars(measures), split=split, seconds=seconds)
+    info = read_dataset_info(data_dir)
+    found = {head: info.labels[head].names for head in labels}
+    class_of = {head: match_labels(found[head], names) for head, names in labels.items()}
+    right = {head: class_of[head][ids] for head, ids in predictions.labels.items()}
+    if not np.all([ids >= 0 for ids in right.values()], axis=0).any():
+        raise SchemaMismatchError(
+            f"{data_dir}: no example of {split} has labels that the run knows; its are "
+            + "; ".join(f"{head}: {', '.join(names[:3])}, … ({len(names)})" for head, names in found.items())
+        )
+    measures = measure(
+        dataclasses.replace(predictions, labels=right),
+        labels=labels,
+        keys=read_keys(data_dir, split),
+        pairs=pairs,
+        decode=decode,
+    )
+    unknown = {
+        head: {
+            name: count
+            for name, class_id, count in zip(
+                found[head], class_of[head], info.split(split).label_counts[head], strict=True
+            )
+            if class_id < 0 and count
+        }
+        for head in labels
+    }
+    return Evaluation(
+        **vars(measures),
+        split=split,
+        seconds=seconds,
+        unknown_labels={head: counts for head, counts in unknown.items() if counts},
+    )
 
 
 def result_table(evaluation: Evaluation) -> str:
@@ -93,6 +124,7 @@ def result_table(evaluation: Evaluation) -> str:
             f"{name:<14}{measures.exact_match:>13.2%}{measures.impossible_pairs:>13.2%}"
             for name, measures in evaluation.decoding.items()
         ]
+    lines += unknown_label_lines(evaluation)
     return "\n".join(lines)
 
 
@@ -145,7 +177,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.output is not None and RunDir(Path(arguments.output)).config.exists():
         raise OptionError(f"--output {arguments.output}: a run's directory, whose own report stays; give another one")
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
-    from model.run.finished import check_same_labels, load_finished_run
+    from model.run.finished import check_same_tokenizer, load_finished_run
     from model.training.run_inputs import check_file_system
     from model.training.strategy import explain_device_errors, open_local_devices
 
@@ -156,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
     data_dir = arguments.data or finished.description.config.paths.data_dir
     split = arguments.split or finished.report.evaluation.split
     check_file_system(data_dir)
-    check_same_labels(finished, data_dir)
+    check_same_tokenizer(finished, data_dir)
     info = read_dataset_info(data_dir)
     if info.max_len < finished.max_len:
         logger.info("its texts are cut at %d tokens, those of training were at %d", info.max_len, finished.max_len)

@@ -106,6 +106,29 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
+def directory_written_whole(path: Path) -> Iterator[Path]:
+    """Yield a directory to fill that gets its name, in a directory made for it, once all of it is on disk.
+
+    Args:
+        path: does not exist, or is an empty directory.
+
+    Raises:
+        OutputWriteError: the disk is full, read-only or not ours.
+    """
+    temporary = temporary_sibling(path)
+    with _write_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for written in (*temporary.rglob("*"), temporary):
+                sync_path(written)
+            temporary.rename(path)
+            sync_path(path.parent)
+        finally:
+            remove(temporary)
+
+
+@contextlib.contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield

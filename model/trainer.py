@@ -14,12 +14,13 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
+import tf_keras
 
 from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
 from model.config import TRAIN_SPLIT, TrainConfig, spell
 from model.evaluate import evaluate_split, write_report
-from model.files import copy_file
+from model.files import copy_file, write_text
 from model.run.description import Resolved, ResolvedBatches, ResolvedDevices, RunDescription
 from model.run.directory import RunDir, open_run_dir
 from model.run.finished import load_final_model
@@ -155,20 +156,20 @@ def _prepare_run_dir(setup: _Setup) -> None:
     run.remove_temporary()
     if not run.exists():
         run.write_config(setup.description)
-    for source, copy in ((bert.vocab_path, run.vocab), (bert.path / run.bert_config.name, run.bert_config)):
-        if not copy.exists():
-            copy_file(source, copy)
+    for path, text in ((run.vocab, bert.vocab.decode()), (run.bert_config, bert.config.to_json())):
+        if not path.exists():
+            write_text(path, text)
 
 
 def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[TrainingLoop], None] | None) -> Report:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
     changed = run.check_resumable(setup.description) if run.exists() and not config.saving.restart else []
     if setup.deterministic:
-        tf.keras.utils.set_random_seed(config.learning.seed % 2**32)
+        tf_keras.utils.set_random_seed(config.learning.seed % 2**32)
         tf.config.experimental.enable_op_determinism()
     with devices.strategy.scope():
         model = build_classifier(
-            inputs.bert.path,
+            inputs.bert.checkpoint,
             inputs.head_sizes(config.model.heads),
             pooling=config.model.pooling,
             encoder=config.model.encoder,
@@ -219,7 +220,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[Training
     return _finish(setup, loop)
 
 
-def _state_variables(model: tf.keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
+def _state_variables(model: tf_keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
     """Name all variables that the next step depends on."""
     variables = {f"{WEIGHTS_PREFIX}{name}": variable for name, variable in named_variables(model.weights).items()}
     for kind, slots in (("momentum", optimizer.momentums), ("velocity", optimizer.velocities)):

@@ -191,6 +191,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         0 done; 2 the command line or the input is wrong; 75 training was asked to stop and can be continued; 130
         interrupted from the keyboard; 141 nobody reads the output; 1 anything else.
     """
+    _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     _configure_logging(debug)
@@ -226,6 +227,13 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         # have said is not known, so it says this. What is still buffered must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE_STATUS
+
+
+def _open_closed_streams() -> None:
+    """Open the null device where a standard stream is closed, as cron and daemons do, before a file takes its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their descriptors
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _is_unread(stream: TextIO) -> bool:

@@ -101,6 +101,7 @@ class PreprocessConfig:
     """The options of `run_preprocess.py`; see its `--help` for their meaning.
 
     Attributes:
+        cased: keep letter case and accents; `None` does what the tokenizer configuration beside the vocabulary says.
         split_weights: (name, share) pairs whose shares sum to 1; they hold for inputs without a split of their own.
         num_shards: per split; `None` derives it from the number of documents.
     """
@@ -113,6 +114,7 @@ class PreprocessConfig:
     tsv_header: bool = False
     tsv_encoding: str = "utf-8"
     category_names_path: str | None = None
+    cased: bool | None = None
     max_len: int = 512
     split_weights: tuple[tuple[str, float], ...] = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
     seed: int = 0
@@ -210,7 +212,7 @@ class PreprocessConfig:
         """
         leave_out = ("inputs", "vocab_path", "output_dir", "category_names_path", "taxonomy_path")
         permissions = ("overwrite", "max_rejected_fraction")
-        said_elsewhere = ("seed", "max_len", "compression")
+        said_elsewhere = ("cased", "seed", "max_len", "compression")
         of_containers = ("input_format", "tsv_columns", "tsv_header", "tsv_encoding")
         skipped = (*leave_out, *permissions, *said_elsewhere, *of_containers)
         return {key: value for key, value in describe(self).items() if key not in skipped}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.real_data import DATA_DIR_VARIABLE, NOT_FOUND, data_dir
+from tests.support.real_data import DATA_DIR_VARIABLE, NEEDS_ONNX, NEEDS_TRANSFORMERS, NOT_FOUND, data_dir
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -33,7 +33,7 @@ with contextlib.suppress(ModuleNotFoundError):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Say last of all, and loudly, which promise was not put to the test: what real texts become."""
+    """Say last of all, and loudly, which promise was not put to the test."""
     yield
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
     num_skipped = sum(NOT_FOUND in reason for reason in reasons)
@@ -42,3 +42,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         terminalreporter.line(
             f"{num_skipped} skipped: looked in {data_dir()}; set {DATA_DIR_VARIABLE} to where the data is", red=True
         )
+    for need in (NEEDS_TRANSFORMERS, NEEDS_ONNX):
+        num_skipped = sum(need in reason for reason in reasons)
+        if num_skipped:
+            terminalreporter.section("TESTS AGAINST OTHER LIBRARIES DID NOT RUN", sep="!", red=True, bold=True)
+            terminalreporter.line(f"{num_skipped} skipped: {need}", red=True)

@@ -261,6 +261,47 @@ def test_a_split_without_documents_is_there_and_empty(workshop: Workshop) -> Non
     assert sorted(split.num_examples for split in info.splits.values()) == [0, 0, 1]
 
 
+CASED_VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "NBA", "Lakers", "Zürich", *"夺冠在"]
+CAPITALS_WARNING = "3 entries have capitals (NBA, Lakers, Zürich, …), which texts in lower case never reach; --cased"
+
+
+@pytest.mark.parametrize(
+    ("options", "tokenizer_config", "cased", "warns"),
+    [
+        ((), None, False, True),
+        (("--no-cased",), None, False, False),
+        (("--cased",), None, True, False),
+        ((), '{"do_lower_case": false}', True, False),
+        ((), '{"do_lower_case": true}', False, True),
+        (("--no-cased",), '{"do_lower_case": false}', False, False),
+    ],
+)
+def test_letter_case(
+    workshop: Workshop, options: tuple[str, ...], tokenizer_config: str | None, cased: bool, warns: bool
+) -> None:
+    write_lines(workshop.vocab, CASED_VOCAB)
+    if tokenizer_config is not None:
+        (workshop.root / "tokenizer_config.json").write_text(tokenizer_config)
+    write_tree(workshop.root / "cased", {"体育/1.txt": "NBA Lakers在Zürich夺冠"})
+    outcome = workshop.run(*options, "--split_weights", "train=1", inputs=(workshop.root / "cased",))
+    assert outcome.status == 0
+    assert (CAPITALS_WARNING in outcome.stderr) == warns == bool(outcome.stderr)
+    info = read_dataset_info(str(workshop.output))
+    assert (info.cased, "cased" in info.configuration) == (cased, cased)
+    assert info.split("train").num_unknown_tokens == (0 if cased else len("nbalakerszurich"))
+
+
+def test_a_vocabulary_from_a_tokenizer_json(workshop: Workshop) -> None:
+    """The dataset is that of the vocab.txt with the same entries."""
+    workshop.make()
+    content = workshop.vocab.read_bytes()
+    before = digest_files(workshop.output)
+    ids = {token: number for number, token in enumerate(content.decode().split("\n")[:-1])}
+    (workshop.root / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": ids}}))
+    workshop.make("--vocab", workshop.root / "tokenizer.json", "--overwrite")
+    assert digest_files(workshop.output) == before
+
+
 def test_every_option_reaches_the_configuration() -> None:
     """Each flag is changed once; no two flags may change the same thing, and none may change nothing."""
     needed = ["--input", "a", "--vocab", "v", "--output", "o"]
@@ -273,6 +314,7 @@ def test_every_option_reaches_the_configuration() -> None:
         "tsv_header": ["--tsv_header"],
         "tsv_encoding": ["--tsv_encoding", "gb18030"],
         "category_names_path": ["--category_names", "c"],
+        "cased": ["--cased"],
         "max_len": ["--max_len", "128"],
         "split_weights": ["--split_weights", "train=0.5,dev=0.5"],
         "seed": ["--seed", "1"],

@@ -1,4 +1,4 @@
-"""Google-format BERT directories in and out.
+"""The encoder's weights, from TensorFlow's and Hugging Face's checkpoints, and out to Google-format BERT directories.
 
     chinese_L-12_H-768_A-12/
       vocab.txt                             one token per line, line number = id
@@ -16,66 +16,31 @@ The files hold arrays and text alone; nothing read from them is executed.
 import contextlib
 import dataclasses
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from model.bert.config import CONFIG_FILE_NAME, BertConfig
+from model.bert.directory import CHECKPOINT_NAME, read_bert_dir
+from model.bert.hugging_face import open_tensors, tensor_name
 from model.files import remove, replace_directory, sync_path, temporary_sibling
 from pipeline.dataset.info import VOCAB_NAME
 from pipeline.errors import InputFormatError, MissingInputError, OutputExistsError, OutputWriteError
-from pipeline.tokenization.vocabulary import load_vocab
-
-CHECKPOINT_NAME = "bert_model.ckpt"
 
 Shape = tuple[int, ...]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BertDir:
-    """A BERT directory that was found complete and consistent.
-
-    Attributes:
-        path: the directory.
-        config: its `bert_config.json`.
-        vocab_path: its `vocab.txt`, with `config.vocab_size` entries.
-        checkpoint_prefix: path of `bert_model.ckpt`, to which TensorFlow adds `.index` and `.data-…`.
-    """
-
-    path: Path
-    config: BertConfig
-    vocab_path: Path
-    checkpoint_prefix: Path
-
-
-def read_bert_dir(path: str | Path) -> BertDir:
-    """Check that a directory is a complete Google-format BERT directory.
-
-    Raises:
-        MissingInputError: it is not a directory, or one of its files is missing (the message names it).
-        InputFormatError: the configuration or the vocabulary is unusable, or they disagree about its size.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise MissingInputError(f"{path}: no such directory; expected a BERT directory with {VOCAB_NAME}, "
-                                f"{CONFIG_FILE_NAME} and {CHECKPOINT_NAME}.*")  # fmt: skip
-    config_path, vocab_path = path / CONFIG_FILE_NAME, path / VOCAB_NAME
-    for name in (VOCAB_NAME, CONFIG_FILE_NAME, f"{CHECKPOINT_NAME}.index"):
-        if not (path / name).is_file():
-            raise MissingInputError(f"{path}: the BERT directory has no {name}")
-    if not any(path.glob(f"{CHECKPOINT_NAME}.data-*")):
-        raise MissingInputError(f"{path}: the BERT directory has no {CHECKPOINT_NAME}.data-00000-of-00001")
-    config = BertConfig.from_file(config_path)
-    num_entries = len(load_vocab(vocab_path))
-    if num_entries != config.vocab_size:
-        raise InputFormatError(
-            f"{vocab_path}: {num_entries} entries, but vocab_size in {config_path} is {config.vocab_size}; "
-            "the two files must belong to the same BERT"
-        )
-    return BertDir(path=path, config=config, vocab_path=vocab_path, checkpoint_prefix=path / CHECKPOINT_NAME)
+# Variables that only another architecture, or another kind of checkpoint, has.
+_FOREIGN_VARIABLES = {
+    "embedding_hidden_mapping_in": "of ALBERT, which shares its layers",
+    "task_type_embeddings": "of ERNIE 2 or 3, which embeds tasks",
+    "embeddings_project": "of ELECTRA, whose embeddings are narrower",
+    "_CHECKPOINTABLE_OBJECT_GRAPH": "of TensorFlow 2's objects, without Google's names",
+}
 
 
 def embedding_variables(config: BertConfig) -> dict[str, list[tuple[str, Shape]]]:
@@ -166,48 +131,129 @@ def random_variable(name: str, shape: Shape, *, stddev: float, seed: int) -> np.
     return (values * stddev).astype(np.float32)
 
 
-def initialize_encoder_weights(model: tf.keras.Model, config: BertConfig, *, seed: int) -> None:
+def initialize_encoder_weights(model: tf_keras.Model, config: BertConfig, *, seed: int) -> None:
     """Set the encoder's weights to `random_variable`s."""
     _set_encoder_weights(
         model, config, lambda name, shape: random_variable(name, shape, stddev=config.initializer_range, seed=seed)
     )
 
 
-def load_encoder_weights(model: tf.keras.Model, bert_dir: str | Path) -> None:
+def load_encoder_weights(model: tf_keras.Model, bert_dir: str | Path) -> None:
     """Fill the encoder of a model from a BERT directory.
 
     Optimizer slots, `global_step`, pooler and pre-training heads in the checkpoint are not looked at.
 
     Args:
         model: a Keras model with the layers of `encoder_variables`, built by either encoder.
-        bert_dir: see `read_bert_dir`.
+        bert_dir: see `model.bert.directory.read_bert_dir`.
 
     Raises:
         MissingInputError: as `read_bert_dir`, or a data file of the checkpoint is missing.
-        InputFormatError: as `read_bert_dir`, or the checkpoint is damaged or lacks a variable of the right shape.
+        InputFormatError: as `read_bert_dir`, or the checkpoint is damaged, of another architecture, or lacks a variable
+            of the right shape.
     """
     source = read_bert_dir(bert_dir)
-    prefix = source.checkpoint_prefix
-    with _readable_checkpoint_errors(prefix):
-        reader = tf.train.load_checkpoint(str(prefix))
-        shapes = reader.get_variable_to_shape_map()
+    path = source.checkpoint
+    open_checkpoint = _open_hugging_face if source.is_hugging_face else _open_tensorflow
+    with open_checkpoint(path) as stored:
 
-    def read(name: str, shape: Shape) -> np.ndarray:
-        if name not in shapes:
-            raise InputFormatError(f"{prefix}: the checkpoint has no variable {name}; expected one of shape {shape}")
-        if tuple(shapes[name]) != shape:
-            raise InputFormatError(
-                f"{prefix}: variable {name} has shape {tuple(shapes[name])}, "
-                f"{source.path / CONFIG_FILE_NAME} asks for {shape}"
-            )
+        def read(name: str, shape: Shape) -> np.ndarray:
+            variable = stored.find(name)
+            if variable is None:
+                _explain_missing(path, stored.names)
+                raise InputFormatError(f"{path}: the checkpoint has no variable {name}; expected one of shape {shape}")
+            if variable.shape != shape:
+                raise InputFormatError(
+                    f"{path}: variable {name} has shape {variable.shape}, {source.config_path} asks for {shape}"
+                )
+            return variable.read()
+
+        _set_encoder_weights(model, source.config, read)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Variable:
+    shape: Shape
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _StoredVariables:
+    """The variables of a checkpoint.
+
+    Attributes:
+        names: as the checkpoint has them.
+        find: Google's name -> the variable, `None` where there is none.
+    """
+
+    names: Collection[str]
+    find: Callable[[str], _Variable | None]
+
+
+@contextlib.contextmanager
+def _open_tensorflow(prefix: Path) -> Iterator[_StoredVariables]:
+    with tempfile.TemporaryDirectory() as directory:
+        # TensorFlow takes a prefix for a pattern: `[`, `]`, `*` and `?` in the name of a directory would not be found.
+        link = Path(directory) / "checkpoint"
+        for name in os.listdir(prefix.parent):
+            if name.startswith(f"{prefix.name}."):
+                link.with_name(link.name + name.removeprefix(prefix.name)).symlink_to((prefix.parent / name).absolute())
         with _readable_checkpoint_errors(prefix):
-            return reader.get_tensor(name)
+            reader = tf.train.load_checkpoint(str(link))
+            shapes = reader.get_variable_to_shape_map()
 
-    _set_encoder_weights(model, source.config, read)
+        def find(name: str) -> _Variable | None:
+            return _Variable(shape=tuple(shapes[name]), read=lambda: read(name)) if name in shapes else None
+
+        def read(name: str) -> np.ndarray:
+            with _readable_checkpoint_errors(prefix):
+                return reader.get_tensor(name)
+
+        yield _StoredVariables(names=shapes, find=find)
+
+
+@contextlib.contextmanager
+def _open_hugging_face(path: Path) -> Iterator[_StoredVariables]:
+    tensors = open_tensors(path)
+
+    def find(name: str) -> _Variable | None:
+        tensor = tensors.get(tensor_name(name))
+        if tensor is None:
+            return None
+        if name.endswith("/kernel"):
+            return _Variable(shape=tensor.shape[::-1], read=lambda: tensor.read().T)
+        return _Variable(shape=tensor.shape, read=tensor.read)
+
+    yield _StoredVariables(names=tensors, find=find)
+
+
+def _explain_missing(path: Path, names: Collection[str]) -> None:
+    """Say what a checkpoint is that lacks a variable, where its other variables tell.
+
+    Raises:
+        InputFormatError: they tell.
+    """
+    for part, what in _FOREIGN_VARIABLES.items():
+        name = next((name for name in names if part in name), None)
+        if name is not None:
+            raise InputFormatError(f"{path}: the checkpoint is {what} ({name}); only BERT is read")
+    if any("word_embeddings" in name for name in names) and not any("position_embeddings" in name for name in names):
+        raise InputFormatError(
+            f"{path}: the checkpoint has no position embeddings, like RoFormer and NEZHA; only BERT is read"
+        )
+
+
+def read_encoder_weights(model: tf_keras.Model, config: BertConfig) -> dict[str, np.ndarray]:
+    """Return the encoder's weights under Google's variable names, float32."""
+    return {
+        name: value
+        for layer, targets in encoder_variables(config).items()
+        for (name, _), value in zip(targets, model.get_layer(layer).get_weights(), strict=True)
+    }
 
 
 def save_bert_dir(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     source_config: str | Path,
     vocab_path: str | Path,
     output_dir: str | Path,
@@ -231,16 +277,11 @@ def save_bert_dir(
     config = BertConfig.from_file(source_config)
     if not Path(vocab_path).is_file():
         raise MissingInputError(f"{vocab_path}: no such file; expected the vocabulary of the model")
-    variables = {
-        name: value
-        for layer, targets in encoder_variables(config).items()
-        for (name, _), value in zip(targets, model.get_layer(layer).get_weights(), strict=True)
-    }
     write_bert_dir(
         output_dir,
         config_bytes=Path(source_config).read_bytes(),
         vocab_bytes=Path(vocab_path).read_bytes(),
-        variables=variables,
+        variables=read_encoder_weights(model, config),
         overwrite=overwrite,
     )
 
@@ -292,7 +333,7 @@ def write_bert_dir(
 
 
 def _set_encoder_weights(
-    model: tf.keras.Model, config: BertConfig, value_fn: Callable[[str, Shape], np.ndarray]
+    model: tf_keras.Model, config: BertConfig, value_fn: Callable[[str, Shape], np.ndarray]
 ) -> None:
     """Set every encoder weight to value_fn(Google's name, shape)."""
     for layer, targets in encoder_variables(config).items():

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from model.bert import kernels
 from pipeline.errors import OptionError
@@ -108,7 +109,7 @@ def _stateless_seed(layer_index: int) -> tf.Tensor:
     return tf.stack([tf.constant(rng.seed, tf.int64), word + layer_index])
 
 
-class SeededDropout(tf.keras.layers.Layer):
+class SeededDropout(tf_keras.layers.Layer):
     """Dropout of a tensor's elements with the noise described above.
 
     Args:

@@ -16,17 +16,16 @@ Dropout sits where Devlin et al. put it: after the embeddings' normalization, on
 output of both halves of a layer. keras-bert drops before the embeddings' normalization and has none on the attention
 probabilities; without dropout the two graphs compute the same.
 
-Our graph's weights start at zero, or one for the scale of a normalization: whoever builds a graph fills it, from a
+Our graph's weights start at zero, or one for the scale of a normalization: the caller sets them, from a
 checkpoint or at random (`model.bert.checkpoint`).
 """
 
 import warnings
 
-import keras_bert
 import tensorflow as tf
-from keras_bert.layers import Extract, MaskedGlobalMaxPool1D
+import tf_keras
 
-from model.bert.config import BertConfig
+from model.bert.config import EXACT_GELU, GOOGLE_EPSILON, BertConfig
 from model.bert.dropout import SeededDropout
 from model.bert.layers import (
     ClsPooling,
@@ -68,7 +67,7 @@ def encode_fused(
     _check_pooling(pooling)
     if policy not in POLICIES:
         raise OptionError(f"precision policy {policy!r} is unknown; expected one of {', '.join(POLICIES)}")
-    dtype = tf.keras.mixed_precision.Policy(policy).compute_dtype
+    dtype = tf_keras.mixed_precision.Policy(policy).compute_dtype
     num_dropouts = 0
 
     def drop(x: tf.Tensor, name: str) -> tf.Tensor:
@@ -80,13 +79,16 @@ def encode_fused(
             config.hidden_dropout_prob, layer_index=num_dropouts - 1, dtype=dtype, name=f"{name}-Dropout"
         )(x)
 
+    def norm(inputs: list[tf.Tensor], name: str) -> tf.Tensor:
+        return Norm(dtype, epsilon=config.layer_norm_eps, name=f"{name}-Norm")(inputs)
+
     score_bias = ScoreBias(name="Score-Bias")(indices)
-    x = tf.keras.layers.Embedding(
+    x = tf_keras.layers.Embedding(
         config.vocab_size, config.hidden_size, embeddings_initializer="zeros", dtype="float32", name="Embedding-Token"
     )(indices)
     x = SegmentEmbedding(config.type_vocab_size, name="Embedding-Segment")([x, segments])
     x = PositionEmbedding(config.max_position_embeddings, name="Embedding-Position")(x)
-    x = Norm(dtype, name="Embedding-Norm")([x])
+    x = norm([x], "Embedding")
     x = drop(x, "Embedding")
     for layer in range(1, config.num_hidden_layers + 1):
         first_only = pooling == "cls" and layer == config.num_hidden_layers
@@ -102,10 +104,10 @@ def encode_fused(
         )([x, score_bias])
         if first_only:
             x = FirstPosition(dtype=dtype, name=f"{name}-First")(x)
-        x = Norm(dtype, name=f"{name}-Norm")([x, drop(attended, name)])
+        x = norm([x, drop(attended, name)], name)
         name = f"Encoder-{layer}-FeedForward"
         transformed = FeedForward(config.intermediate_size, activation=config.hidden_act, dtype=policy, name=name)(x)
-        x = Norm(dtype, name=f"{name}-Norm")([x, drop(transformed, name)])
+        x = norm([x, drop(transformed, name)], name)
     if pooling == "cls":
         return ClsPooling(name=POOLING_LAYER)(x)
     if pooling == "max":
@@ -132,27 +134,39 @@ def encode_keras_bert(
         Keras tensor: float32 [B, H], or [B, L, H] without pooling.
 
     Raises:
-        OptionError: pooling is unknown, or keras-bert cannot do what was asked.
+        OptionError: pooling is unknown, keras-bert cannot do what was asked, or TensorFlow was started with Keras 3.
     """
     _check_pooling(pooling)
-    if policy != "float32" or tf.keras.mixed_precision.global_policy().name != "float32":
+    if policy != "float32" or tf_keras.mixed_precision.global_policy().name != "float32":
         raise OptionError(
             f"--encoder keras_bert works in float32 only, got {policy!r}; use --precision float32 or --encoder fused"
         )
-    if config.type_vocab_size != 2:
+    for name, value, has_it in (
+        ("type_vocab_size", config.type_vocab_size, config.type_vocab_size == 2),
+        ("hidden_act", config.hidden_act, config.hidden_act != EXACT_GELU),
+        ("layer_norm_eps", config.layer_norm_eps, config.layer_norm_eps <= GOOGLE_EPSILON),
+    ):
+        if not has_it:
+            raise OptionError(f"keras-bert's encoder cannot have {name} {value}; use --encoder fused")
+    if tf.keras.Model is not tf_keras.Model:
         raise OptionError(
-            f"keras-bert has 2 segments, type_vocab_size is {config.type_vocab_size}; use --encoder fused"
+            "--encoder keras_bert needs Keras 2, and TensorFlow was started with another; set TF_USE_LEGACY_KERAS=1 "
+            "before it is imported, or use --encoder fused"
         )
+    # It takes whatever Keras TensorFlow was started with, and our own encoder goes without it.
+    import keras_bert
+    from keras_bert.layers import Extract, MaskedGlobalMaxPool1D
+
     num_dropouts = 0
 
-    def copy_layer(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    def copy_layer(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
         nonlocal num_dropouts
-        if isinstance(layer, tf.keras.layers.Dropout):
+        if isinstance(layer, tf_keras.layers.Dropout):
             num_dropouts += 1
             return SeededDropout(layer.rate, layer_index=num_dropouts - 1, name=layer.name)
         return layer.__class__.from_config(layer.get_config())
 
-    with warnings.catch_warnings(), tf.keras.utils.custom_object_scope(keras_bert.get_custom_objects()):
+    with warnings.catch_warnings(), tf_keras.utils.custom_object_scope(keras_bert.get_custom_objects()):
         # keras-bert shares one unseeded initializer between weights; no matter, all of them are set afterwards.
         warnings.filterwarnings("ignore", message="The initializer GlorotNormal is unseeded", category=UserWarning)
         inputs, outputs = keras_bert.get_model(
@@ -168,8 +182,8 @@ def encode_keras_bert(
             training=False,
             trainable=True,
         )
-        copied = tf.keras.models.clone_model(
-            tf.keras.Model(inputs, outputs), input_tensors=[indices, segments], clone_function=copy_layer
+        copied = tf_keras.models.clone_model(
+            tf_keras.Model(inputs, outputs), input_tensors=[indices, segments], clone_function=copy_layer
         )
     x = copied.output
     if pooling == "cls":

@@ -51,6 +51,30 @@ def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     return tf.cast(wide * gate, x.dtype), gradient
 
 
+@tf.custom_gradient
+def exact_gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """The Gaussian error linear unit itself, x * P(X <= x) for a standard normal X.
+
+    Args:
+        x: any floating tensor.
+
+    Returns:
+        A tensor of x's shape and dtype.
+
+    Source:
+        Hendrycks and Gimpel 2016, section 2; `gelu` of PyTorch and of Hugging Face's BERTs.
+    """
+    wide = tf.cast(x, tf.float32)
+    gate = 0.5 * (1.0 + tf.math.erf(wide * math.sqrt(0.5)))
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        wide = tf.cast(x, tf.float32)
+        slope = wide * tf.exp(-0.5 * tf.square(wide)) * (1.0 / math.sqrt(2.0 * math.pi))
+        return tf.cast(tf.cast(upstream, tf.float32) * (gate + slope), x.dtype)
+
+    return tf.cast(wide * gate, x.dtype), gradient
+
+
 def layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *, epsilon: float, output_dtype: tf.DType) -> tf.Tensor:
     """Normalize the last axis to mean 0 and variance 1, then scale and shift, in float32.
 

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from model.bert import kernels
+from model.bert.config import EXACT_GELU
 from model.bert.dropout import keep_mask, keep_probability
 from pipeline.errors import OptionError
 
-# keras-bert's, the square of Keras's default epsilon; Google's modeling.py has 1e-12.
-LAYER_NORM_EPSILON = 1e-14
-
 ACTIVATION_FNS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu": kernels.gelu,
+    EXACT_GELU: kernels.exact_gelu,
     "relu": tf.nn.relu,
     "tanh": tf.tanh,
     "linear": tf.identity,
@@ -35,7 +35,7 @@ def _length(x: tf.Tensor) -> int | tf.Tensor:
     return x.shape[1] if x.shape[1] is not None else tf.shape(x)[1]
 
 
-class SegmentEmbedding(tf.keras.layers.Layer):
+class SegmentEmbedding(tf_keras.layers.Layer):
     """Adds the embedding of each token's segment: [x [B, L, H], segments int32 [B, L]] -> float32 [B, L, H].
 
     As a product with one-hot rows, like Google's modeling.py: the gradient of a gather would scatter B * L rows into
@@ -60,7 +60,7 @@ class SegmentEmbedding(tf.keras.layers.Layer):
         return x + tf.reshape(tf.matmul(rows, self.embeddings), tf.shape(x))
 
 
-class PositionEmbedding(tf.keras.layers.Layer):
+class PositionEmbedding(tf_keras.layers.Layer):
     """Adds the embedding of each position: x float32 [B, L, H] -> float32 [B, L, H], for L <= max_positions."""
 
     def __init__(self, max_positions: int, **kwargs: Any):
@@ -90,7 +90,7 @@ class PositionEmbedding(tf.keras.layers.Layer):
         return x + self.embeddings[:length]
 
 
-class ScoreBias(tf.keras.layers.Layer):
+class ScoreBias(tf_keras.layers.Layer):
     """What padding adds to attention scores: indices int32 [B, L] -> float32 [B, 1, 1, L]."""
 
     def __init__(self, **kwargs: Any):
@@ -102,12 +102,13 @@ class ScoreBias(tf.keras.layers.Layer):
         return kernels.MASKED_SCORE * is_padding[:, tf.newaxis, tf.newaxis, :]
 
 
-class Norm(tf.keras.layers.Layer):
+class Norm(tf_keras.layers.Layer):
     """Layer normalization of the sum of its inputs: floating [B, L, H] each -> `output_dtype` [B, L, H]."""
 
-    def __init__(self, output_dtype: str, **kwargs: Any):
+    def __init__(self, output_dtype: str, *, epsilon: float, **kwargs: Any):
         super().__init__(dtype="float32", autocast=False, **kwargs)
         self.output_dtype = output_dtype
+        self.epsilon = epsilon
 
     def build(self, input_shape: list[tf.TensorShape]) -> None:
         """Create scale and shift, float32 [H] each."""
@@ -123,11 +124,11 @@ class Norm(tf.keras.layers.Layer):
             total += tf.cast(x, tf.float32)
         return kernels.layer_norm(
             total, tf.identity(self.gamma), tf.identity(self.beta),
-            epsilon=LAYER_NORM_EPSILON, output_dtype=tf.as_dtype(self.output_dtype),
+            epsilon=self.epsilon, output_dtype=tf.as_dtype(self.output_dtype),
         )  # fmt: skip
 
 
-class SelfAttention(tf.keras.layers.Layer):
+class SelfAttention(tf_keras.layers.Layer):
     """Multi-head self-attention: [x [B, L, H], score_bias float32 [B, 1, 1, L]] -> [B, Q, H] in the compute dtype.
 
     Q is L, or 1 with `first_only`: then only the first position asks, while all of them still answer.
@@ -187,7 +188,7 @@ class SelfAttention(tf.keras.layers.Layer):
         return tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]), num=num_parts)
 
 
-class FeedForward(tf.keras.layers.Layer):
+class FeedForward(tf_keras.layers.Layer):
     """Two projections with an activation between: [B, L, H] -> [B, L, H] in the compute dtype."""
 
     def __init__(self, width: int, *, activation: str, **kwargs: Any):
@@ -209,7 +210,7 @@ class FeedForward(tf.keras.layers.Layer):
         return _project(self.activation_fn(_project(x, self.W1, self.b1)), self.W2, self.b2)
 
 
-class FirstPosition(tf.keras.layers.Layer):
+class FirstPosition(tf_keras.layers.Layer):
     """The first position, kept as a sequence of one: [B, L, H] -> [B, 1, H]."""
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -217,7 +218,7 @@ class FirstPosition(tf.keras.layers.Layer):
         return x[:, :1]
 
 
-class ClsPooling(tf.keras.layers.Layer):
+class ClsPooling(tf_keras.layers.Layer):
     """The vector at [CLS], which the tokenizer puts first: [B, L, H] -> float32 [B, H]."""
 
     def __init__(self, **kwargs: Any):
@@ -228,7 +229,7 @@ class ClsPooling(tf.keras.layers.Layer):
         return tf.cast(x[:, 0], tf.float32)
 
 
-class MaxPooling(tf.keras.layers.Layer):
+class MaxPooling(tf_keras.layers.Layer):
     """The maximum over all tokens, padding left out: [x [B, L, H], indices int32 [B, L]] -> float32 [B, H].
 
     Source:

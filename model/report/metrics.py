@@ -18,7 +18,15 @@ import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from model.decoding import DECODINGS, INDEPENDENT, Decoding, are_impossible, decode_labels, has_pairs
-from model.run.report import CalibrationBin, ClassMeasures, DecodingMeasures, HeadMeasures, Measures, Mistake
+from model.run.report import (
+    CalibrationBin,
+    ClassMeasures,
+    DecodingMeasures,
+    Evaluation,
+    HeadMeasures,
+    Measures,
+    Mistake,
+)
 
 NUM_BINS = 15  # Guo et al. 2017, section 5
 NUM_MISTAKES = 20
@@ -29,12 +37,26 @@ class Predictions:
     """What a model says about a split, in stored order.
 
     Attributes:
-        labels: head -> int32 [N], the right classes.
+        labels: head -> int32 [N], the right classes; -1 for a label that the model does not know.
         probabilities: head -> float32 [N, classes].
     """
 
     labels: Mapping[str, np.ndarray]
     probabilities: Mapping[str, np.ndarray]
+
+
+def match_labels(found: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Return for each label of a dataset, by name, its class in a model; -1 for those the model does not know.
+
+    Args:
+        found: the dataset's labels in id order.
+        names: of the model's classes in id order.
+
+    Returns:
+        int32 [len(found)].
+    """
+    class_of = {name: index for index, name in enumerate(names)}
+    return np.array([class_of.get(name, -1) for name in found], np.int32)
 
 
 def measure(
@@ -47,8 +69,11 @@ def measure(
 ) -> Measures:
     """Return the figures of a split.
 
+    A head's figures leave out examples whose label it does not know, those of several heads leave out examples with any
+    such label.
+
     Args:
-        predictions: of N examples, at least one.
+        predictions: of N examples, at least one with all labels known.
         labels: head -> names of its classes in id order.
         keys: where each of the N examples came from.
         pairs: int [P, 2], the pairs of labels that occur in training; `None` where there is one head alone.
@@ -57,31 +82,52 @@ def measure(
     Raises:
         OptionError: joint decoding without pairs.
     """
+    known = {head: np.flatnonzero(right >= 0) for head, right in predictions.labels.items()}
+    all_known = np.flatnonzero(np.all([right >= 0 for right in predictions.labels.values()], axis=0))
+    right = {head: values[all_known] for head, values in predictions.labels.items()}
+    probabilities = {head: values[all_known] for head, values in predictions.probabilities.items()}
     predicted = decode_labels(predictions.probabilities, decode=decode, pairs=pairs)
     decoding = unseen_pairs = None
     if pairs is not None and has_pairs(predictions.labels):
-        decoding = {name: _measure_decoding(predictions, pairs, decode=name) for name in DECODINGS}
-        unseen_pairs = float(are_impossible(predictions.labels, pairs).mean())
+        decoding = {name: _measure_decoding(right, probabilities, pairs, decode=name) for name in DECODINGS}
+        unseen_pairs = float(are_impossible(right, pairs).mean())
     return Measures(
         num_examples=len(keys),
         decode=decode,
         heads={
-            head: measure_head(right, predicted[head], predictions.probabilities[head], names=labels[head], keys=keys)
-            for head, right in predictions.labels.items()
+            head: measure_head(
+                predictions.labels[head][rows],
+                predicted[head][rows],
+                predictions.probabilities[head][rows],
+                names=labels[head],
+                keys=[keys[row] for row in rows.tolist()],
+            )
+            for head, rows in known.items()
         },
-        exact_match=exact_match(predictions.labels, predicted),
+        exact_match=exact_match(right, {head: values[all_known] for head, values in predicted.items()}),
         decoding=decoding,
         unseen_pairs=unseen_pairs,
     )
 
 
-def _measure_decoding(predictions: Predictions, pairs: np.ndarray, *, decode: Decoding) -> DecodingMeasures:
-    predicted = decode_labels(predictions.probabilities, decode=decode, pairs=pairs)
+def _measure_decoding(
+    labels: Mapping[str, np.ndarray], probabilities: Mapping[str, np.ndarray], pairs: np.ndarray, *, decode: Decoding
+) -> DecodingMeasures:
+    predicted = decode_labels(probabilities, decode=decode, pairs=pairs)
     return DecodingMeasures(
-        accuracy={head: float(accuracy_score(right, predicted[head])) for head, right in predictions.labels.items()},
-        exact_match=exact_match(predictions.labels, predicted),
+        accuracy={head: float(accuracy_score(right, predicted[head])) for head, right in labels.items()},
+        exact_match=exact_match(labels, predicted),
         impossible_pairs=float(are_impossible(predicted, pairs).mean()),
     )
+
+
+def unknown_label_lines(evaluation: Evaluation) -> list[str]:
+    """Return a sentence for each head about the examples whose labels it does not know."""
+    return [
+        f"{head}: {sum(counts.values()):,} examples with labels that the run does not know are left out "
+        f"({', '.join(f'{name} {count:,}' for name, count in counts.items())})"
+        for head, counts in evaluation.unknown_labels.items()
+    ]
 
 
 def exact_match(labels: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from model.config import TRAIN_SPLIT
 from model.report.confusion import ClassOrder, class_orders, frequent_confusions, shade_matrix
 from model.report.figures import draw_calibration, draw_learning_curves, draw_lengths
-from model.report.metrics import NUM_BINS
+from model.report.metrics import NUM_BINS, unknown_label_lines
 from model.run.description import RunDescription
 from model.run.directory import RunDir
 from model.run.metrics_csv import read_metrics_csv
@@ -130,7 +130,7 @@ def _summary(report: Report, description: RunDescription) -> str:
     return (
         f"{report.evaluation.num_examples:,} examples, {sizes}. Trained {training.epochs} epochs, {training.steps:,} "
         f"steps{stopped}; the weights are those of epoch {training.best_epoch}, the best by {training.monitored} "
-        f"({training.best_value:.4f})."
+        f"({training.best_value:.4f}).{''.join(f' {line}.' for line in unknown_label_lines(report.evaluation))}"
     )
 
 
@@ -197,7 +197,10 @@ def _head(head: str, measures: HeadMeasures, info: DatasetInfo, order: ClassOrde
 
 
 def _classes(head: str, measures: HeadMeasures, info: DatasetInfo, order: ClassOrder) -> Table:
-    train = info.splits[TRAIN_SPLIT].label_counts[head] if TRAIN_SPLIT in info.splits else None
+    train = None
+    if TRAIN_SPLIT in info.splits:
+        # The dataset may have other labels than the run.
+        train = dict(zip(info.labels[head].names, info.splits[TRAIN_SPLIT].label_counts[head], strict=True))
     rows = []
     for place, label in enumerate(order.ids):
         own = measures.classes[label]
@@ -205,7 +208,7 @@ def _classes(head: str, measures: HeadMeasures, info: DatasetInfo, order: ClassO
             (
                 own.label,
                 *([] if order.groups is None else [order.groups[place]]),
-                *([] if train is None else [f"{train[label]:,}"]),
+                *([] if train is None else [f"{train.get(own.label, 0):,}"]),
                 f"{own.support:,}",
                 f"{own.predicted:,}",
                 _percent(own.precision) if own.predicted else _NOTHING,
@@ -332,7 +335,7 @@ def _identity(run: RunDir, description: RunDescription, info: DatasetInfo) -> Ta
         raise InputFormatError(f"{run.bert_config}: expected the BERT's sizes ({error}); copy it back") from error
     rows = [
         *((f"BERT: {name}", _plain(value)) for name, value in bert.items()),
-        ("BERT: checkpoint index SHA-256", description.bert.checkpoint_index_sha256),
+        ("BERT: checkpoint SHA-256", description.bert.checkpoint_sha256),
         ("vocabulary SHA-256", description.bert.vocab_sha256),
         ("training dataset's fingerprint", description.dataset.fingerprint),
         ("measured dataset's fingerprint", info.fingerprint),

@@ -31,11 +31,11 @@ class BertIdentity:
 
     Attributes:
         vocab_sha256: of the vocabulary.
-        checkpoint_index_sha256: of the checkpoint's index, which holds a checksum of every variable.
+        checkpoint_sha256: of the weights, see `model.bert.directory.BertDir.checkpoint_sha256`.
     """
 
     vocab_sha256: str
-    checkpoint_index_sha256: str
+    checkpoint_sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,7 @@ class RunDescription(RunOrigin):
     """The content of `config.json`: all that evaluation, prediction and export need to know of a run.
 
     Attributes:
+        cased: whether texts keep letter case and accents.
         labels: head → names of its classes in id order.
         label_pairs: category → second labels that occur with it in training; `None` for a run with one head.
         max_len: texts are cut to this many tokens.
@@ -106,6 +107,7 @@ class RunDescription(RunOrigin):
         resolved: resolved option values.
     """
 
+    cased: bool
     labels: Mapping[str, tuple[str, ...]]
     label_pairs: Mapping[str, tuple[str, ...]] | None
     max_len: int

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tensorflow as tf
+import tf_keras
 
 from model.bert.config import BertConfig
 from model.classifier import build_graph
@@ -15,9 +15,9 @@ from model.run.directory import RunDir, open_run_dir
 from model.run.report import Report
 from model.run.weights import load_model_weights
 from pipeline import filesystem
-from pipeline.dataset.info import read_dataset_info
+from pipeline.dataset.info import VOCAB_NAME, DatasetInfo, read_dataset_info
 from pipeline.errors import InputFormatError, SchemaMismatchError
-from pipeline.tokenization.vocabulary import parse_vocab
+from pipeline.tokenization.vocabulary import parse_vocab, vocab_content
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class FinishedRun:
     run: RunDir
     description: RunDescription
     report: Report
-    model: tf.keras.Model
+    model: tf_keras.Model
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]:
@@ -45,6 +45,11 @@ class FinishedRun:
     def max_len(self) -> int:
         """Texts are cut to this many tokens."""
         return self.description.max_len
+
+    @property
+    def cased(self) -> bool:
+        """Whether texts keep letter case and accents."""
+        return self.description.cased
 
     @property
     def pairs(self) -> np.ndarray | None:
@@ -73,7 +78,7 @@ def load_finished_run(path: str, *, precision: AnswerPrecision = "float32") -> F
 
 def load_final_model(
     run: RunDir, description: RunDescription, *, precision: AnswerPrecision = "float32"
-) -> tf.keras.Model:
+) -> tf_keras.Model:
     """Build the model of a run's `weights.npz`, on the current strategy's devices.
 
     Args:
@@ -114,21 +119,33 @@ def load_run_vocab(finished: FinishedRun) -> dict[str, int]:
     return parse_vocab(data, path)
 
 
-def check_same_labels(finished: FinishedRun, data_dir: str) -> None:
-    """Check that a dataset speaks of the classes, and with the vocabulary, that a run was trained on.
+def has_vocab(data_dir: str, info: DatasetInfo, content: bytes) -> bool:
+    """Tell whether a dataset's ids refer to a vocabulary, whatever line ends its own file has.
+
+    Args:
+        data_dir: the dataset.
+        info: its description.
+        content: the vocabulary, as `pipeline.tokenization.vocabulary.vocab_content` writes it.
+    """
+    if info.vocab_sha256 == hashlib.sha256(content).hexdigest():
+        return True
+    path = filesystem.join(data_dir, VOCAB_NAME)
+    return vocab_content(parse_vocab(filesystem.read_bytes(path), path)) == content
+
+
+def check_same_tokenizer(finished: FinishedRun, data_dir: str) -> None:
+    """Check that a dataset's ids are those that a run's tokenizer gives.
 
     Raises:
-        MissingInputError, SchemaMismatchError: the dataset cannot be read, or it does not.
+        MissingInputError, SchemaMismatchError: the dataset cannot be read, or they are not.
     """
     info = read_dataset_info(data_dir)
-    if info.vocab_sha256 != finished.description.bert.vocab_sha256:
+    if not has_vocab(data_dir, info, vocab_content(load_run_vocab(finished))):
         raise SchemaMismatchError(
             f"{data_dir}: made with another vocabulary than the run; preprocess with --vocab {finished.run.vocab}"
         )
-    for head, names in finished.labels.items():
-        found = info.labels[head].names
-        if list(found) != list(names):
-            raise SchemaMismatchError(
-                f"{data_dir}: its {head} labels are {', '.join(found[:3])}, … ({len(found)}), "
-                f"the run's are {', '.join(names[:3])}, … ({len(names)}); give the dataset the run was trained on"
-            )
+    if info.cased != finished.cased:
+        raise SchemaMismatchError(
+            f"{data_dir}: made {'with' if info.cased else 'without'} --cased, and the run's dataset "
+            f"{'with' if finished.cased else 'without'}; preprocess with --{'' if finished.cased else 'no-'}cased"
+        )

@@ -122,10 +122,12 @@ class Evaluation(Measures):
     Attributes:
         split: which split.
         seconds: spent on predictions.
+        unknown_labels: head → name → examples, of labels that the model does not know; heads without any are absent.
     """
 
     split: str
     seconds: float
+    unknown_labels: Mapping[str, Mapping[str, int]]
 
     @property
     def examples_per_second(self) -> float:

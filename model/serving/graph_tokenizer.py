@@ -7,7 +7,8 @@ extension. Any TensorFlow Serving runs it.
     strings ─▶ code points ─▶ normalized ─▶ folded ─▶ codes ─▶ word pieces ─▶ indices, segments
                UTF-8          strip, 。     NFD,      ids of      longest
                                             no marks, characters, first, by a
-                                            lower     letters     trie
+                                            lower;    letters     trie
+                                            or as is
 
 A whole batch is one long vector of characters, each text followed by TEXT_END, and every step works on all of it at
 once. Bytes that are not UTF-8 become U+FFFD, as with Python's `errors="replace"`, and the tokenizer drops those. A text
@@ -47,16 +48,17 @@ class GraphTokenizer:
         max_len: longest row, with `[CLS]` and `[SEP]`.
     """
 
-    def __init__(self, vocab: Mapping[str, int], *, max_len: int):
+    def __init__(self, vocab: Mapping[str, int], *, max_len: int, cased: bool = False):
         """Build the tables (a second or two).
 
         Args:
             vocab: token to id, as from `pipeline.tokenization.vocabulary.load_vocab`; `[PAD]` is 0.
             max_len: longest row, with `[CLS]` and `[SEP]`.
+            cased: keep letter case and accents.
         """
         self.max_len = max_len
         self._cls_id, self._sep_id, self._unk_id = (vocab[token] for token in (CLS_TOKEN, SEP_TOKEN, UNK_TOKEN))
-        self._tables = build_tables(vocab)
+        self._tables = build_tables(vocab, cased=cased)
 
     def __call__(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Tokenize.
@@ -104,7 +106,7 @@ class GraphTokenizer:
 
         Args:
             letters: int32 [N], numbers of the alphabet; 0 where no word is.
-            places: int32 [W], where the letters of words stand.
+            places: int32 [W], of the letters of words.
             starts_word: bool [W], which of them are the first of their word.
 
         Returns:
@@ -164,7 +166,7 @@ def _look_up(table: PagedTable, points: tf.Tensor) -> tf.Tensor:
 
 def _decode(texts: tf.Tensor) -> tf.Tensor:
     """Return the code points of all texts, int32 [N], each text followed by TEXT_END."""
-    # The last character of each row is then the one that was appended, whatever bytes stand before it.
+    # The last character of each row is then the one that was appended, whatever bytes come before it.
     rows = tf.strings.unicode_decode(tf.strings.join([texts, "\n"]), "UTF-8", errors="replace")
     ends = rows.row_splits[1:, tf.newaxis] - 1
     return tf.tensor_scatter_nd_update(rows.flat_values, ends, tf.fill([rows.nrows()], TEXT_END))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from model.report.metrics import Predictions
 from model.run.finished import FinishedRun, load_run_vocab
@@ -24,7 +25,7 @@ _NO_TOKEN = "holds nothing but spaces and characters that are dropped"
 
 
 def make_predict_fn(
-    model: tf.keras.Model, heads: Collection[str], *, batch_size: int, devices: Devices | None = None, xla: bool = False
+    model: tf_keras.Model, heads: Collection[str], *, batch_size: int, devices: Devices | None = None, xla: bool = False
 ) -> PredictFn:
     """Return the model as a function, traced once for batches of all shapes.
 
@@ -71,7 +72,7 @@ def make_predict_fn(
 
 
 def predict_split(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     data_dir: str,
     split: str,
     *,
@@ -148,7 +149,7 @@ class Predictor:
             MissingInputError, InputFormatError: the run's vocabulary is missing or damaged.
         """
         self.labels = finished.labels
-        self._tokenizer = Tokenizer(load_run_vocab(finished), max_len=finished.max_len)
+        self._tokenizer = Tokenizer(load_run_vocab(finished), max_len=finished.max_len, cased=finished.cased)
         self._predict_fn = make_predict_fn(
             finished.model, finished.labels, batch_size=batch_size, devices=devices, xla=xla
         )

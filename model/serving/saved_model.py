@@ -21,24 +21,22 @@ A text of which nothing is left has no labels; where a batch must have some, tho
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
-from model.config import AnswerPrecision
-from model.decoding import INDEPENDENT, JOINT, PAIR_HEADS, Decoding, check_decode
-from model.files import remove, sync_path, temporary_sibling
-from model.run.finished import check_same_labels, load_finished_run, load_run_vocab
+from model.decoding import JOINT, PAIR_HEADS, Decoding, check_decode
+from model.files import directory_written_whole
+from model.run.finished import FinishedRun, check_same_tokenizer, load_run_vocab
 from model.serving.graph_tokenizer import GraphTokenizer
-from pipeline import filesystem
 from pipeline.corpus.documents import normalize_text
 from pipeline.dataset.files import iterate_examples
 from pipeline.dataset.info import read_dataset_info
 from pipeline.dataset.schema import INDICES, SEGMENTS
-from pipeline.errors import OptionError, OutputExistsError, OutputWriteError, SchemaMismatchError
+from pipeline.errors import OutputWriteError, SchemaMismatchError
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import CONTINUATION, UNK_TOKEN
 
@@ -51,45 +49,33 @@ TokenizeFn = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 logger = logging.getLogger(__name__)
 
 
-def export_run(
-    run_dir: str,
-    output_dir: str,
-    *,
-    data_dir: str | None = None,
-    decode: Decoding = INDEPENDENT,
-    precision: AnswerPrecision = "float32",
-) -> None:
+def export_saved_model(finished: FinishedRun, output: Path, *, data_dir: str | None = None, decode: Decoding) -> None:
     """Write the SavedModel of a finished run; all of it or nothing.
 
     Args:
-        run_dir: a finished run.
-        output_dir: does not exist, or is empty.
+        finished: the run.
+        output: does not exist, or is empty.
         data_dir: the dataset the run was trained on, where it is no longer at its place.
         decode: how labels are chosen, see `model.decoding`.
-        precision: of products, see `model.run.finished.load_finished_run`.
 
     Raises:
-        OptionError: `output_dir` is remote, or joint decoding of a run with one head.
-        OutputExistsError: there is something in `output_dir`.
-        MissingInputError: the run or its dataset is missing, or the run is not finished.
+        OptionError: joint decoding of a run with one head.
+        MissingInputError: the dataset is missing.
         InputFormatError: a file of the run is damaged.
         SchemaMismatchError: the dataset is not the run's, or the graph's ids are not those of its records.
         CorruptShardError: the dataset cannot be read.
         OutputWriteError: the disk is full, read-only or not ours.
     """
-    output = _open_output(output_dir)
-    finished = load_finished_run(run_dir, precision=precision)
     check_decode(decode, finished.labels)
     pairs = finished.pairs if decode == JOINT else None
     data_dir = data_dir or finished.description.config.paths.data_dir
-    check_same_labels(finished, data_dir)
+    check_same_tokenizer(finished, data_dir)
     vocab = load_run_vocab(finished)
-    tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=finished.max_len))
-    tokenizer = Tokenizer(vocab, max_len=finished.max_len)
+    tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=finished.max_len, cased=finished.cased))
+    tokenizer = Tokenizer(vocab, max_len=finished.max_len, cased=finished.cased)
     num_records = check_records(tokenize_fn, tokenizer, vocab, data_dir)
     logger.info("ids are equal on %s records", f"{num_records:,}")
     write_saved_model(finished.model, finished.labels, tokenize_fn, output, pairs=pairs)
-    logger.info("exported to %s", output)
 
 
 def make_tokenize_fn(tokenizer: GraphTokenizer) -> TokenizeFn:
@@ -99,7 +85,7 @@ def make_tokenize_fn(tokenizer: GraphTokenizer) -> TokenizeFn:
 
 
 def make_signatures(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     labels: Mapping[str, Sequence[str]],
     tokenize_fn: TokenizeFn,
     pairs: np.ndarray | None = None,
@@ -137,7 +123,7 @@ def make_signatures(
 
 
 def write_saved_model(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     labels: Mapping[str, Sequence[str]],
     tokenize_fn: TokenizeFn,
     output: Path,
@@ -159,18 +145,11 @@ def write_saved_model(
     module = tf.Module()
     # The variables and not the Keras model, which would want its Python classes back when it is loaded.
     module.weights = list(model.variables)
-    temporary = temporary_sibling(output)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        tf.saved_model.save(module, str(temporary), signatures=make_signatures(model, labels, tokenize_fn, pairs))
-        for path in (*temporary.rglob("*"), temporary):
-            sync_path(path)
-        temporary.rename(output)
-        sync_path(output.parent)
-    except (OSError, tf.errors.OpError) as error:
+        with directory_written_whole(output) as directory:
+            tf.saved_model.save(module, str(directory), signatures=make_signatures(model, labels, tokenize_fn, pairs))
+    except tf.errors.OpError as error:
         raise OutputWriteError(f"{output}: cannot write: {error}; free some space or fix it, then run again") from error
-    finally:
-        remove(temporary)
 
 
 def rebuild_text(tokens: Sequence[str], unknown: str) -> str:
@@ -250,12 +229,3 @@ def _around_difference(expected: list[int], ids: list[int]) -> str:
         min(len(expected), len(ids)),
     )
     return f"{expected[same : same + 5]} at position {same}, got {ids[same : same + 5]}"
-
-
-def _open_output(output_dir: str) -> Path:
-    if filesystem.is_remote(output_dir):
-        raise OptionError(f"--output {output_dir}: expected a local directory; copy it afterwards")
-    output = Path(os.path.abspath(output_dir))  # `.` has no name, and no siblings
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputExistsError(f"{output}: is there already, and not an empty directory; give another --output")
-    return output

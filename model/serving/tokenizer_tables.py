@@ -5,7 +5,7 @@ all code points, what it leaves to Python's `unicodedata` and `str.lower`: decom
 order of combining marks, and the Greek capital sigma, whose lower case depends on its neighbours. Word pieces become a
 trie.
 
-The tables have one entry more than there are code points: TEXT_END, which follows every text of a batch, so that
+The tables have one entry more than there are code points: TEXT_END, which ends every text of a batch, so that
 nothing looks across the border between two texts.
 """
 
@@ -148,13 +148,13 @@ class TokenizerTables:
     trie: Trie
 
 
-def build_tables(vocab: Mapping[str, int]) -> TokenizerTables:
-    """Build the tables for a vocabulary, token → id."""
-    first_pieces, next_pieces = _word_pieces(vocab)
+def build_tables(vocab: Mapping[str, int], *, cased: bool) -> TokenizerTables:
+    """Build the tables for a vocabulary, token → id; with `cased`, every character folds to itself."""
+    alone = np.arange(NUM_CODE_POINTS, dtype=np.int32) if cased else fold_table()
+    first_pieces, next_pieces = _word_pieces(vocab, alone)
     letters = {letter: number for number, letter in enumerate(sorted(set().union(*first_pieces, *next_pieces)), 1)}
-    folded_codes = _folded_codes(vocab, letters)
+    folded_codes = _folded_codes(vocab, letters, alone)
     fold, expansions = _fold_values()
-    alone = fold_table()
     codes = np.where(alone >= 0, folded_codes[alone], np.where(alone == IN_CONTEXT, IN_CONTEXT_CODE, DROP_CODE))
     return TokenizerTables(
         white_space=_white_space(),
@@ -239,9 +239,9 @@ def _ends_in_final_sigma(columns: list[np.ndarray]) -> np.ndarray:
     return np.asarray(result[:, -2] == FINAL_SIGMA)
 
 
-def _word_pieces(vocab: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+def _word_pieces(vocab: Mapping[str, int], alone: np.ndarray) -> tuple[dict[str, int], dict[str, int]]:
     """Return the entries that a word can begin with, and without "##" those it can go on with."""
-    is_letter = (class_table() == WORD) & (fold_table() != FOLDS_TO_NOTHING)
+    is_letter = (class_table() == WORD) & (alone != FOLDS_TO_NOTHING)
 
     def consists_of_letters(piece: str) -> bool:
         return bool(piece) and all(is_letter[ord(character)] for character in piece)
@@ -255,7 +255,7 @@ def _word_pieces(vocab: Mapping[str, int]) -> tuple[dict[str, int], dict[str, in
     return first_pieces, {piece: token_id for piece, token_id in continuations.items() if consists_of_letters(piece)}
 
 
-def _folded_codes(vocab: Mapping[str, int], letters: Mapping[str, int]) -> np.ndarray:
+def _folded_codes(vocab: Mapping[str, int], letters: Mapping[str, int], alone: np.ndarray) -> np.ndarray:
     """Return the codes of folded characters, int32 [NUM_CODE_POINTS]."""
     classes = class_table()
     codes = np.full(NUM_CODE_POINTS, DROP_CODE, np.int32)
@@ -268,5 +268,5 @@ def _folded_codes(vocab: Mapping[str, int], letters: Mapping[str, int]) -> np.nd
         if len(token) == 1 and classes[ord(token)] == SINGLE:
             codes[ord(token)] = token_id
     # Nonspacing marks that were kept for the sake of the others' order.
-    codes[fold_table() == FOLDS_TO_NOTHING] = DROP_CODE
+    codes[alone == FOLDS_TO_NOTHING] = DROP_CODE
     return codes

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 import tqdm
 
 from model.config import TRAIN_SPLIT, VALIDATION_SPLIT, TrainConfig
@@ -92,7 +93,7 @@ class TrainingLoop:
     plan: BatchPlan
     max_len: int
     schedule: Schedule
-    model: tf.keras.Model
+    model: tf_keras.Model
     train_step: Callable[[Batch, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
     eval_step: Callable[[Batch, tf.Tensor], tf.Tensor]
     xla: bool

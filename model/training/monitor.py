@@ -7,14 +7,14 @@ import dataclasses
 
 from model.config import LearningConfig
 
-PLATEAU_MIN_DELTA = 1e-4  # the default of tf.keras.callbacks.ReduceLROnPlateau
+PLATEAU_MIN_DELTA = 1e-4  # the default of tf_keras.callbacks.ReduceLROnPlateau
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Monitor:
     """Follows one validation metric: the best epoch, early stopping, and the plateau schedule.
 
-    Counts as `EarlyStopping` and `ReduceLROnPlateau` of tf.keras do.
+    Counts as `EarlyStopping` and `ReduceLROnPlateau` of tf_keras do.
 
     Attributes:
         best: its best value so far; `None` before the first epoch.

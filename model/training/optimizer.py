@@ -1,7 +1,7 @@
 """Adam with decoupled weight decay, gradient clipping, loss scaling, and the learning rate of every step.
 
 Keras's own optimizers make a dozen passes over every weight. Uncompiled, this one calls TensorFlow's fused kernel, one
-pass; under XLA it is plain arithmetic, which XLA fuses. Both compute what `tf.keras.optimizers.AdamW` computes.
+pass; under XLA it is plain arithmetic, which XLA fuses. Both compute what `tf_keras.optimizers.AdamW` computes.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from model.config import TrainConfig
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7  # the defaults of tf.keras.optimizers.Adam, which the original write-up used
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7  # the defaults of tf_keras.optimizers.Adam, which the original write-up used
 
-# The defaults of tf.keras.mixed_precision.LossScaleOptimizer.
+# The defaults of tf_keras.mixed_precision.LossScaleOptimizer.
 FIRST_LOSS_SCALE = 2.0**15
 MIN_LOSS_SCALE = 1.0
 UPDATES_UNTIL_LARGER_SCALE = 2000

@@ -3,18 +3,21 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-from pathlib import Path
+import logging
 
 import numpy as np
 import tensorflow as tf
 
-from model.bert.checkpoint import CHECKPOINT_NAME, BertDir, read_bert_dir
+from model.bert.directory import BertDir, read_bert_dir
 from model.config import TEST_SPLIT, TRAIN_SPLIT, VALIDATION_SPLIT, TrainConfig
 from model.decoding import has_pairs, name_pairs, observed_pairs
 from model.run.description import BertIdentity, DatasetIdentity, Resolved, RunDescription, RunOrigin
+from model.run.finished import has_vocab
 from pipeline import VERSION, filesystem
 from pipeline.dataset.info import VOCAB_NAME, DatasetInfo, read_dataset_info
 from pipeline.errors import OptionError, SchemaMismatchError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +46,13 @@ class RunInputs:
 
     def origin(self, config: TrainConfig) -> RunOrigin:
         """Return the options of a run, and what identifies its inputs."""
-        index = self.bert.checkpoint_prefix.with_name(f"{CHECKPOINT_NAME}.index")
         return RunOrigin(
             config=config,
             dataset=DatasetIdentity(fingerprint=self.info.fingerprint),
-            bert=BertIdentity(vocab_sha256=self.info.vocab_sha256, checkpoint_index_sha256=_sha256(index)),
+            bert=BertIdentity(
+                vocab_sha256=hashlib.sha256(self.bert.vocab).hexdigest(),
+                checkpoint_sha256=self.bert.checkpoint_sha256,
+            ),
         )
 
     def describe(self, config: TrainConfig, resolved: Resolved) -> RunDescription:
@@ -56,6 +61,7 @@ class RunInputs:
         pairs = self.label_pairs(config.model.heads)
         return RunDescription(
             **vars(self.origin(config)),
+            cased=self.info.cased,
             labels=labels,
             label_pairs=None if pairs is None else name_pairs(pairs, labels),
             max_len=self.max_len,
@@ -119,13 +125,24 @@ def check_file_system(data_dir: str) -> None:
 
 
 def _check_vocabulary(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> None:
-    sha256 = _sha256(bert.vocab_path)
-    if sha256 != info.vocab_sha256:
+    data_dir = config.paths.data_dir
+    if not has_vocab(data_dir, info, bert.vocab):
+        num_entries = len(bert.vocab.splitlines())
         raise SchemaMismatchError(
-            f"{config.paths.data_dir}: its ids refer to another vocabulary than {bert.vocab_path} has (SHA-256 "
-            f"{info.vocab_sha256[:12]}, {info.vocab_size} entries, against {sha256[:12]}, {bert.config.vocab_size}); "
-            f"preprocess with --vocab {bert.vocab_path}, or give the --bert whose vocabulary is "
-            f"{filesystem.join(config.paths.data_dir, VOCAB_NAME)}"
+            f"{data_dir}: its ids refer to another vocabulary than {bert.vocab_path} has ({info.vocab_size} entries "
+            f"against {num_entries}); preprocess with --vocab {bert.vocab_path}, or give the --bert whose vocabulary "
+            f"is {filesystem.join(data_dir, VOCAB_NAME)}"
+        )
+    if info.vocab_size < bert.config.vocab_size:
+        logger.warning(
+            "%s: %s entries, vocab_size in %s is %s; no text has the last ids",
+            *(bert.vocab_path, info.vocab_size, bert.config_path.name, bert.config.vocab_size),
+        )
+    if bert.cased is not None and bert.cased != info.cased:
+        logger.warning(
+            "%s: its texts are %s case, the tokenizer configuration of %s says otherwise; preprocess with --%scased if "
+            "that is right",
+            *(data_dir, "in their own" if info.cased else "in lower", bert.path, "" if bert.cased else "no-"),
         )
 
 
@@ -144,7 +161,3 @@ def _resolve_max_len(config: TrainConfig, info: DatasetInfo, bert: BertDir) -> i
             f"use --max_len {positions}"
         )
     return max_len
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

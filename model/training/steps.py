@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from model.bert.dropout import dropout_rng
 from model.config import TrainConfig
@@ -170,7 +171,7 @@ def maybe_compiled(function: Callable[..., Any], *, xla: bool) -> Callable[..., 
 
 
 def make_train_step(
-    model: tf.keras.Model,
+    model: tf_keras.Model,
     optimizer: AdamW,
     losses: Mapping[str, HeadLoss],
     devices: Devices,
@@ -273,7 +274,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: tf.keras.Model, config: TrainConfig, devices: Devices, *, xla: bool
+    model: tf_keras.Model, config: TrainConfig, devices: Devices, *, xla: bool
 ) -> Callable[[Batch, tf.Tensor], tf.Tensor]:
     """Return the function that measures one global batch, without smoothing or class weights.
 

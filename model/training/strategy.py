@@ -56,26 +56,35 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> "Cluster | None":
-        """Read `TF_CONFIG`; `None` where it is not set.
+        """Read `TF_CONFIG`; `None` where it names no cluster, as hosted training sets it for one machine.
 
         Raises:
-            OptionError: it is set, but not to what TensorFlow expects.
+            OptionError: it is set, but not to what TensorFlow expects, or to a task that has nothing to do here.
         """
         text = os.environ.get("TF_CONFIG", "").strip()
-        if not text:
-            return None
         try:
-            content = json.loads(text)
-            cluster, task = content["cluster"], content["task"]
-            kinds = [kind for kind in ("chief", "worker") if kind in cluster]
+            content = json.loads(text or "{}")
+            cluster = content.get("cluster")
+            if not cluster:
+                return None
+            task = content["task"]["type"]
+            # "master" is TensorFlow 1's name of the chief.
+            kinds = [kind for kind in ("chief", "master", "worker") if kind in cluster]
             addresses = tuple(address for kind in kinds for address in cluster[kind])
-            before = sum(len(cluster[kind]) for kind in kinds[: kinds.index(task["type"])])
-            index = before + int(task["index"])
-        except (ValueError, KeyError, TypeError) as error:
+            before = sum(len(cluster[kind]) for kind in kinds[: kinds.index(task)]) if task in kinds else 0
+            index = before + int(content["task"]["index"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OptionError(
                 f"TF_CONFIG: cannot read it ({type(error).__name__}: {error}); expected "
                 '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}'
             ) from None
+        if task not in kinds:
+            raise OptionError(
+                f"TF_CONFIG: this process is a task of type {task!r}, which has nothing to do: workers validate and "
+                "hold the weights themselves; start this command on the chief and the workers alone"
+            )
+        if "master" in kinds and len(addresses) > 1:
+            raise OptionError("TF_CONFIG: TensorFlow 2 has no 'master' beside workers; call it 'chief' on all machines")
         if not 0 <= index < len(addresses):
             raise OptionError(f"TF_CONFIG: there are {len(addresses)} workers, and this is said to be number {index}")
         return cls(addresses=addresses, index=index)
@@ -227,7 +236,7 @@ def open_devices(config: TrainConfig) -> Devices:
     Raises:
         OptionError: they are not there, or this process has started TensorFlow with others already.
     """
-    cluster = Cluster.from_environment()
+    cluster = Cluster.from_environment() if config.devices.strategy in ("auto", "multi_worker") else None
     gpus = tf.config.list_physical_devices("GPU")
     kind = _resolve_kind(config, cluster, num_gpus=len(gpus))
     use_gpus = bool(gpus) and config.devices.cpu_replicas is None
@@ -334,7 +343,9 @@ def _resolve_kind(
     config: TrainConfig, cluster: Cluster | None, *, num_gpus: int
 ) -> Literal["one_device", "mirrored", "multi_worker"]:
     if config.devices.strategy == "multi_worker" and cluster is None:
-        raise OptionError("--strategy multi_worker: TF_CONFIG is not set; it names the workers and which one this is")
+        raise OptionError(
+            "--strategy multi_worker: TF_CONFIG names no cluster; it says who the workers are and which one this is"
+        )
     if config.devices.strategy == "mirrored" and not num_gpus and config.devices.cpu_replicas is None:
         raise OptionError(
             "--strategy mirrored: TensorFlow sees no GPU; use --strategy one_device, or --cpu_replicas N to use "

@@ -157,6 +157,7 @@ class DatasetInfo:
         max_len: no example is longer.
         compression: `none` or `gzip`.
         vocab_sha256, vocab_size: of the vocabulary the ids refer to.
+        cased: whether the texts keep letter case and accents.
         labels: head → label map.
         splits: name → split, in the order train, dev, test, others.
         documents: what became of the documents.
@@ -170,6 +171,7 @@ class DatasetInfo:
     compression: str
     vocab_sha256: str
     vocab_size: Count
+    cased: bool = False
     labels: Mapping[str, LabelMap]
     splits: Mapping[str, SplitInfo]
     documents: DocumentCounts
@@ -209,6 +211,8 @@ class DatasetInfo:
         """Return the text of `dataset.json`."""
         fields = dataclasses.asdict(self)
         fields["labels"] = {head: list(label_map.names) for head, label_map in self.labels.items()}
+        if not self.cased:
+            del fields["cased"]  # as in datasets of earlier versions, whose bytes stay the same
         content = {
             "format_version": FORMAT_VERSION,
             "schema": {"fingerprint": schema_fingerprint(), "features": schema_as_json()},

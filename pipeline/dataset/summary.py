@@ -59,7 +59,7 @@ def describe_dataset(info: DatasetInfo, data_dir: str) -> str:
     num_rejected = sum(documents.rejected.values())
     lines = [
         f"dataset {data_dir}  (fingerprint {info.fingerprint[:12]}, seed {info.seed}, max_len {info.max_len}, "
-        f"vocabulary {info.vocab_size:,})",
+        f"{'cased ' if info.cased else ''}vocabulary {info.vocab_size:,})",
         f"documents: {documents.read:,} read = {documents.written:,} written + {num_rejected:,} rejected ({rejected}); "
         f"{documents.duplicates:,} duplicates, {len(documents.conflicting):,} texts with conflicting labels",
     ]

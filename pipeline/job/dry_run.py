@@ -19,8 +19,6 @@ from pipeline.errors import one_line
 from pipeline.job.job import Job
 from pipeline.job.references import Reference, ReferenceReader, Survey, plan_dataset
 from pipeline.job.shard_writer import ShardReport, serialize_documents
-from pipeline.tokenization.tokenizer import Tokenizer
-from pipeline.tokenization.vocabulary import parse_vocab
 
 SAMPLE_CHUNKS = 64  # of each source, or half as many
 DOCUMENTS_PER_SAMPLED_CHUNK = 40
@@ -168,7 +166,7 @@ def _tokenize(sample: _Sample, job: Job) -> tuple[ShardReport, int]:
         survey.labels[head].update(getattr(reference, names) for reference in references)
     plan = plan_dataset(survey, job)
     # Each worker makes its tables once, so they are no cost of a document.
-    tokenizer = Tokenizer(parse_vocab(job.vocab_content, job.config.vocab_path), max_len=job.config.max_len)
+    tokenizer = job.make_tokenizer()
     started = time.monotonic()
     records = serialize_documents(references, report, plan=plan, job=job, tokenizer=tokenizer)
     num_bytes = len(compress(frame_records(records), job.config.compression))

@@ -27,7 +27,7 @@ from pipeline.job.output_dir import STAGING_PREFIX, check_output, staging_direct
 from pipeline.job.progress import PROCESS_IDS_NAME, WORKER_LOG_NAME, progress_bars
 from pipeline.job.start_up import CorpusSize, measure_corpus, start_up_lines
 from pipeline.job.transforms import PreprocessCorpus
-from pipeline.tokenization.vocabulary import parse_vocab
+from pipeline.tokenization.vocabulary import parse_vocab, read_vocab_file, vocab_warnings
 
 # Starting worker processes takes as long as tokenizing about this much text in one process.
 _BYTES_WORTH_WORKERS = 100 << 20
@@ -47,16 +47,19 @@ def prepare(config: PreprocessConfig) -> Job:
     Raises:
         MissingInputError, InputFormatError, OptionError: about an input, the vocabulary, the taxonomy or the names.
     """
-    vocab_content = filesystem.read_bytes(config.vocab_path)
-    vocab = parse_vocab(vocab_content, config.vocab_path)
+    file = read_vocab_file(config.vocab_path)
+    vocab = parse_vocab(file.content, config.vocab_path)
+    cased = bool(file.cased if config.cased is None else config.cased)
+    for warning in vocab_warnings(vocab, cased=cased, is_case_given=config.cased is not None):
+        logger.warning("%s: %s", config.vocab_path, warning)
     # Workers may have another current directory.
     sources = (dataclasses.replace(source, path=_absolute(source.path)) for source in open_sources(config))
     return Job(
-        config=dataclasses.replace(config, output_dir=_absolute(config.output_dir)),
+        config=dataclasses.replace(config, cased=cased, output_dir=_absolute(config.output_dir)),
         sources=tuple(sources),
         taxonomy=read_taxonomy(config.taxonomy_path) if config.second_label == "taxonomy" else None,
         category_names=read_category_names(config.category_names_path) if config.category_names_path else None,
-        vocab_content=vocab_content,
+        vocab_content=file.content,
         vocab_size=len(vocab),
     )
 

@@ -26,8 +26,6 @@ from pipeline.job.progress import ProgressWriter
 from pipeline.job.publish import count_in_several_splits, divide_digests, publish_dataset
 from pipeline.job.references import DatasetPlan, Reference, ReferenceBatch, ReferenceReader, Survey, plan_dataset
 from pipeline.job.shard_writer import ShardReport, write_shard
-from pipeline.tokenization.tokenizer import Tokenizer
-from pipeline.tokenization.vocabulary import parse_vocab
 
 ShardKey = tuple[str, int]
 
@@ -207,8 +205,7 @@ class WriteShards(beam.DoFn):
         self._progress_dir = progress_dir
 
     def setup(self) -> None:
-        vocab = parse_vocab(self._job.vocab_content, self._job.config.vocab_path)
-        self._tokenizer = Tokenizer(vocab, max_len=self._job.config.max_len)
+        self._tokenizer = self._job.make_tokenizer()
         self._progress = ProgressWriter(self._progress_dir, "written")
 
     def process(self, element: tuple[ShardKey, Iterable[ReferenceBatch]], plan: DatasetPlan) -> Iterator[ShardReport]:

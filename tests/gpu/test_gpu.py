@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from model import evaluate, export, predict
-from model.bert.checkpoint import read_bert_dir
+from model.bert.directory import read_bert_dir
 from model.classifier import build_classifier
 from model.run.directory import RunDir
 from model.run.weights import load_model_weights

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from model.classifier import build_classifier, logits_model
 from pipeline.errors import InputFormatError, MissingInputError, OptionError
@@ -64,13 +65,13 @@ def test_heads_are_float32_in_mixed_precision(bert_dir, policy):
 
 
 def test_the_global_policy_is_used_where_none_is_given(bert_dir):
-    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         classifier = build_classifier(bert_dir, HEADS)
         with pytest.raises(OptionError, match="float32 only"):
             build_classifier(bert_dir, HEADS, encoder="keras_bert", policy="float32")
     finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+        tf_keras.mixed_precision.set_global_policy("float32")
     assert classifier.get_layer("Encoder-1-FeedForward").compute_dtype == "bfloat16"
 
 
@@ -98,12 +99,12 @@ def test_both_encoders_start_from_the_same_random_weights(bert_dir):
 
 @pytest.mark.parametrize("encoder", ["fused", "keras_bert"])
 def test_plain_keras_training_works(bert_dir, encoder):
-    tf.keras.utils.set_random_seed(0)
+    tf_keras.utils.set_random_seed(0)
     classifier = build_classifier(bert_dir, {"category": 3, "second": 2}, encoder=encoder)
     batch = dict(zip(("indices", "segments"), random_batch(SMALL, [12] * 16), strict=True))
     labels = {"category": batch["indices"][:, 1] % 3, "second": batch["indices"][:, 1] % 2}
     loss = dict.fromkeys(labels, "sparse_categorical_crossentropy")
-    classifier.compile(tf.keras.optimizers.Adam(3e-3, jit_compile=False), loss=loss)
+    classifier.compile(tf_keras.optimizers.Adam(3e-3, jit_compile=False), loss=loss)
     history = classifier.fit(batch, labels, epochs=30, verbose=0).history["loss"]
     assert history[-1] < 0.5 * history[0]
 

@@ -1,5 +1,7 @@
 """The command: which run, which split, which dataset, where the report goes, and only the table on its output."""
 
+import dataclasses
+import hashlib
 import json
 import logging
 import subprocess
@@ -80,6 +82,49 @@ def test_another_dataset_with_the_same_labels(run, tmp_path):
     assert "The run was trained on another one." in page
 
 
+def test_labels_are_matched_by_name(run, tmp_path, capsys):
+    """Newer data without one of the run's categories, with a new one, and the second labels in another order."""
+    names = ("医学", "娱乐", "体育"), ("静", "动")
+    data_dir = make_text_data_dir(tmp_path / "newer", labels=names)
+    output = tmp_path / "report"
+    assert main(["--run", str(run), "--data", str(data_dir), "--output", str(output)]) == 0
+    report = read_report(output)
+    probabilities = Predictor(load_finished_run(str(run))).predict(TEXTS).probabilities
+    predicted = {
+        head: np.array(LABELS[column])[values.argmax(axis=1)]
+        for column, (head, values) in enumerate(probabilities.items())
+    }
+    numbers = np.arange(len(TEXTS))
+    right = {"category": np.array(names[0])[numbers % 3], "second": np.array(names[1])[numbers % 2]}
+    known = right["category"] != "医学"
+    assert report["unknown_labels"] == {"category": {"医学": 4}, "second": {}}
+    assert report["num_examples"] == len(TEXTS)
+    category, second = report["heads"]["category"], report["heads"]["second"]
+    assert category["accuracy"] == pytest.approx((predicted["category"] == right["category"])[known].mean())
+    assert second["accuracy"] == pytest.approx((predicted["second"] == right["second"]).mean())
+    assert [(cell["label"], cell["support"]) for cell in category["classes"]] == [
+        ("体育", 3),
+        ("财经/交易", 0),
+        ("娱乐", 4),
+    ]
+    assert [(cell["label"], cell["support"]) for cell in second["classes"]] == [("动", 5), ("静", 6)]
+    both = (predicted["category"] == right["category"]) & (predicted["second"] == right["second"])
+    assert report["exact_match"] == pytest.approx(both[known].mean())
+    sentence = "category: 4 examples with labels that the run does not know are left out (医学 4)"
+    assert capsys.readouterr().out.splitlines()[-1] == sentence
+    assert sentence in (output / "report.html").read_text("utf-8")
+
+
+def test_the_same_vocabulary_with_other_line_ends(run, tmp_path):
+    data_dir = make_text_data_dir(tmp_path / "windows")
+    content = b"\xef\xbb\xbf" + (data_dir / "vocab.txt").read_bytes().replace(b"\n", b"\r\n")
+    (data_dir / "vocab.txt").write_bytes(content)
+    info = read_dataset_info(str(data_dir))
+    info = dataclasses.replace(info, vocab_sha256=hashlib.sha256(content).hexdigest())
+    (data_dir / "dataset.json").write_text(info.to_json(), "utf-8")
+    assert main(["--run", str(run), "--data", str(data_dir), "--output", str(tmp_path / "report")]) == 0
+
+
 def test_every_way_to_measure_has_its_own_report(run, tmp_path, caplog):
     """Another dataset, whose texts are cut earlier."""
     caplog.set_level(logging.INFO)
@@ -104,9 +149,9 @@ def test_one_head(tmp_path, capsys):
 
 
 def test_refuses_what_does_not_fit(run, tmp_path, capsys):
-    labels = (LABELS[0], ("静", "动"))
+    labels = (LABELS[0], ("高", "低"))
     write_tiny_dataset(tmp_path / "labels", {"test": tiny_examples([5])}, max_len=20, vocab=VOCAB, labels=labels)
-    with pytest.raises(SchemaMismatchError, match="its second labels are 静, 动"):
+    with pytest.raises(SchemaMismatchError, match=r"no example of test has labels that the run knows;.*: 高, 低"):
         main(["--run", str(run), "--data", str(tmp_path / "labels")])
     write_tiny_dataset(tmp_path / "vocab", {"test": tiny_examples([5])}, max_len=20, labels=LABELS)
     with pytest.raises(SchemaMismatchError, match="made with another vocabulary"):

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from model import files
+from model.bert.safetensors import read_tensors
+from model.classifier import build_classifier
 from model.decoding import decode_labels
-from model.export import main
+from model.export import export_run, main
 from model.run.finished import load_finished_run
 from model.serving import saved_model as saved_model_module
 from model.serving.graph_tokenizer import GraphTokenizer
 from model.serving.predictor import Predictor
-from model.serving.saved_model import check_records, export_run, make_tokenize_fn, rebuild_text
+from model.serving.saved_model import check_records, make_tokenize_fn, rebuild_text
 from pipeline.command_line import run_command
 from pipeline.corpus.documents import normalize_text
 from pipeline.errors import (
@@ -28,8 +31,10 @@ from pipeline.errors import (
 )
 from pipeline.tokenization.tokenizer import Tokenizer
 from pipeline.tokenization.vocabulary import load_vocab
+from tests.support.berts import pooled_outputs
 from tests.support.finished_runs import LABELS, MAX_LEN, TEXTS, VOCAB, make_finished_run, make_text_data_dir
 from tests.support.hard_texts import HARD_TEXTS
+from tests.support.real_data import NEEDS_ONNX
 
 # Run by another Python, outside the repository. Prints everything both signatures return for the texts on its input.
 CLIENT = """
@@ -239,7 +244,9 @@ class WrongTokenizer(GraphTokenizer):
 )
 def test_refuses_wrong_ids(run, tmp_path, monkeypatch, token, message):
     monkeypatch.setattr(
-        saved_model_module, "GraphTokenizer", lambda vocab, max_len: WrongTokenizer(vocab, max_len=max_len, token=token)
+        saved_model_module,
+        "GraphTokenizer",
+        lambda vocab, max_len, cased: WrongTokenizer(vocab, max_len=max_len, token=token),
     )
     with pytest.raises(SchemaMismatchError, match=message):
         export_run(str(run), str(tmp_path / "saved_model"))
@@ -275,16 +282,91 @@ def test_refuses_what_is_there(run, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_refuses_remote_outputs(run):
+def test_refuses_outputs_and_options_that_cannot_work(run, tmp_path):
     with pytest.raises(OptionError, match="expected a local directory"):
         export_run(str(run), "gs://bucket/model")
+    with pytest.raises(OptionError, match=r"exp\[1\].*cannot load a model from there"):
+        export_run(str(run), str(tmp_path / "exp[1]" / "1"))
+    for options, message in (({"data_dir": "data"}, "--data"), ({"decode": "joint"}, "--decode")):
+        with pytest.raises(OptionError, match=f"{message}: only used with --format saved_model, not hf"):
+            export_run(str(run), str(tmp_path / "hf"), form="hf", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hugging_face_directory_holds_the_model_and_its_labels(run, tmp_path):
+    """That `transformers` computes the same with it, test_hugging_face.py shows."""
+    output = tmp_path / "hf [1]"
+    assert main(["--run", str(run), "--output", str(output), "--format", "hf"]) == 0
+    assert sorted(path.name for path in output.iterdir()) == [
+        *("README.md", "config.json", "heads.json", "heads.safetensors", "model.safetensors"),
+        *("tokenizer_config.json", "vocab.txt"),
+    ]
+    model = load_finished_run(str(run)).model
+    about = json.loads((output / "heads.json").read_text("utf-8"))
+    assert about == {"labels": dict(zip(model.output, map(list, LABELS), strict=True)), "pooling": "cls", "max_len": 20}
+    heads = read_tensors(output / "heads.safetensors")
+    for head in model.output:
+        kernel, bias = model.get_layer(f"{head}_logits").get_weights()
+        np.testing.assert_array_equal(heads[f"{head}.weight"].read(), kernel.T)
+        np.testing.assert_array_equal(heads[f"{head}.bias"].read(), bias)
+    assert json.loads((output / "tokenizer_config.json").read_text())["do_lower_case"] is True
+    # What was written is a BERT directory.
+    again = build_classifier(output, {"category": 3})
+    batch = [np.array([[1, 7, 8, 2]], np.int32), np.zeros((1, 4), np.int32)]
+    np.testing.assert_allclose(pooled_outputs(again, batch), pooled_outputs(model, batch), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # warnings of other libraries are their own
+@pytest.mark.parametrize("options", [{}, {"pooling": "max", "heads": ("second",)}, {"encoder": "keras_bert"}])
+def test_onnx_runtime_computes_the_same(tmp_path, options):
+    pytest.importorskip("tf2onnx", reason=NEEDS_ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS_ONNX)
+    run = make_finished_run(tmp_path, **options)
+    assert main(["--run", str(run), "--output", str(tmp_path / "onnx"), "--format", "onnx"]) == 0
+    finished = load_finished_run(str(run))
+    assert json.loads((tmp_path / "onnx" / "labels.json").read_text("utf-8")) == finished.labels
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [
+        (name, ["batch", "length"]) for name in ("indices", "segments")
+    ]
+    for rows, length in ((1, 3), (2, MAX_LEN), (5, 9)):
+        indices = np.random.default_rng(0).integers(4, len(VOCAB), (rows, length)).astype(np.int32)
+        indices[0, 2:] = 0
+        outputs = finished.model([indices, np.zeros_like(indices)])
+        found = session.run(None, {"indices": indices, "segments": np.zeros_like(indices)})
+        for value, array in zip(session.get_outputs(), found, strict=True):
+            np.testing.assert_allclose(array, outputs[value.name.removesuffix("_probabilities")], atol=1e-5)
+
+
+def test_says_what_onnx_needs(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(OptionError, match=r"no tf2onnx; pip install 'two-headed-bert\[onnx\]'"):
+        export_run(str(run), str(tmp_path / "onnx"), form="onnx")
+
+
+def test_a_cased_run(tmp_path):
+    """Letter case reaches prediction and the graph, and a dataset without it is refused."""
+    run = make_finished_run(tmp_path, cased=True)
+    finished = load_finished_run(str(run))
+    assert finished.cased
+    texts = ["BERT Été", "bert ete", "Σας ΣΑΣ", *TEXTS[:3]]
+    expected = Predictor(finished).predict(texts).probabilities["category"]
+    assert not np.allclose(expected[0], expected[1], atol=1e-3)
+    export_run(str(run), str(tmp_path / "saved_model"))
+    serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
+    answers = serve(text=tf.constant(texts))["category_probabilities"]
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    make_text_data_dir(tmp_path / "lower")
+    with pytest.raises(SchemaMismatchError, match="made without --cased, and the run's dataset with"):
+        export_run(str(run), str(tmp_path / "none"), data_dir=str(tmp_path / "lower"))
 
 
 def test_leaves_nothing_when_it_cannot_write(run, tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved_model_module, "sync_path", fail)
+    monkeypatch.setattr(files, "sync_path", fail)
     with pytest.raises(OutputWriteError, match="No space left"):
         export_run(str(run), str(tmp_path / "saved_model"))
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.bert.checkpoint import encoder_variables, pretraining_variables, read_bert_dir
+from model.bert.checkpoint import encoder_variables, pretraining_variables
 from model.bert.config import BertConfig
+from model.bert.directory import read_bert_dir
 from model.classifier import build_classifier
 from model.sample_bert import build_vocab, count_characters, main
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, OutputExistsError
@@ -72,9 +73,9 @@ def test_names_shapes_and_values_of_the_weights(corpus, tmp_path):
     expected = dict(pretraining_variables(found.config))
     for targets in encoder_variables(found.config).values():
         expected |= dict(targets)
-    written = {name: tuple(shape) for name, shape in tf.train.list_variables(str(found.checkpoint_prefix))}
+    written = {name: tuple(shape) for name, shape in tf.train.list_variables(str(found.checkpoint))}
     assert written == expected
-    words = tf.train.load_variable(str(found.checkpoint_prefix), "bert/embeddings/word_embeddings")
+    words = tf.train.load_variable(str(found.checkpoint), "bert/embeddings/word_embeddings")
     assert 0.015 < words.std() < 0.02
     assert np.abs(words).max() <= 0.04
 

@@ -266,3 +266,20 @@ def test_parses_a_number_for_each_name(text: str, values: dict[str, float] | Non
         return
     with pytest.raises(argparse.ArgumentTypeError, match=r"expected NAME=NUMBER|is named twice"):
         parse_named_numbers(text)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("body", "status"), [("print('done'); return 0", 0), ("raise OptionError('wrong')", 2)])
+def test_streams_that_are_closed(tmp_path: Path, closed: str, body: str, status: int) -> None:
+    """As cron and daemons leave them: the same status, and no file takes the place of a stream."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import sys\nfrom pipeline.command_line import run_command\nfrom pipeline.errors import OptionError\n"
+        f"def main(argv):\n    assert open(__file__).fileno() > 2\n    sys.stdin.read()\n    {body}\n"
+        "sys.exit(run_command(main, []))\n"
+    )
+    command = ["bash", "-c", f"{sys.executable} {script} {closed}"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, input="")
+    assert done.returncode == status
+    said = ("" if ">&-" in closed.replace("2>&-", "") else "done\n", "") if status == 0 else ("", "error: wrong\n")
+    assert (done.stdout, done.stderr) == (said[0], "" if "2>&-" in closed else said[1])

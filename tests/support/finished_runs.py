@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
+import tf_keras
 
 from model.bert.checkpoint import save_bert_dir
 from model.classifier import build_classifier, logits_model
@@ -44,26 +45,34 @@ TEXTS = (
 )
 
 
-def make_text_data_dir(path: Path, texts: Sequence[str] = TEXTS, *, max_len: int = MAX_LEN) -> Path:
+def make_text_data_dir(
+    path: Path,
+    texts: Sequence[str] = TEXTS,
+    *,
+    max_len: int = MAX_LEN,
+    labels: tuple[Sequence[str], Sequence[str]] = LABELS,
+    cased: bool = False,
+) -> Path:
     """Write a dataset directory whose every split holds these texts, as preprocessing tokenizes them."""
-    tokenizer = Tokenizer({token: token_id for token_id, token in enumerate(VOCAB)}, max_len=max_len)
+    vocab = {token: token_id for token_id, token in enumerate(VOCAB)}
+    tokenizer = Tokenizer(vocab, max_len=max_len, cased=cased)
     examples = [
         TinyExample(
             indices=tokenizer.encode(normalize_text(text))[0],
-            label=number % 3,
-            second_label=number % 2,
+            label=number % len(labels[0]),
+            second_label=number % len(labels[1]),
             key=f"texts:{number}",
         )
         for number, text in enumerate(texts)
     ]
     splits = {"train": examples, "dev": examples[:5], "test": examples}
-    write_tiny_dataset(path, splits, max_len=max_len, vocab=VOCAB, labels=LABELS)
+    write_tiny_dataset(path, splits, max_len=max_len, vocab=VOCAB, labels=labels, cased=cased)
     return path
 
 
-def make_finished_run(path: Path, **options: object) -> Path:
+def make_finished_run(path: Path, *, cased: bool = False, **options: object) -> Path:
     """Write dataset, BERT and a finished run below `path`, made if it is not there, and return the run's directory."""
-    data_dir = make_text_data_dir(path / "data")
+    data_dir = make_text_data_dir(path / "data", cased=cased)
     bert_dir = make_bert_dir(path / "bert", BERT, VOCAB)
     config = tiny_config(data_dir=str(data_dir), bert_dir=str(bert_dir), output_dir=str(path / "run"), **options)
     inputs: RunInputs = read_run_inputs(config)
@@ -110,7 +119,7 @@ def make_finished_run(path: Path, **options: object) -> Path:
     return run.path
 
 
-def _spread_labels(model: tf.keras.Model, inputs: RunInputs, data_dir: str) -> None:
+def _spread_labels(model: tf_keras.Model, inputs: RunInputs, data_dir: str) -> None:
     """Set the heads' biases so that every label is somebody's."""
     (texts, _), *_ = eval_dataset(data_dir, "test", len(TEXTS), inputs.max_len)
     for head, logits in logits_model(model)([texts["indices"], texts["segments"]]).items():

@@ -7,6 +7,8 @@ import pytest
 
 DATA_DIR_VARIABLE = "TWO_HEADED_BERT_DATA"
 NOT_FOUND = "real data not found"
+NEEDS_ONNX = "needs tf2onnx and onnxruntime, which requirements-torch.txt has"
+NEEDS_TRANSFORMERS = "needs transformers and torch, which requirements-torch.txt has"
 DEFAULT_DATA_DIR = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 # Every file, and every directory, of texts.

@@ -65,10 +65,10 @@ def learnable_examples(count: int, *, seed: int) -> list[TinyExample]:
     return examples
 
 
-def make_data_dir(path: Path, splits: tuple[str, ...] = tuple(NUM_EXAMPLES)) -> Path:
+def make_data_dir(path: Path, splits: tuple[str, ...] = tuple(NUM_EXAMPLES), *, cased: bool = False) -> Path:
     """Write a dataset directory of 3 × 2 classes."""
     examples = {split: learnable_examples(NUM_EXAMPLES[split], seed=index) for index, split in enumerate(splits)}
-    write_tiny_dataset(path, examples, max_len=MAX_LEN, num_shards=2, vocab=VOCAB)
+    write_tiny_dataset(path, examples, max_len=MAX_LEN, num_shards=2, vocab=VOCAB, cased=cased)
     return path
 
 

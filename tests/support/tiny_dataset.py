@@ -69,6 +69,7 @@ def write_tiny_dataset(
     labels: tuple[Sequence[str], Sequence[str]] = (("a", "b", "c"), ("x", "y")),
     vocab: Sequence[str] = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(46))),
     shard_sizes: Mapping[str, Sequence[int]] | None = None,
+    cased: bool = False,
 ) -> DatasetInfo:
     """Write a complete dataset directory and return its description.
 
@@ -81,6 +82,7 @@ def write_tiny_dataset(
         labels: the names of both heads' labels.
         vocab: the lines of `vocab.txt`.
         shard_sizes: split → examples per shard, instead of nearly equal shards.
+        cased: whether the texts keep letter case.
     """
     directory.mkdir(parents=True, exist_ok=True)
     vocab_bytes = "".join(f"{token}\n" for token in vocab).encode()
@@ -99,6 +101,7 @@ def write_tiny_dataset(
         compression=compression,
         vocab_sha256=hashlib.sha256(vocab_bytes).hexdigest(),
         vocab_size=len(vocab),
+        cased=cased,
         labels={head: LabelMap(tuple(names)) for head, names in zip((CATEGORY_HEAD, SECOND_HEAD), labels, strict=True)},
         splits=infos,
         documents=DocumentCounts(read=num_examples, written=num_examples, rejected={}, duplicates=0, conflicting=[]),

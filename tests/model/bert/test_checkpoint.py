@@ -16,11 +16,11 @@ from model.bert.checkpoint import (
     load_encoder_weights,
     pretraining_variables,
     random_variable,
-    read_bert_dir,
     save_bert_dir,
     write_bert_dir,
 )
 from model.bert.config import BertConfig
+from model.bert.directory import read_bert_dir
 from model.classifier import build_classifier
 from pipeline.errors import InputFormatError, MissingInputError, OptionError, OutputExistsError, OutputWriteError
 from tests.support.berts import (
@@ -159,7 +159,7 @@ def test_a_vocabulary_of_another_size_is_refused_with_both_numbers(broken_dir):
         ({"hidden_size": True}, r"hidden_size must be a whole number above 0, got True"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers must be a whole number above 0, got 0"),
         ({"num_attention_heads": 5}, r"hidden_size 32 is not a multiple of num_attention_heads 5"),
-        ({"hidden_act": "swish"}, r"hidden_act must be one of gelu, relu, tanh, linear, got 'swish'"),
+        ({"hidden_act": "swish"}, r"hidden_act must be one of gelu, gelu_python, relu, tanh, linear, got 'swish'"),
         ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must be at least 0 and below 1, got 1.0"),
         ({"attention_probs_dropout_prob": "a"}, r"attention_probs_dropout_prob must be a number, got 'a'"),
         ({"initializer_range": 0}, r"initializer_range must be between 0 and 1, got 0"),

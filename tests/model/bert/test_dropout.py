@@ -252,7 +252,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     classifier = build_classifier(sys.argv[1], {"category": 5})
-    optimizer = tf.keras.optimizers.Adam(1e-3)
+    optimizer = tf_keras.optimizers.Adam(1e-3)
     optimizer.build(classifier.trainable_variables)
 batch = [tf.constant([[2, 7, 9, 3, 0], [2, 8, 3, 0, 0]]), tf.zeros([2, 5], tf.int32)]
 

@@ -1,10 +1,15 @@
 """Our encoder against keras-bert's, and against itself computed the long way."""
 
+import dataclasses
+import math
+
 import keras_bert
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
+from model.bert import kernels
 from model.bert.checkpoint import encoder_variables, load_encoder_weights
 from model.bert.config import BertConfig
 from model.bert.encoder import encode_fused, encode_keras_bert
@@ -38,8 +43,8 @@ def base_width_dir(tmp_path_factory):
 
 def sequence_encoder(bert_dir, config, encode=encode_fused, policy="float32"):
     """Build an encoder without pooling and fill it from a directory."""
-    inputs = [tf.keras.Input([None], dtype="int32", name=name) for name in ("indices", "segments")]
-    model = tf.keras.Model(inputs, encode(*inputs, config, pooling=None, policy=policy))
+    inputs = [tf_keras.Input([None], dtype="int32", name=name) for name in ("indices", "segments")]
+    model = tf_keras.Model(inputs, encode(*inputs, config, pooling=None, policy=policy))
     load_encoder_weights(model, bert_dir)
     return model
 
@@ -129,7 +134,7 @@ def test_the_first_20_training_losses_equal_keras_berts(base_width_dir):
     losses = {}
     for encoder in ("fused", "keras_bert"):
         classifier = build_classifier(base_width_dir, HEADS, encoder=encoder, dropout=0.0)
-        optimizer = tf.keras.optimizers.Adam(1e-5, jit_compile=False)
+        optimizer = tf_keras.optimizers.Adam(1e-5, jit_compile=False)
 
         @tf.function
         def train(batch, labels, classifier=classifier, optimizer=optimizer):
@@ -217,19 +222,51 @@ def test_the_activation_of_the_configuration_is_used(tmp_path):
         np.testing.assert_allclose(sequence_encoder(bert_dir, config)(batch).numpy(), expected, atol=1e-5)
 
 
+def test_the_exact_gelu_and_its_gradient():
+    x = np.linspace(-6, 6, 241).astype(np.float32)
+    expected = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x.tolist()]
+    np.testing.assert_allclose(kernels.exact_gelu(tf.constant(x)), expected, atol=1e-6)
+    assert np.abs(kernels.gelu(tf.constant(x)) - expected).max() > 1e-4  # the approximation is another function
+    with tf.GradientTape(persistent=True) as tape:
+        ours, plain = (variable := tf.Variable(x)), tf.Variable(x)
+        outputs = kernels.exact_gelu(ours)
+        reference = plain * 0.5 * (1 + tf.math.erf(plain / math.sqrt(2.0)))
+    np.testing.assert_allclose(tape.gradient(outputs, variable), tape.gradient(reference, plain), atol=1e-6)
+    assert kernels.exact_gelu(tf.constant(x, tf.bfloat16)).dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize("epsilon", [1e-14, 1e-5, 0.1])
+def test_the_configurations_epsilon_is_used(tmp_path, epsilon):
+    """The embeddings' normalization, computed in NumPy, is what a BERT without layers' weights returns."""
+    config = dataclasses.replace(SMALL, layer_norm_eps=epsilon, num_hidden_layers=1)
+    bert_dir = make_bert_dir(tmp_path / "bert", config, stddev=0.05)
+    model = build_classifier(bert_dir, HEADS, pooling="max")
+    batch = random_batch(config, [7])
+    embedding, norm = model.get_layer("Embedding-Position").output, model.get_layer("Embedding-Norm")
+    total = tf_keras.Model(model.inputs, embedding)(batch).numpy()
+    centered = total - total.mean(axis=-1, keepdims=True)
+    gamma, beta = norm.get_weights()
+    expected = centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + epsilon) * gamma + beta
+    np.testing.assert_allclose(tf_keras.Model(model.inputs, norm.output)(batch), expected, atol=1e-4)
+
+
 def test_a_batch_longer_than_the_position_table_is_refused(small_dir):
     classifier = build_classifier(small_dir, HEADS)
     with pytest.raises(OptionError, match=r"length 25 does not fit max_position_embeddings 24"):
         classifier(random_batch(SMALL, [25]))
 
 
-@pytest.mark.parametrize("change", [{"policy": "mixed_bfloat16"}, {"type_vocab_size": 3}])
-def test_what_keras_bert_cannot_do_is_refused(tmp_path, change):
-    config = BertConfig(
-        vocab_size=9, hidden_size=4, num_attention_heads=2, type_vocab_size=change.get("type_vocab_size", 2)
-    )
+@pytest.mark.parametrize(
+    ("policy", "fields"),
+    [
+        ("mixed_bfloat16", {}),
+        ("float32", {"type_vocab_size": 3}),
+        ("float32", {"hidden_act": "gelu_python"}),
+        ("float32", {"layer_norm_eps": 1e-5}),
+    ],
+)
+def test_what_keras_bert_cannot_do_is_refused(tmp_path, policy, fields):
+    config = BertConfig(vocab_size=9, hidden_size=4, num_attention_heads=2, **fields)
     (tmp_path / "bert_config.json").write_text(config.to_json())
     with pytest.raises(OptionError, match="--encoder fused"):
-        build_classifier(
-            tmp_path, HEADS, encoder="keras_bert", load_weights=False, policy=change.get("policy", "float32")
-        )
+        build_classifier(tmp_path, HEADS, encoder="keras_bert", load_weights=False, policy=policy)

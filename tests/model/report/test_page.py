@@ -109,7 +109,7 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
             config=tiny_config(heads=heads, loss_weights={heads[0]: 0.5}),
             resolved=dataclasses.replace(RESOLVED, precision="bfloat16"),
             dataset=DatasetIdentity(fingerprint=info.fingerprint),
-            bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_index_sha256="c" * 64),
+            bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_sha256="c" * 64),
             labels=labels,
             label_pairs=None if pairs is None else name_pairs(pairs, labels),
             max_len=max_len,

@@ -31,7 +31,7 @@ def describe(*, precision="float32", devices=DEVICES, batches=BATCHES, **options
     return RunDescription(
         config=tiny_config(**options),
         dataset=DatasetIdentity(fingerprint="a" * 64),
-        bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_index_sha256="c" * 64),
+        bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_sha256="c" * 64),
         labels={"category": ("a", "b"), "second": ("x", "y")},
         label_pairs={"a": ("x",), "b": ("x", "y")},
         max_len=16,
@@ -138,7 +138,7 @@ def test_a_run_is_told_from_all_with_another_result():
     assert moved.run_id == own.run_id
     others = [describe(seed=1), describe(batch_size=16), describe(loss_weights={"second": 0.5})]
     others.append(dataclasses.replace(own, dataset=DatasetIdentity(fingerprint="f" * 64)))
-    others.append(dataclasses.replace(own, bert=dataclasses.replace(own.bert, checkpoint_index_sha256="f" * 64)))
+    others.append(dataclasses.replace(own, bert=dataclasses.replace(own.bert, checkpoint_sha256="f" * 64)))
     others.append(describe(batches=dataclasses.replace(BATCHES, bucket_rows=(6, 4))))
     assert len({description.run_id for description in (own, *others)}) == 1 + len(others)
 

@@ -40,10 +40,10 @@ any_text = st.lists(characters, max_size=40).map("".join)
 class Pair:
     """The tokenizer in a graph, and the one it must equal."""
 
-    def __init__(self, vocab, max_len):
-        self.tokenizer = Tokenizer(vocab, max_len=max_len)
+    def __init__(self, vocab, max_len, *, cased=False):
+        self.tokenizer = Tokenizer(vocab, max_len=max_len, cased=cased)
         self.graph_fn = tf.function(
-            GraphTokenizer(vocab, max_len=max_len), input_signature=[tf.TensorSpec([None], tf.string)]
+            GraphTokenizer(vocab, max_len=max_len, cased=cased), input_signature=[tf.TensorSpec([None], tf.string)]
         )
 
     def __call__(self, texts):
@@ -164,6 +164,13 @@ def test_random_texts(pair):
         pair.check(random_texts(3000, seed=seed))
 
 
+def test_texts_that_keep_their_case(vocab):
+    pair = Pair(vocab, MAX_LEN, cased=True)
+    pair.check(random_texts(3000, seed=7))
+    text = "AB Bab é É e\u0301 Σ"
+    assert pair([text]) == [keras_bert.Tokenizer(vocab, cased=True).encode(text)[0]]
+
+
 @pytest.mark.slow
 def test_many_random_texts(pair):
     for seed in range(100, 130):
@@ -258,7 +265,7 @@ def test_uses_nothing_but_core_operations(pair):
 
 def test_context_bits_are_those_of_unicode():
     """Probed from what `str.lower` does; here by category and by examples."""
-    table = build_tables({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}).context
+    table = build_tables({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}, cased=False).context
 
     def bits(character):
         point = ord(character)

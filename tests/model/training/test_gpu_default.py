@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from benchmarks.graphs import XLA_PROGRAM, launches_outside_xla, operations
-from model.bert.checkpoint import read_bert_dir
+from model.bert.directory import read_bert_dir
 from model.classifier import build_classifier, logits_model
 from model.serving.predictor import make_predict_fn
 from model.serving.saved_model import make_signatures

@@ -1,7 +1,7 @@
 """Best epoch, plateau and early stopping, compared with Keras's callbacks."""
 
 import pytest
-import tensorflow as tf
+import tf_keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,7 @@ class _LearningRateHolder:
     """What a Keras callback needs of a model."""
 
     def __init__(self):
-        self.optimizer = tf.keras.optimizers.SGD(learning_rate=1.0)
+        self.optimizer = tf_keras.optimizers.SGD(learning_rate=1.0)
         self.stop_training = False
 
 
@@ -30,8 +30,8 @@ def test_decides_as_keras_callbacks_do(values, monitor, patience, factor):
     )
     mode = "min" if monitor == "loss" else "max"
     holder = _LearningRateHolder()
-    plateau = tf.keras.callbacks.ReduceLROnPlateau(monitor="m", mode=mode, factor=factor, patience=patience, verbose=0)
-    stopping = tf.keras.callbacks.EarlyStopping(monitor="m", mode=mode, patience=patience)
+    plateau = tf_keras.callbacks.ReduceLROnPlateau(monitor="m", mode=mode, factor=factor, patience=patience, verbose=0)
+    stopping = tf_keras.callbacks.EarlyStopping(monitor="m", mode=mode, patience=patience)
     for callback in (plateau, stopping):
         callback.model = holder
         callback.on_train_begin()

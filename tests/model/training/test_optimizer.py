@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def test_updates_as_keras_adamw_does(weight_decay, xla):
     theirs = make_variables(np.random.default_rng(0))
     optimizer = AdamW(ours, weight_decay=weight_decay, xla=xla)
     apply = tf.function(optimizer.apply, jit_compile=True) if xla else optimizer.apply
-    reference = tf.keras.optimizers.AdamW(weight_decay=weight_decay, jit_compile=False)
+    reference = tf_keras.optimizers.AdamW(weight_decay=weight_decay, jit_compile=False)
     reference.exclude_from_weight_decay(var_names=["bias", "gamma"])
     generator = np.random.default_rng(1)
     for step in range(12):

@@ -1,10 +1,12 @@
 """Dataset, BERT directory and options must agree before anything starts."""
 
 import dataclasses
+import json
 
 import pytest
 
 from model.training.run_inputs import read_run_inputs
+from pipeline.dataset.info import read_dataset_info
 from pipeline.errors import (
     EmptySplitError,
     InputFormatError,
@@ -62,9 +64,49 @@ def test_another_vocabulary(data_dir, tmp_path):
     assert f"preprocess with --vocab {other}/vocab.txt" in message
 
 
-def test_a_vocabulary_of_another_size_than_the_config_says(data_dir, tmp_path):
-    other = make_bert_dir(tmp_path / "bert", vocab=VOCAB[:-1])
-    assert "49 entries, but vocab_size" in refuse(InputFormatError, data_dir, other)
+def test_a_vocabulary_of_another_size_than_the_config_says(data_dir, tmp_path, caplog):
+    longer = make_bert_dir(tmp_path / "longer", vocab=(*VOCAB, "more"))
+    assert "51 entries, but vocab_size" in refuse(InputFormatError, data_dir, longer)
+    config = dataclasses.replace(TINY_BERT, vocab_size=len(VOCAB) + 3)
+    shorter = make_bert_dir(tmp_path / "shorter", config)
+    read_run_inputs(tiny_config(data_dir=str(data_dir), bert_dir=str(shorter)))
+    assert "vocab.txt: 50 entries, vocab_size in bert_config.json is 53; no text has the last ids" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cased", "lowers", "warning"),
+    [
+        (False, True, ""),
+        (
+            False,
+            False,
+            "texts are in lower case, the tokenizer configuration of BERT says otherwise; preprocess with --ca",
+        ),
+        (
+            True,
+            True,
+            "texts are in their own case, the tokenizer configuration of BERT says otherwise; preprocess with --no",
+        ),
+        (True, False, ""),
+    ],
+)
+def test_a_tokenizer_configuration_of_another_letter_case(tmp_path, caplog, cased, lowers, warning):
+    data_dir, bert_dir = make_data_dir(tmp_path / "data", cased=cased), make_bert_dir(tmp_path / "bert")
+    (bert_dir / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowers}))
+    inputs = read_run_inputs(config := tiny_config(data_dir=str(data_dir), bert_dir=str(bert_dir)))
+    assert warning.replace("BERT", str(bert_dir)) in caplog.text
+    assert bool(caplog.text) == bool(warning)
+    assert inputs.describe(config)["cased"] is cased
+
+
+def test_the_same_vocabulary_with_other_line_ends(data_dir, tmp_path):
+    other = make_bert_dir(tmp_path / "bert")
+    (other / "vocab.txt").write_bytes((other / "vocab.txt").read_bytes().replace(b"\n", b"\r\n"))
+    config = tiny_config(data_dir=str(data_dir), bert_dir=str(other))
+    assert (
+        read_run_inputs(config).describe(config)["bert"]["vocab_sha256"]
+        == read_dataset_info(str(data_dir)).vocab_sha256
+    )
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "bert_config.json", "bert_model.ckpt.index"])

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from model.classifier import build_classifier, logits_model
 from model.training.optimizer import AdamW, LossScale
@@ -247,7 +248,7 @@ def test_every_weight_learns(bert_dir):
 def test_head_loss_is_keras_cross_entropy(smoothing):
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(5, 4)).astype(np.float32), np.array([0, 1, 2, 3, 1], np.int32)
-    reference = tf.keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction="none")
+    reference = tf_keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction="none")
     loss = HeadLoss(weight=1.0, smoothing=smoothing, class_weights=(1.0,) * 4)
     np.testing.assert_allclose(loss(labels, logits), reference(np.eye(4)[labels], logits), rtol=1e-5)
     weighted = dataclasses.replace(loss, class_weights=(1.0, 2.0, 3.0, 4.0))

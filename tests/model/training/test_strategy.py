@@ -33,6 +33,12 @@ TWO_WORKERS = {"worker": ["10.0.0.1:1234", "10.0.0.2:1234"]}
         ({"cluster": TWO_WORKERS | {"chief": ["10.0.0.9:1"]}, "task": {"type": "worker", "index": 1}}, 2, 3),
         ({"cluster": TWO_WORKERS | {"chief": ["10.0.0.9:1"]}, "task": {"type": "chief", "index": 0}}, 0, 3),
         ({"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": "0"}}, 0, 1),
+        ({"cluster": {"chief": ["localhost:1"]}, "task": {"type": "chief", "index": 0}}, 0, 1),
+        (
+            {"cluster": {"master": ["localhost:1"]}, "task": {"type": "master", "index": 0}, "environment": "cloud"},
+            0,
+            1,
+        ),
     ],
 )
 def test_reads_tf_config(monkeypatch, content, index, count):
@@ -42,19 +48,44 @@ def test_reads_tf_config(monkeypatch, content, index, count):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "text", ["", "{}", '{"environment": "cloud"}', '{"cluster": {}, "task": {"type": "worker", "index": 0}}']
+)
+def test_a_tf_config_without_a_cluster_is_one_machine(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert Cluster.from_environment() is None
+    assert open_devices(tiny_config()).kind == "one_device"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
     [
-        "{",
-        "[]",
-        json.dumps({"cluster": TWO_WORKERS}),
-        json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 2}}),
-        json.dumps({"cluster": TWO_WORKERS, "task": {"type": "evaluator", "index": 0}}),
+        ("{", "cannot read it"),
+        ("[]", "cannot read it"),
+        (json.dumps({"cluster": TWO_WORKERS}), "cannot read it"),
+        (json.dumps({"cluster": TWO_WORKERS, "task": {"type": "worker", "index": 2}}), "there are 2 workers"),
+        (
+            json.dumps({"cluster": TWO_WORKERS, "task": {"type": "evaluator", "index": 0}}),
+            "'evaluator', which has nothin",
+        ),
+        (json.dumps({"cluster": TWO_WORKERS, "task": {"type": "ps", "index": 0}}), "'ps', which has nothing to do"),
+        (
+            json.dumps({"cluster": TWO_WORKERS | {"master": ["a:1"]}, "task": {"type": "master", "index": 0}}),
+            "call it 'chief'",
+        ),
     ],
 )
-def test_refuses_a_tf_config_it_cannot_use(monkeypatch, text):
+def test_refuses_a_tf_config_it_cannot_use(monkeypatch, text, message):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(OptionError, match="TF_CONFIG"):
-        Cluster.from_environment()
+    with pytest.raises(OptionError, match=f"TF_CONFIG: .*{message}"):
+        open_devices(tiny_config())
+    assert open_devices(tiny_config(strategy="one_device")).kind == "one_device"  # which does not read it
+
+
+@pytest.mark.parametrize("kind", ["chief", "master"])
+def test_one_task_alone_is_one_machine(monkeypatch, kind):
+    cluster = {"cluster": {kind: ["127.0.0.1:2222"]}, "task": {"type": kind, "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
+    assert open_devices(tiny_config()).kind == "one_device"
 
 
 def test_one_device_is_the_default_here(monkeypatch):
@@ -101,7 +132,7 @@ def test_workers_must_be_at_the_same_step(number, others):
     ("options", "message"),
     [
         ({"strategy": "mirrored"}, "--strategy mirrored: TensorFlow sees no GPU"),
-        ({"strategy": "multi_worker"}, "--strategy multi_worker: TF_CONFIG is not set"),
+        ({"strategy": "multi_worker"}, "--strategy multi_worker: TF_CONFIG names no cluster"),
     ],
 )
 def test_refuses_a_strategy_without_devices(monkeypatch, options, message):

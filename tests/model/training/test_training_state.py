@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from model.files import remove_temporary
 from model.run.weights import assign_arrays, load_model_weights, read_arrays, save_model_weights, write_arrays
@@ -268,8 +269,8 @@ def test_never_unpickles(tmp_path):
 
 def test_weights_of_a_model_come_back_and_not_into_another(tmp_path):
     def make_model(units):
-        inputs = tf.keras.Input([3])
-        return tf.keras.Model(inputs, tf.keras.layers.Dense(units, name="dense")(inputs))
+        inputs = tf_keras.Input([3])
+        return tf_keras.Model(inputs, tf_keras.layers.Dense(units, name="dense")(inputs))
 
     model, same, other = make_model(2), make_model(2), make_model(4)
     save_model_weights(tmp_path / "weights.npz", model)

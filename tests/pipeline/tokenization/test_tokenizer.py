@@ -1,6 +1,7 @@
 """The tokenizer against keras-bert's own, which is asked for every expected id."""
 
 import itertools
+import json
 import pickle
 import random
 import re
@@ -19,6 +20,7 @@ from pipeline.errors import EmptyDocumentError, InputFormatError, MissingInputEr
 from pipeline.tokenization import characters, wordpiece
 from pipeline.tokenization import tokenizer as tokenization
 from pipeline.tokenization.tokenizer import Tokenizer, load_vocab
+from pipeline.tokenization.vocabulary import VocabFile, read_vocab_file, vocab_content, vocab_warnings
 from tests.support.real_data import TEXTS, real_data
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -387,17 +389,86 @@ def test_load_vocab_cuts_at_line_feeds_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "ids"),
+    [
+        (b"\xef\xbb\xbf[PAD]\n[UNK]\n[CLS]\n[SEP]\na", {"a": 4}),  # byte-order mark
+        (b"[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\na\r\n", {"a": 4}),
+        (b"[PAD]\n[UNK]\n\n[CLS]\n[SEP]\na\n", {"[CLS]": 3, "a": 5}),
+        (b"[PAD]\n[UNK]\r\n\r\n[CLS]\n[SEP]\n", {"[SEP]": 4}),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n\n\n", {"a": 4}),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\nc\n", {"a": 6, "b": 5, "c": 7}),  # the last line counts
+    ],
+)
+def test_vocabularies_of_real_releases_have_line_numbers_as_ids(
+    tmp_path: Path, data: bytes, ids: dict[str, int]
+) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(data)
+    vocab = load_vocab(path)
+    assert {token: vocab[token] for token in ids} == ids
+    assert list(vocab.values()) == list(range(len(vocab)))
+    tokenizer = Tokenizer(vocab)
+    assert tokenizer.encode("a")[0] == [vocab["[CLS]"], vocab.get("a", vocab["[UNK]"]), vocab["[SEP]"]]
+    # Equal entries are equal bytes, which read back as the same vocabulary.
+    path.write_bytes(vocab_content(vocab))
+    assert load_vocab(path) == vocab
+
+
+def test_a_vocabulary_can_be_a_tokenizer_json(tmp_path: Path) -> None:
+    tokens = [*SPECIAL, "中", "国"]
+    ids = {token: number for number, token in reversed(list(enumerate(tokens)))}
+    path = tmp_path / "tokenizer.json"
+    content = {
+        "model": {"type": "WordPiece", "vocab": ids},
+        "normalizer": {"type": "BertNormalizer", "lowercase": False},
+    }
+    path.write_text(json.dumps(content))
+    assert load_vocab(path) == as_vocab(tokens)
+    assert read_vocab_file(path) == VocabFile(content="".join(f"{t}\n" for t in tokens).encode(), cased=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert read_vocab_file(path).cased is False
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"model": {"type": "BPE"}}',
+        '{"model": {"vocab": [["a", 0.5]]}}',
+        '{"model": {"vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 4}}}',
+        '{"model": {"vocab": {"a": 0}}}',
+    ],
+)
+def test_other_tokenizer_jsons_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputFormatError, match=r"expected the tokenizer\.json of a BERT"):
+        load_vocab(tmp_path / "tokenizer.json")
+
+
+def test_what_letter_case_makes_of_a_vocabulary() -> None:
+    cased, lower = as_vocab([*SPECIAL, "<S>", "NBA", "中"]), as_vocab([*SPECIAL, "<S>", "nba", "中"])
+    for vocab, keeps_case, is_case_given, expected in (
+        (cased, False, False, "1 entries have capitals (NBA, …)"),
+        (cased, False, True, None),
+        (cased, True, False, None),
+        (lower, False, False, None),
+        (lower, True, False, "no entry has a capital"),
+    ):
+        warnings = vocab_warnings(vocab, cased=keeps_case, is_case_given=is_case_given)
+        assert [warning.startswith(expected or "?") for warning in warnings] == ([True] if expected else [])
+    assert vocab_warnings({**lower, "[line 8: unused]": 7}, cased=False, is_case_given=True)[0].startswith(
+        "1 lines are"
+    )
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "none of its 0 lines"),
-        (b"\n", r"none of its 1 lines is \[PAD\] or \[UNK\] or \[CLS\] or \[SEP\]"),
+        (b"\n", r"none of its 0 lines is \[PAD\] or \[UNK\] or \[CLS\] or \[SEP\]"),
         (b'{"a": 1,\n\n"b": 2}\n', "none of its 3 lines .* expected the vocab.txt of a BERT directory"),
         (b"[PAD]\n[UNK]\n[SEP]\na\n", r"none of its 4 lines is \[CLS\]"),
-        (b"\xef\xbb\xbf[PAD]\n[UNK]\n[CLS]\n[SEP]\n", r"none of its 4 lines is \[PAD\]"),  # byte order mark
-        (b"[PAD]\n[UNK]\n\n[CLS]\n[SEP]\n", "line 3: empty"),
-        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n\n", "line 5: empty"),
-        (b"[PAD]\n[UNK]\r\n\r\n[CLS]\n[SEP]\n", "line 3: empty"),
-        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\n", "line 7: 'a' is on line 5 already"),
         (b"a\n[PAD]\n[UNK]\n[CLS]\n[SEP]\n", r"line 2: expected \[PAD\] on line 1"),
         (b"[PAD]\n[UNK]\n[CLS]\n\xd6\xd0\n[SEP]\n", "line 4: byte 0xD6 is not UTF-8"),
     ],
