@@ -101,6 +101,7 @@ def make_finished_run(path: Path, *, cased: bool = False, **options: object) -> 
                 decoding=None,
                 unseen_pairs=None,
                 seconds=1.0,
+                unknown_labels={},
             ),
             training=TrainingSummary(
                 monitored=config.learning.monitored,

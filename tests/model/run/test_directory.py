@@ -32,6 +32,7 @@ def describe(*, precision="float32", devices=DEVICES, batches=BATCHES, **options
         config=tiny_config(**options),
         dataset=DatasetIdentity(fingerprint="a" * 64),
         bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_sha256="c" * 64),
+        cased=False,
         labels={"category": ("a", "b"), "second": ("x", "y")},
         label_pairs={"a": ("x",), "b": ("x", "y")},
         max_len=16,
