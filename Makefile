@@ -11,7 +11,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --re
 # Quiet TensorFlow's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-faults test-remote test-engines test-flink test-others lint bench bench-torch bench-quick lock clean
+.PHONY: help demo test test-slow test-faults test-gpu test-remote test-engines test-flink test-others lint bench bench-torch bench-quick lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -23,10 +23,13 @@ test: .venv/dev.stamp lint  ## lint and the fast tests
 	$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/dev.stamp  ## the tests that take minutes: kills, several processes, whole-corpus equality
-	$(PY) -m pytest -m slow --ignore tests/faults --ignore tests/fuzz --ignore tests/pipeline/verify/test_verify.py
+	$(PY) -m pytest -m slow --ignore tests/gpu --ignore tests/faults --ignore tests/fuzz --ignore tests/pipeline/verify/test_verify.py
 
 test-faults: .venv/dev.stamp  ## break everything on purpose: kills, full disks, damaged inputs, datasets and checkpoints
 	$(PY) -m pytest -n 2 -m "slow or not slow" tests/faults tests/fuzz tests/pipeline/verify/test_verify.py
+
+test-gpu: .venv/dev.stamp  ## training, evaluation, prediction and export on this machine's GPUs, against its CPU
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-all} $(PY) -m pytest -m slow --durations 10 tests/gpu
 
 test-remote: .venv-remote/stamp  ## the job from and to S3 and Google Cloud Storage, emulated on this machine
 	.venv-remote/bin/python -m pytest -m slow tests/remote

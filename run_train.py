@@ -13,6 +13,7 @@ from model.config import (
     SavingConfig,
     TrainConfig,
 )
+from model.training.compile_cache import keep_compiled_programs
 from pipeline.command_line import (
     CommandParser,
     OptionGroup,
@@ -115,6 +116,9 @@ def make_parser() -> CommandParser:
         "validation metric that chooses the best epoch: mean of the heads' accuracies, all heads right, or the loss",
     )
     learning.add("early_stopping_patience", "stop after N epochs without a better one; 0 for never")
+    learning.add(
+        "max_skipped_steps", "leave out up to N updates in a row whose loss is not a finite number, then end the run"
+    )
     learning.add("seed", "of new weights, the order of examples, and dropout")
 
     devices = OptionGroup(parser, "devices and arithmetic", DevicesConfig)
@@ -130,10 +134,17 @@ def make_parser() -> CommandParser:
         "of products; auto is float32 on a CPU, else what the GPU is made for; bfloat16 is fast on CPUs that have it",
     )
     devices.add("xla", "compile the step; auto on GPUs only")
+    devices.add(
+        "compile_cache",
+        "keep what XLA compiles in this directory, so that a later run need not compile it again",
+        metavar="DIR",
+        default="off",
+    )
     devices.add("deterministic", "same command, same bits; auto on CPUs only, as it slows GPUs down")
 
     saving = OptionGroup(parser, "states and logs", SavingConfig)
-    saving.add("save_every", "save a resumable state every N steps, and at every epoch's end")
+    saving.add("save_minutes", "save a resumable state every X minutes, and at every epoch's end")
+    saving.add("save_every", "save a state every N steps, too", default="off")
     saving.add("keep_states", "states to keep")
     saving.add("log_every", "write TensorBoard scalars every N steps")
     saving.add("restart", "remove the run that is there, and start over")
@@ -157,12 +168,17 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
 def main(argv: Sequence[str]) -> int:
     """Train, and print the result table."""
     config = parse_config(argv)
+    keep_compiled_programs(config.devices)
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.evaluate import result_table
     from model.trainer import train_and_evaluate
 
     report = train_and_evaluate(config)
-    speed = f"{report.training.examples_per_second:,.1f} examples/s in training"
+    training = report.training
+    speed = (
+        f"{training.examples_per_second:,.1f} examples/s in training steps, "
+        f"{training.examples_per_clock_second:,.1f} with validation and saving"
+    )
     sys.stdout.write(f"{result_table(report.evaluation)}\n{speed}\n")
     return 0
 

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow comes in
@@ -44,7 +45,7 @@ from model.bert.config import CONFIG_FILE_NAME, BertConfig
 from model.bert.dropout import dropout_rng
 from model.classifier import build_classifier, logits_model
 from model.config import TrainConfig
-from model.training.optimizer import AdamW
+from model.training.optimizer import AdamW, LossScale
 from model.training.steps import Outcome, head_losses, make_train_step, metrics_from_sums
 from model.training.strategy import open_devices
 from pipeline.dataset.schema import INDICES, SEGMENTS
@@ -135,17 +136,26 @@ def keras_step(classifier: tf_keras.Model, batches: list[Batch], *, xla: bool) -
     return step
 
 
-def product_step(config: BertConfig, batches: list[Batch], *, policy: str, pooling: str) -> StepFn:
-    """Return a function that trains our classifier on the next batch as `run_train.py` does, and returns the loss."""
-    options = TrainConfig.from_options(
-        data_dir="-", bert_dir="-", output_dir="-", strategy="one_device", learning_rate=LEARNING_RATE
-    )
+PRODUCT_OPTIONS = TrainConfig.from_options(
+    data_dir="-", bert_dir="-", output_dir="-", strategy="one_device", learning_rate=LEARNING_RATE
+)
+
+
+def product_train(config: BertConfig, *, policy: str, pooling: str, xla: bool) -> Any:
+    """Return the step of `run_train.py` for our classifier with random weights; see `make_train_step`."""
+    options = PRODUCT_OPTIONS
     devices = open_devices(options)
     with devices.strategy.scope():
         logits = logits_model(our_classifier(config, policy=policy, pooling=pooling))
-        optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=options.learning.weight_decay)
+        optimizer = AdamW(logits.trainable_variables, weight_decay=options.learning.weight_decay, xla=xla)
+        loss_scale = LossScale() if policy == "mixed_float16" else None
     losses = head_losses(options, {head: [1] * num_classes for head, num_classes in HEADS.items()})
-    train = make_train_step(logits, optimizer, losses, devices, options, xla=False, loss_scale=None)
+    return make_train_step(logits, optimizer, losses, devices, options, xla=xla, loss_scale=loss_scale)
+
+
+def product_step(config: BertConfig, batches: list[Batch], *, policy: str, pooling: str) -> StepFn:
+    """Return a function that trains our classifier on the next batch as `run_train.py` does, and returns the loss."""
+    train = product_train(config, policy=policy, pooling=pooling, xla=False)
     turns = enumerate(itertools.cycle(batches))
 
     def step() -> float:
@@ -154,7 +164,7 @@ def product_step(config: BertConfig, batches: list[Batch], *, policy: str, pooli
         labels = {head: tf.constant(label) for head, label in batch.labels.items()}
         whole = (inputs, labels, tf.ones([len(batch.indices)]))
         outcome = train(whole, tf.constant(number, tf.int64), tf.constant(LEARNING_RATE), tf.constant(0.0))
-        return metrics_from_sums(Outcome.fetch(outcome, options).sums, options)["loss"]
+        return metrics_from_sums(Outcome.fetch(outcome, PRODUCT_OPTIONS).sums, PRODUCT_OPTIONS)["loss"]
 
     return step
 

@@ -18,7 +18,9 @@ Encoder = Literal["fused", "keras_bert"]
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["plateau", "linear", "constant"]
 Monitored = Literal["accuracy", "exact_match", "loss"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+AnswerPrecision = Literal["float32", "bfloat16", "float16"]  # of a model that only answers
+PRECISIONS = get_args(AnswerPrecision)
+Precision = Literal["auto", AnswerPrecision]
 Switch = Literal["auto", "on", "off"]
 Strategy = Literal["auto", "one_device", "mirrored", "multi_worker"]
 Buckets = Literal["auto", "off"] | tuple[int, ...]
@@ -29,8 +31,11 @@ MAX_NUM_BUCKETS = 64
 
 # Options that do not change the result, and options of which `RunDir.check_resumable` compares the resolved values:
 # these may differ between the command that starts a run and the one that continues it.
-FREE_OPTIONS = frozenset({"data_dir", "bert_dir", "output_dir", "save_every", "keep_states", "log_every", "restart"})
-RESOLVED_OPTIONS = frozenset({"precision", "xla", "deterministic", "strategy", "cpu_replicas"})
+FREE_OPTIONS = frozenset(
+    {"data_dir", "bert_dir", "output_dir", "max_skipped_steps", "compile_cache", "eval_batch_size"}
+    | {"save_minutes", "save_every", "keep_states", "log_every", "restart"}
+)
+RESOLVED_OPTIONS = frozenset({"accumulate_steps", "precision", "xla", "deterministic", "strategy", "cpu_replicas"})
 
 
 def _require_at_least(config: Any, **least: int) -> None:
@@ -153,6 +158,7 @@ class LearningConfig:
         limit_steps: `None` for no limit.
         warmup: share of all steps; `None` for the schedule's own, see `warmup_share`.
         early_stopping_patience: in epochs; 0 never stops early.
+        max_skipped_steps: steps in a row with a loss that is not finite, whose updates are left out.
     """
 
     epochs: int = 10
@@ -167,6 +173,7 @@ class LearningConfig:
     plateau_factor: float = 0.5
     monitor: Monitored = "accuracy"
     early_stopping_patience: int = 3
+    max_skipped_steps: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -174,6 +181,7 @@ class LearningConfig:
         require_choice("schedule", self.schedule, get_args(Schedule))
         require_choice("monitor", self.monitor, get_args(Monitored))
         _require_at_least(self, epochs=1, limit_steps=1, plateau_patience=1, early_stopping_patience=0)
+        _require_at_least(self, max_skipped_steps=0)
         require(0 <= self.seed < 2**63, f"--seed: expected 0 to 2**63 - 1, got {self.seed}")
         require(0 < self.learning_rate < 1, f"--learning_rate: expected above 0 and below 1, got {self.learning_rate}")
         require(0 <= self.weight_decay < 1, f"--weight_decay: expected 0 or more and below 1, got {self.weight_decay}")
@@ -202,12 +210,14 @@ class DevicesConfig:
 
     Attributes:
         cpu_replicas: logical CPU devices for `mirrored`; `None` for all GPUs.
+        compile_cache: directory of XLA's compiled programs; `None` keeps none.
     """
 
     strategy: Strategy = "auto"
     cpu_replicas: int | None = None
     precision: Precision = "auto"
     xla: Switch = "auto"
+    compile_cache: str | None = None
     deterministic: Switch = "auto"
 
     def __post_init__(self) -> None:
@@ -226,19 +236,22 @@ class SavingConfig:
     """States and logs.
 
     Attributes:
-        save_every: steps between saved states.
+        save_minutes: time between saved states.
+        save_every: steps between saved states; `None` for `save_minutes` alone.
         keep_states: states to keep.
         log_every: steps between TensorBoard scalars.
         restart: whether to remove the run in the output directory first.
     """
 
-    save_every: int = 500
+    save_minutes: float = 10.0
+    save_every: int | None = None
     keep_states: int = 2
     log_every: int = 50
     restart: bool = False
 
     def __post_init__(self) -> None:
         _require_at_least(self, save_every=1, keep_states=1, log_every=1)
+        require(0 < self.save_minutes < math.inf, f"--save_minutes: expected above 0, got {self.save_minutes}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.config import PRECISIONS
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, Decoding, check_decode
 from model.files import write_text
 from model.report.metrics import match_labels, measure, unknown_label_lines
@@ -27,6 +28,8 @@ from pipeline.filesystem import is_remote
 
 if TYPE_CHECKING:
     import tf_keras
+
+    from model.training.strategy import Devices
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ def evaluate_split(
     max_len: int,
     batch_size: int = 64,
     decode: Decoding = INDEPENDENT,
+    devices: "Devices | None" = None,
+    xla: bool = False,
 ) -> Evaluation:
     """Measure a model on a split; the labels of dataset and model are matched by name.
 
@@ -53,6 +58,7 @@ def evaluate_split(
         max_len: texts are cut to this many tokens.
         batch_size: texts at a time.
         decode: see `model.decoding`.
+        devices, xla: see `model.serving.predictor.make_predict_fn`.
 
     Raises:
         OptionError: joint decoding without pairs.
@@ -63,7 +69,9 @@ def evaluate_split(
     from pipeline.input_pipeline.reader import read_keys
 
     started = time.perf_counter()
-    predictions = predict_split(model, data_dir, split, heads=labels, max_len=max_len, batch_size=batch_size)
+    predictions = predict_split(
+        model, data_dir, split, heads=labels, max_len=max_len, batch_size=batch_size, devices=devices, xla=xla
+    )
     seconds = time.perf_counter() - started
     info = read_dataset_info(data_dir)
     found = {head: info.labels[head].names for head in labels}
@@ -160,6 +168,7 @@ def main(argv: Sequence[str]) -> int:
         "--decode joint and for another dataset)",
     )
     parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="texts at a time")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products")
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise OptionError(f"--batch_size: expected at least 1, got {arguments.batch_size}")
@@ -170,8 +179,11 @@ def main(argv: Sequence[str]) -> int:
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.run.finished import check_same_tokenizer, load_finished_run
     from model.training.run_inputs import check_file_system
+    from model.training.strategy import explain_device_errors, open_local_devices
 
-    finished = load_finished_run(arguments.run)
+    devices = open_local_devices()
+    with devices.strategy.scope():
+        finished = load_finished_run(arguments.run, precision=arguments.precision)
     check_decode(arguments.decode, finished.labels)
     data_dir = arguments.data or finished.description.config.paths.data_dir
     split = arguments.split or finished.report.evaluation.split
@@ -180,16 +192,19 @@ def main(argv: Sequence[str]) -> int:
     info = read_dataset_info(data_dir)
     if info.max_len < finished.max_len:
         logger.info("its texts are cut at %d tokens, those of training were at %d", info.max_len, finished.max_len)
-    evaluation = evaluate_split(
-        finished.model,
-        data_dir,
-        split,
-        labels=finished.labels,
-        pairs=finished.pairs,
-        max_len=min(finished.max_len, info.max_len),
-        batch_size=arguments.batch_size,
-        decode=arguments.decode,
-    )
+    with explain_device_errors():
+        evaluation = evaluate_split(
+            finished.model,
+            data_dir,
+            split,
+            labels=finished.labels,
+            pairs=finished.pairs,
+            max_len=min(finished.max_len, info.max_len),
+            batch_size=arguments.batch_size,
+            decode=arguments.decode,
+            devices=devices,
+            xla=devices.on_gpu,
+        )
     report = Report(evaluation=evaluation, training=finished.report.training)
     if arguments.output is not None:
         output = Path(arguments.output)

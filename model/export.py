@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.config import PRECISIONS, AnswerPrecision
 from model.decoding import DECODE_HELP, DECODINGS, INDEPENDENT, Decoding
 from pipeline import filesystem
 from pipeline.command_line import CommandParser, run_command
@@ -29,6 +30,7 @@ def export_run(
     form: str = "saved_model",
     data_dir: str | None = None,
     decode: Decoding = INDEPENDENT,
+    precision: AnswerPrecision = "float32",
 ) -> None:
     """Write a finished run for others to load; all of it or nothing.
 
@@ -38,6 +40,7 @@ def export_run(
         form: one of FORMATS.
         data_dir: for `saved_model`, the dataset the run was trained on, where it is no longer at its place.
         decode: for `saved_model`, how labels are chosen, see `model.decoding`.
+        precision: for `saved_model`, of products.
 
     Raises:
         OptionError: `output_dir` is remote, or an option that the format has no use for.
@@ -51,14 +54,15 @@ def export_run(
     from model.serving.onnx import export_onnx
     from model.serving.saved_model import export_saved_model
 
-    for option, is_given in (("data", data_dir is not None), ("decode", decode != INDEPENDENT)):
+    given = {"data": data_dir is not None, "decode": decode != INDEPENDENT, "precision": precision != "float32"}
+    for option, is_given in given.items():
         require(form == "saved_model" or not is_given, f"--{option}: only used with --format saved_model, not {form}")
     output = _open_output(output_dir)
     require(
         form != "saved_model" or "[" not in str(output),
         f"--output {output}: TensorFlow takes '[' for a pattern and cannot load a model from there; give another one",
     )
-    finished = load_finished_run(run_dir)
+    finished = load_finished_run(run_dir, precision=precision)
     if form == "saved_model":
         export_saved_model(finished, output, data_dir=data_dir, decode=decode)
     elif form == "hf":
@@ -94,8 +98,21 @@ def main(argv: Sequence[str]) -> int:
         "--data", metavar="DIR", help="for saved_model: dataset directory, if not where it was during training"
     )
     parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=f"for saved_model: {DECODE_HELP}")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="for saved_model: of products; weights stay float32, as do the answers",
+    )
     arguments = parser.parse_args(argv)
-    export_run(arguments.run, arguments.output, form=arguments.format, data_dir=arguments.data, decode=arguments.decode)
+    export_run(
+        arguments.run,
+        arguments.output,
+        form=arguments.format,
+        data_dir=arguments.data,
+        decode=arguments.decode,
+        precision=arguments.precision,
+    )
     return 0
 
 

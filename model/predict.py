@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from model.config import PRECISIONS, AnswerPrecision
 from model.decoding import (
     DECODE_HELP,
     DECODINGS,
@@ -82,9 +83,11 @@ class PredictConfig:
     top_k: int | None = None
     batch_size: int = 64
     decode: Decoding = INDEPENDENT
+    precision: AnswerPrecision = "float32"
 
     def __post_init__(self) -> None:
         require_choice("decode", self.decode, DECODINGS)
+        require_choice("precision", self.precision, PRECISIONS)
         require(self.top_k is None or self.top_k >= 1, f"--top_k: expected at least 1, got {self.top_k}")
         require(self.batch_size >= 1, f"--batch_size: expected at least 1, got {self.batch_size}")
         require(
@@ -332,24 +335,28 @@ def predict_input(config: PredictConfig) -> None:
     # TensorFlow takes seconds to import, which --help and a wrong option need not wait for.
     from model.run.finished import load_finished_run
     from model.serving.predictor import Predictor
+    from model.training.strategy import explain_device_errors, open_local_devices
 
-    finished = load_finished_run(config.run_dir)
+    devices = open_local_devices()
+    with devices.strategy.scope():
+        finished = load_finished_run(config.run_dir, precision=config.precision)
     check_decode(config.decode, finished.labels)
     pairs = finished.pairs if config.decode == JOINT else None
-    predictor = Predictor(finished, batch_size=config.batch_size)
+    predictor = Predictor(finished, batch_size=config.batch_size, devices=devices, xla=devices.on_gpu)
     table = AnswerTable(config.output_path, list(finished.labels)) if config.output_path else None
     started = time.perf_counter()
     num_answers = num_errors = 0
     answers = (
         _document_answers(config, predictor, sources, pairs) if sources else _line_answers(config, predictor, pairs)
     )
-    for answer in answers:
-        if table:
-            table.add(answer)
-        else:
-            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
-        num_answers += 1
-        num_errors += "error" in answer
+    with explain_device_errors():
+        for answer in answers:
+            if table:
+                table.add(answer)
+            else:
+                sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            num_answers += 1
+            num_errors += "error" in answer
     if table:
         table.write()
     seconds = time.perf_counter() - started
@@ -428,6 +435,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--decode", choices=DECODINGS, default=INDEPENDENT, help=DECODE_HELP)
     parser.add_argument("--batch_size", type=int, default=64, help="texts at a time")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products")
     arguments = parser.parse_args(argv)
     columns = None if arguments.columns is None else Columns.parse(arguments.columns)
     of_corpus = {
@@ -452,6 +460,7 @@ def main(argv: Sequence[str]) -> int:
         top_k=arguments.top_k,
         decode=arguments.decode,
         batch_size=arguments.batch_size,
+        precision=arguments.precision,
     )
     predict_input(config)
     return 0

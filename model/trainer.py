@@ -26,20 +26,25 @@ from model.run.directory import RunDir, open_run_dir
 from model.run.finished import load_final_model
 from model.run.report import Report, TrainingSummary
 from model.run.weights import named_variables
+from model.training.compile_cache import keep_compiled_programs
 from model.training.loop import TrainingLoop
 from model.training.optimizer import AdamW, LossScale, Schedule
 from model.training.preemption import PreemptionWatch, watch_for_preemption
 from model.training.run_inputs import RunInputs, read_run_inputs
 from model.training.steps import head_losses, make_eval_step, make_train_step
 from model.training.strategy import (
+    SMALLER_EVALUATION,
     Devices,
     check_batch_sizes,
+    describe_gpus,
+    explain_device_errors,
     open_devices,
+    open_local_devices,
     resolve_deterministic,
     resolve_policy,
     resolve_xla,
 )
-from model.training.training_state import Progress, restore_newest
+from model.training.training_state import WEIGHTS_PREFIX, Progress, restore_newest
 from pipeline.dataset.summary import format_seconds
 from pipeline.input_pipeline.batch_plan import BatchOptions, BatchPlan, plan_batches
 
@@ -59,6 +64,7 @@ def train_and_evaluate(config: TrainConfig, *, on_step: Callable[[TrainingLoop],
     Raises:
         PipelineError: one of its subclasses, by what is wrong: input, options, output, loss, or `PreemptedError`.
     """
+    keep_compiled_programs(config.devices)
     inputs = read_run_inputs(config)
     run = open_run_dir(config.paths.output_dir)
     if run.exists() and not config.saving.restart:
@@ -98,8 +104,10 @@ class _Setup:
                 strategy=self.devices.kind,
                 num_replicas=self.devices.num_replicas,
                 num_workers=self.devices.num_workers,
+                accumulate_steps=self.config.batches.accumulate_steps,
                 xla=self.xla,
                 deterministic=self.deterministic,
+                tf32=self.devices.computes_in_tf32 and self.policy == "float32",
             ),
             batches=ResolvedBatches(
                 bucket_lengths=tuple(self.plan.edges),
@@ -155,8 +163,7 @@ def _prepare_run_dir(setup: _Setup) -> None:
 
 def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[TrainingLoop], None] | None) -> Report:
     config, inputs, run, devices = setup.config, setup.inputs, setup.run, setup.devices
-    if run.exists() and not config.saving.restart:
-        run.check_resumable(setup.description)
+    changed = run.check_resumable(setup.description) if run.exists() and not config.saving.restart else []
     if setup.deterministic:
         tf_keras.utils.set_random_seed(config.learning.seed % 2**32)
         tf.config.experimental.enable_op_determinism()
@@ -172,7 +179,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[Training
         )
         logits = logits_model(model)
         weight_decay = config.learning.weight_decay if config.learning.optimizer == "adamw" else 0.0
-        optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=weight_decay)
+        optimizer = AdamW(logits.trainable_variables, weight_decay=weight_decay, xla=setup.xla)
         loss_scale = LossScale() if setup.policy == "mixed_float16" else None
     # Not before options and inputs have proved right, for a run continues with those it began with; nor before every
     # worker has looked at what is there.
@@ -185,6 +192,9 @@ def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[Training
     restored = restore_newest(run.states, variables, run_id=own_id, best_weights=run.best_weights)
     progress = restored or Progress(run_id=own_id)
     devices.agree(progress.step)
+    if restored and changed and f" {'; '.join(changed)}" not in "".join(progress.device_changes[-1:]):
+        note = f"from step {progress.step + 1}: {'; '.join(changed)}"
+        progress = dataclasses.replace(progress, device_changes=(*progress.device_changes, note))
 
     losses = head_losses(config, inputs.info.split(TRAIN_SPLIT).label_counts)
     loop = TrainingLoop(
@@ -196,7 +206,8 @@ def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[Training
         schedule=Schedule.of(config, setup.plan.steps_per_epoch * config.learning.epochs),
         model=model,
         train_step=make_train_step(logits, optimizer, losses, devices, config, xla=setup.xla, loss_scale=loss_scale),
-        eval_step=make_eval_step(logits, config, devices),
+        eval_step=make_eval_step(logits, config, devices, xla=setup.xla),
+        xla=setup.xla,
         variables=variables,
         progress=progress,
         watch=watch,
@@ -211,7 +222,7 @@ def _train_in(setup: _Setup, watch: PreemptionWatch, on_step: Callable[[Training
 
 def _state_variables(model: tf_keras.Model, optimizer: AdamW, loss_scale: LossScale | None) -> dict[str, tf.Variable]:
     """Name all variables that the next step depends on."""
-    variables = {f"weights/{name}": variable for name, variable in named_variables(model.weights).items()}
+    variables = {f"{WEIGHTS_PREFIX}{name}": variable for name, variable in named_variables(model.weights).items()}
     for kind, slots in (("momentum", optimizer.momentums), ("velocity", optimizer.velocities)):
         names = [variable.name.removesuffix(":0") for variable in optimizer.variables]
         variables |= {f"{kind}/{name}": slot for name, slot in zip(names, slots, strict=True)}
@@ -252,6 +263,8 @@ def _start_up_lines(setup: _Setup, loop: TrainingLoop) -> Iterator[str]:
     workers = f" on {devices.num_workers} workers" if devices.num_workers > 1 else ""
     device_names = ", ".join(name.rpartition("device:")[2] for name in devices.names)
     yield f"devices      {devices.kind}, {devices.num_replicas} replicas{workers}: {device_names}"
+    for line in describe_gpus(devices):
+        yield f"             {line}"
     rows = "/".join(str(rows) for rows in dict.fromkeys(plan.rows))
     each = "/".join(str(rows // devices.num_replicas) for rows in dict.fromkeys(plan.rows))
     parts = f" in {config.batches.accumulate_steps} parts" if config.batches.accumulate_steps > 1 else ""
@@ -282,9 +295,12 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
     copy_file(run.best_weights(monitor.best_epoch), run.weights)
     # Not the model that was trained, which may compute in another precision: the one that evaluation, prediction and
     # export load.
-    model = load_final_model(run, setup.description)
-    report = Report(
-        evaluation=evaluate_split(
+    # The chief of several workers measures alone, on its own devices.
+    devices = setup.devices if setup.devices.num_workers == 1 else open_local_devices()
+    with devices.strategy.scope():
+        model = load_final_model(run, setup.description)
+    with explain_device_errors(SMALLER_EVALUATION):
+        evaluation = evaluate_split(
             model,
             config.paths.data_dir,
             inputs.test_split,
@@ -292,7 +308,11 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
             pairs=inputs.label_pairs(config.model.heads),
             max_len=inputs.max_len,
             batch_size=config.batches.eval_batch_size,
-        ),
+            devices=devices,
+            xla=setup.xla,
+        )
+    report = Report(
+        evaluation=evaluation,
         training=TrainingSummary(
             monitored=config.learning.monitored,
             best_value=progress.rows[monitor.best_epoch - 1][config.learning.monitored],
@@ -301,7 +321,9 @@ def _write_results(setup: _Setup, loop: TrainingLoop) -> None:
             steps=progress.step,
             early_stopped=progress.step < loop.last_step,
             seconds=progress.train_seconds,
+            clock_seconds=progress.clock_seconds,
             num_examples=progress.num_examples,
+            device_changes=progress.device_changes,
         ),
     )
     save_bert_dir(model, run.bert_config, run.vocab, run.bert, overwrite=True)

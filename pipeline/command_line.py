@@ -9,6 +9,7 @@ import select
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
 from pipeline import VERSION
@@ -18,7 +19,7 @@ _INSTALLED_PREFIX = "two-headed-bert-"
 # What the extra `train` installs and a worker of the preprocessing job does without.
 _TRAINING_MODULES = ("jinja2", "keras_bert", "matplotlib", "sklearn", "tensorboard", "tensorflow", "tf_keras")
 _TENSORFLOW_LOGGERS = ("absl", "tensorflow")
-GPU_DRIVER = "/proc/driver/nvidia/version"
+GPU_DRIVER = Path("/proc/driver/nvidia/version")
 # As shells report a command that a signal ended: 128 and the signal's number.
 _INTERRUPTED_STATUS = 130  # SIGINT
 _BROKEN_PIPE_STATUS = 141  # SIGPIPE
@@ -198,9 +199,9 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     _configure_logging(debug)
-    # TensorFlow reads this once, when it is imported. Where there is a GPU, it may have to say why it does not use it.
-    if not debug and not os.path.exists(GPU_DRIVER):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not debug:
+        # TensorFlow reads this once, when it is imported. Where there is a GPU, a warning says why it does not use it.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if GPU_DRIVER.exists() else "3")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A label that the terminal's encoding lacks must not turn finished work into a failure.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -11,7 +11,11 @@ from tests.support.real_data import DATA_DIR_VARIABLE, NEEDS_ONNX, NEEDS_TRANSFO
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# `make test-gpu` alone is for GPUs, and says so.
+if os.environ.get("CUDA_VISIBLE_DEVICES") == "all":
+    del os.environ["CUDA_VISIBLE_DEVICES"]
+else:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 # What a shell without job control runs in the background ignores Ctrl-C, and hands that on to the processes it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

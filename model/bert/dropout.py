@@ -13,12 +13,13 @@ Outside `dropout_rng` the layers draw from TensorFlow's global generator, as Ker
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
+from model.bert import kernels
 from pipeline.errors import OptionError
 
 # The second word of a stateless seed is step * 2**22 + replica * 2**10 + layer: no two of them can meet.
@@ -128,5 +129,13 @@ class SeededDropout(tf_keras.layers.Layer):
         """Return `x` with dropped elements 0 and the others scaled by 1 / keep_probability, if training."""
         if not training or self.rate == 0:
             return x
-        mask = tf.cast(keep_mask(tf.shape(x), rate=self.rate, layer_index=self.layer_index), x.dtype)
-        return x * (mask * tf.cast(1.0 / keep_probability(self.rate), x.dtype))
+        mask = keep_mask(tf.shape(x), rate=self.rate, layer_index=self.layer_index)
+
+        @tf.custom_gradient
+        def drop(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            def scale_kept(x: tf.Tensor) -> tf.Tensor:
+                return tf.where(mask, kernels.scale(x, 1.0 / keep_probability(self.rate)), tf.zeros([], x.dtype))
+
+            return scale_kept(x), scale_kept
+
+        return drop(x)

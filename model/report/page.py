@@ -308,7 +308,8 @@ def _speed(report: Report) -> Table:
     evaluation, training = report.evaluation, report.training
     evaluated = f"evaluation of {evaluation.split}, start-up included"
     rows = [
-        ("training", training.num_examples, training.seconds, training.examples_per_second),
+        ("training steps", training.num_examples, training.seconds, training.examples_per_second),
+        ("training by the clock", training.num_examples, training.clock_seconds, training.examples_per_clock_second),
         (evaluated, evaluation.num_examples, evaluation.seconds, evaluation.examples_per_second),
     ]
     return Table(

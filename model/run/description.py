@@ -55,13 +55,19 @@ class RunOrigin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedDevices:
-    """The devices a run is on; others change rounding and dropout noise."""
+    """The devices a run is on, and how they compute; others change rounding and dropout noise.
+
+    Attributes:
+        tf32: whether products are TF32, which float32 is on GPUs that have it.
+    """
 
     strategy: Literal["one_device", "mirrored", "multi_worker"]
     num_replicas: int
     num_workers: int
+    accumulate_steps: int
     xla: bool
     deterministic: bool
+    tf32: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -207,11 +207,14 @@ class RunDir:
                 )
         return old
 
-    def check_resumable(self, new: RunDescription) -> None:
+    def check_resumable(self, new: RunDescription) -> list[str]:
         """Check that the run here is unfinished and was started by the same command.
 
         Args:
             new: the content of `config.json` that the present command would write.
+
+        Returns:
+            What differs between the devices, and with it rounding and dropout noise.
 
         Raises:
             PipelineError: as `check_origin`.
@@ -237,6 +240,7 @@ class RunDir:
                 "continuing on other devices (%s): rounding and dropout noise will differ from an uninterrupted run",
                 "; ".join(changed),
             )
+        return changed
 
     def clear(self) -> None:
         """Remove everything a run has left here.

@@ -9,6 +9,7 @@ import tf_keras
 
 from model.bert.config import BertConfig
 from model.classifier import build_graph
+from model.config import AnswerPrecision
 from model.run.description import RunDescription
 from model.run.directory import RunDir, open_run_dir
 from model.run.report import Report
@@ -27,7 +28,7 @@ class FinishedRun:
         run: the directory.
         description: content of its `config.json`.
         report: content of its `report.json`.
-        model: with the weights of the best epoch; float32.
+        model: with the weights of the best epoch.
     """
 
     run: RunDir
@@ -56,8 +57,12 @@ class FinishedRun:
         return self.description.pairs
 
 
-def load_finished_run(path: str) -> FinishedRun:
+def load_finished_run(path: str, *, precision: AnswerPrecision = "float32") -> FinishedRun:
     """Load the model of a finished run; everything it needs is in the run's directory.
+
+    Args:
+        path: the run's directory.
+        precision: of products, whatever the run was trained in.
 
     Raises:
         MissingInputError: there is no run here, or it is not finished.
@@ -66,15 +71,20 @@ def load_finished_run(path: str) -> FinishedRun:
     run = open_run_dir(path)
     description = run.read_config()
     report = run.read_report()
-    return FinishedRun(run=run, description=description, report=report, model=load_final_model(run, description))
+    return FinishedRun(
+        run=run, description=description, report=report, model=load_final_model(run, description, precision=precision)
+    )
 
 
-def load_final_model(run: RunDir, description: RunDescription) -> tf_keras.Model:
-    """Build the model of a run's `weights.npz`, in float32 whatever it was trained in.
+def load_final_model(
+    run: RunDir, description: RunDescription, *, precision: AnswerPrecision = "float32"
+) -> tf_keras.Model:
+    """Build the model of a run's `weights.npz`, on the current strategy's devices.
 
     Args:
         run: the directory.
         description: content of its `config.json`.
+        precision: of products, as `load_finished_run`'s.
 
     Raises:
         MissingInputError, InputFormatError: `bert_config.json` or `weights.npz` is missing or damaged.
@@ -84,7 +94,7 @@ def load_final_model(run: RunDir, description: RunDescription) -> tf_keras.Model
         {head: len(names) for head, names in description.labels.items()},
         pooling=description.config.model.pooling,
         encoder=description.config.model.encoder,
-        policy="float32",
+        policy="float32" if precision == "float32" else f"mixed_{precision}",
     )
     load_model_weights(run.weights, model)
     return model

@@ -145,8 +145,9 @@ class TrainingSummary:
         best_epoch: counted from 1.
         epochs, steps: how many were trained.
         early_stopped: whether the run ended before its last planned step.
-        seconds, num_examples: spent in training steps, and the examples they saw; see
-            `model.training.training_state.Progress`.
+        seconds, num_examples: spent in training steps, and the examples they saw.
+        clock_seconds: since the first step, with validation and saving.
+        device_changes: see `model.training.training_state.Progress`.
     """
 
     monitored: str
@@ -156,12 +157,19 @@ class TrainingSummary:
     steps: int
     early_stopped: bool
     seconds: float
+    clock_seconds: float
     num_examples: int
+    device_changes: tuple[str, ...]
 
     @property
     def examples_per_second(self) -> float:
         """Examples per second in training steps."""
         return self.num_examples / max(self.seconds, 1e-9)
+
+    @property
+    def examples_per_clock_second(self) -> float:
+        """Examples per second of training, with validation and saving."""
+        return self.num_examples / max(self.clock_seconds, 1e-9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Ask a trained model: about a split's records, or about texts as they come."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -9,6 +10,8 @@ import tf_keras
 
 from model.report.metrics import Predictions
 from model.run.finished import FinishedRun, load_run_vocab
+from model.training.steps import STEPS_IN_FLIGHT, maybe_compiled
+from model.training.strategy import Devices
 from pipeline.corpus.documents import normalize_text
 from pipeline.dataset.schema import INDICES, SEGMENTS
 from pipeline.input_pipeline.reader import eval_dataset, explain_read_errors
@@ -21,20 +24,50 @@ _EMPTY = "nothing is left of it after normalization"
 _NO_TOKEN = "holds nothing but spaces and characters that are dropped"
 
 
-def make_predict_fn(model: tf_keras.Model, heads: Collection[str]) -> PredictFn:
+def make_predict_fn(
+    model: tf_keras.Model, heads: Collection[str], *, batch_size: int, devices: Devices | None = None, xla: bool = False
+) -> PredictFn:
     """Return the model as a function, traced once for batches of all shapes.
+
+    Args:
+        model: made in the scope of the devices' strategy.
+        heads: whose probabilities to return.
+        batch_size: rows of the largest batch.
+        devices: which answer together, each for a part of the rows; `None` for the current device.
+        xla: compile it. Batches are then padded to `batch_size` and to powers of two, so that there are few shapes.
 
     Returns:
         predict_fn({"indices", "segments"} -> int32 [B, L]), returning head -> probabilities float32 [B, classes].
     """
+    num_replicas = 1 if devices is None else devices.num_local_replicas
+    full_rows = -(-batch_size // num_replicas) * num_replicas
+    max_positions = model.get_layer("Embedding-Position").weights[0].shape[0]
     signature = [{name: tf.TensorSpec([None, None], tf.int32) for name in (INDICES, SEGMENTS)}]
 
-    @tf.function(input_signature=signature, autograph=False)
-    def predict(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def answer(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
         return {head: outputs[head] for head in heads}
 
-    predict_fn: PredictFn = predict
+    @tf.function(input_signature=signature, autograph=False)
+    def predict(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        answer_fn = maybe_compiled(answer, xla=xla)
+        if devices is None or num_replicas == 1:
+            return answer_fn(inputs)
+
+        def answer_rows(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return answer_fn(tf.nest.map_structure(devices.rows, inputs))
+
+        answers = devices.strategy.run(answer_rows, args=(inputs,))
+        return {head: tf.concat(devices.strategy.experimental_local_results(answers[head]), axis=0) for head in heads}
+
+    def predict_padded(inputs: Mapping[str, tf.Tensor | np.ndarray]) -> dict[str, tf.Tensor]:
+        num_rows, length = inputs[INDICES].shape
+        full_length = min(1 << (length - 1).bit_length(), max_positions) if xla else length
+        padding = [[0, full_rows - num_rows], [0, full_length - length]]
+        padded = {name: tf.pad(values, padding) for name, values in inputs.items()}
+        return {head: values[:num_rows] for head, values in predict(padded).items()}
+
+    predict_fn: PredictFn = predict_padded if xla or num_replicas > 1 else predict
     return predict_fn
 
 
@@ -46,6 +79,8 @@ def predict_split(
     heads: Collection[str],
     max_len: int | None = None,
     batch_size: int = 64,
+    devices: Devices | None = None,
+    xla: bool = False,
 ) -> Predictions:
     """Ask a model about every example of a split.
 
@@ -56,18 +91,28 @@ def predict_split(
         heads: whose labels and probabilities to return.
         max_len: texts are cut to this many tokens; `None` takes the dataset's.
         batch_size: texts at a time.
+        devices, xla: see `make_predict_fn`.
 
     Raises:
         MissingInputError, SchemaMismatchError, EmptySplitError, CorruptShardError: the dataset cannot be read.
     """
-    predict_fn = make_predict_fn(model, heads)
+    predict_fn = make_predict_fn(model, heads, batch_size=batch_size, devices=devices, xla=xla)
     labels: dict[str, list[np.ndarray]] = {head: [] for head in heads}
     probabilities: dict[str, list[np.ndarray]] = {head: [] for head in heads}
+    in_flight: collections.deque[dict[str, tf.Tensor]] = collections.deque()
+
+    def fetch(num_in_flight: int) -> None:
+        while len(in_flight) > num_in_flight:
+            for head, values in in_flight.popleft().items():
+                probabilities[head].append(values.numpy())
+
     with explain_read_errors(data_dir, split):
         for inputs, right in eval_dataset(data_dir, split, batch_size, max_len):
-            for head, values in predict_fn(inputs).items():
+            in_flight.append(predict_fn(inputs))
+            for head in heads:
                 labels[head].append(right[head].numpy())
-                probabilities[head].append(values.numpy())
+            fetch(STEPS_IN_FLIGHT)
+        fetch(0)
     return Predictions(
         labels={head: np.concatenate(parts) for head, parts in labels.items()},
         probabilities={head: np.concatenate(parts) for head, parts in probabilities.items()},
@@ -90,19 +135,24 @@ class TextPredictions:
 class Predictor:
     """A finished run, ready to label texts."""
 
-    def __init__(self, finished: FinishedRun, *, batch_size: int = 64):
+    def __init__(
+        self, finished: FinishedRun, *, batch_size: int = 64, devices: Devices | None = None, xla: bool = False
+    ):
         """Prepare.
 
         Args:
             finished: see `model.run.finished.load_finished_run`.
             batch_size: texts at a time; those of similar length go together.
+            devices, xla: see `make_predict_fn`.
 
         Raises:
             MissingInputError, InputFormatError: the run's vocabulary is missing or damaged.
         """
         self.labels = finished.labels
         self._tokenizer = Tokenizer(load_run_vocab(finished), max_len=finished.max_len, cased=finished.cased)
-        self._predict_fn = make_predict_fn(finished.model, finished.labels)
+        self._predict_fn = make_predict_fn(
+            finished.model, finished.labels, batch_size=batch_size, devices=devices, xla=xla
+        )
         self._batch_size = batch_size
 
     def predict(self, texts: Sequence[str]) -> TextPredictions:
@@ -120,6 +170,14 @@ class Predictor:
         probabilities = {
             head: np.full((len(texts), len(names)), np.nan, np.float32) for head, names in self.labels.items()
         }
+        in_flight: collections.deque[tuple[np.ndarray, dict[str, tf.Tensor]]] = collections.deque()
+
+        def fetch(num_in_flight: int) -> None:
+            while len(in_flight) > num_in_flight:
+                batch, outputs = in_flight.popleft()
+                for head, values in outputs.items():
+                    probabilities[head][batch] = values.numpy()
+
         order = np.argsort(lengths, kind="stable")
         order = order[lengths[order] > NUM_EDGE_TOKENS]
         for start in range(0, order.size, self._batch_size):
@@ -128,7 +186,7 @@ class Predictor:
             for place, row in enumerate(batch.tolist()):
                 ids = rows.ids[rows.row_splits[row] : rows.row_splits[row + 1]]
                 indices[place, : ids.size] = ids
-            outputs = self._predict_fn({INDICES: indices, SEGMENTS: np.zeros_like(indices)})
-            for head, values in outputs.items():
-                probabilities[head][batch] = values.numpy()
+            in_flight.append((batch, self._predict_fn({INDICES: indices, SEGMENTS: np.zeros_like(indices)})))
+            fetch(STEPS_IN_FLIGHT)
+        fetch(0)
         return TextPredictions(probabilities=probabilities, errors=errors)

@@ -19,11 +19,15 @@ import tf_keras
 from model.bert.dropout import dropout_rng
 from model.config import TrainConfig
 from model.training.optimizer import MIN_LOSS_SCALE, AdamW, LossScale, clip_by_norm
-from model.training.strategy import Devices
+from model.training.strategy import Devices, all_reduce
 from pipeline.dataset.schema import INDICES, SEGMENTS
 
 EXAMPLES, TOKENS, ALL_RIGHT = range(3)  # the sums that belong to no head
 NUM_COMMON_SUMS = 3
+
+# The host looks at results this many steps late, so that the device always has work queued. Several workers learn from
+# the same result that one of them was asked to stop, and all stop this many steps after it.
+STEPS_IN_FLIGHT = 4
 
 Batch = tuple[Mapping[str, tf.Tensor], Mapping[str, tf.Tensor], tf.Tensor]
 
@@ -95,6 +99,12 @@ def batch_signature(heads: Sequence[str]) -> Batch:
     return inputs, labels, tf.TensorSpec([None], tf.float32, "weights")
 
 
+def empty_batch(heads: Sequence[str], num_rows: int, length: int) -> Batch:
+    """Return a batch without real examples, which changes no weight and has sums of 0."""
+    inputs = {INDICES: tf.ones([num_rows, length], tf.int32), SEGMENTS: tf.zeros([num_rows, length], tf.int32)}
+    return inputs, dict.fromkeys(heads, tf.zeros([num_rows], tf.int32)), tf.zeros([num_rows])
+
+
 def num_sums(num_heads: int) -> int:
     """Return how many sums a step returns."""
     return NUM_COMMON_SUMS + 2 * num_heads
@@ -155,6 +165,11 @@ def metrics_from_sums(sums: Sequence[float] | np.ndarray, config: TrainConfig) -
     return metrics
 
 
+def maybe_compiled(function: Callable[..., Any], *, xla: bool) -> Callable[..., Any]:
+    """Return a function that XLA compiles, once for every shape of its arguments, or the function itself."""
+    return tf.function(function, jit_compile=True, autograph=False) if xla else function
+
+
 def make_train_step(
     model: tf_keras.Model,
     optimizer: AdamW,
@@ -173,7 +188,8 @@ def make_train_step(
         losses: head -> loss.
         devices: where it runs.
         config: seed, accumulation and clipping.
-        xla: compile each replica's forward and backward pass.
+        xla: compile what each replica computes: forward and backward pass, and, after the gradients are summed over
+            replicas, clipping and update.
         loss_scale: for float16.
 
     Returns:
@@ -181,7 +197,7 @@ def make_train_step(
           batch: (inputs, labels, weights), this worker's part; step: int64 scalar; learning_rate: float32 scalar;
           stop: float32 scalar, 1 on a worker that was asked to stop;
         returning what the module's docstring says, float32 [3 + 2·H + 3].
-        Weights stay as they are where the gradient is not finite.
+        Weights stay as they are where the gradient is not finite, and where the batch has no example of weight 1.
     """
     num_parts = config.batches.accumulate_steps
     variables = model.trainable_variables
@@ -202,13 +218,15 @@ def make_train_step(
         if num_parts == 1:
             return gradients_of_part(batch, step)
 
-        def add_part(index: tf.Tensor, gradients: list[tf.Tensor], sums: tf.Tensor) -> tuple[Any, ...]:
-            def rows(tensor: tf.Tensor) -> tf.Tensor:
-                size = tf.shape(tensor)[0] // num_parts
-                return tensor[index * size : (index + 1) * size]
+        def in_parts(tensor: tf.Tensor) -> tf.Tensor:
+            return tf.reshape(tensor, tf.concat([[num_parts, -1], tf.shape(tensor)[1:]], axis=0))
 
-            noise_step = step * num_parts + tf.cast(index, tf.int64)
-            more, more_sums = gradients_of_part(tf.nest.map_structure(rows, batch), noise_step)
+        parts = tf.nest.map_structure(in_parts, batch)
+
+        def add_part(index: tf.Tensor, gradients: list[tf.Tensor], sums: tf.Tensor) -> tuple[Any, ...]:
+            # XLA needs every shape when it compiles: a gathered part has one, a slice between computed bounds has none.
+            part = tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), parts)
+            more, more_sums = gradients_of_part(part, step * num_parts + tf.cast(index, tf.int64))
             return index + 1, [a + b for a, b in zip(gradients, more, strict=True)], sums + more_sums
 
         start = (tf.constant(0), [tf.zeros(v.shape) for v in variables], tf.zeros([num_sums(len(losses))]))
@@ -217,42 +235,46 @@ def make_train_step(
         )
         return gradients, sums
 
-    compiled = tf.function(gradients_of_batch, jit_compile=True, autograph=False) if xla else gradients_of_batch
-
     def replica_step(batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> tuple[Any, ...]:
-        gradients, sums = compiled(tf.nest.map_structure(devices.rows, batch), step)
-        sums = tf.concat([sums, [stop]], axis=0)
-        replica = tf.distribute.get_replica_context()
-        if devices.num_replicas > 1:
-            gradients, sums = replica.all_reduce("SUM", [gradients, sums])
+        gradients, sums = maybe_compiled(gradients_of_batch, xla=xla)(tf.nest.map_structure(devices.rows, batch), step)
+        return all_reduce(devices, (gradients, tf.concat([sums, [stop]], axis=0)))
+
+    def update(gradients: list[tf.Tensor], sums: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+        """Learn from the summed gradients of all replicas, on one device."""
+        used_scale = tf.identity(scale)
         # The mean over the whole batch's real examples: a mean of means would weigh examples by their replica.
         gradients, norm = clip_by_norm(
-            gradients, config.learning.clip_norm, num_summed=tf.maximum(sums[EXAMPLES], 1.0) * scale
+            gradients, config.learning.clip_norm, num_summed=tf.maximum(sums[EXAMPLES], 1.0) * used_scale
         )
         finite = tf.reduce_all(tf.math.is_finite(sums)) & tf.math.is_finite(norm)
-        return gradients, tf.concat([sums, [norm, scale]], axis=0), finite
+        has_examples = sums[EXAMPLES] > 0
+        if loss_scale is not None:
+            loss_scale.adjust(tf.where(finite, tf.cast(has_examples, tf.int64), -1))
+        optimizer.apply(gradients, learning_rate, finite & has_examples)
+        return tf.concat([sums, [norm, used_scale]], axis=0)
 
-    def first(value: Any) -> tf.Tensor:
-        return devices.strategy.experimental_local_results(value)[0]
+    def update_one(_: tf.Variable, *summed: Any) -> tf.Tensor:
+        return maybe_compiled(update, xla=xla)(*summed)
 
     # No Python here depends on a tensor; rewriting it for that case (autograph) would take half of the tracing time.
     # One trace for batches of all shapes: tracing BERT-base takes many seconds, and buckets make many shapes. A trace
     # that became general only at the second shape would also compute the first otherwise after a restart than before.
     @tf.function(input_signature=[batch_signature(config.model.heads), *STEP_SIGNATURE], autograph=False)
     def train_step(batch: Batch, step: tf.Tensor, learning_rate: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-        gradients, outcome, finite = devices.strategy.run(replica_step, args=(batch, step, stop))
-        is_finite = first(finite)
-        if loss_scale is not None:
-            loss_scale.adjust(is_finite)
-        tf.cond(is_finite, lambda: optimizer.apply(gradients, learning_rate), lambda: None)
-        return first(outcome)
+        gradients, sums = devices.strategy.run(replica_step, args=(batch, step, stop))
+        # Once per device: in this context a variable is that device's copy.
+        outcomes = devices.strategy.extended.update(
+            variables[0], update_one, args=(gradients, sums, learning_rate), group=False
+        )
+        outcome: tf.Tensor = outcomes[0]
+        return outcome
 
     step_fn: Callable[[Batch, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] = train_step
     return step_fn
 
 
 def make_eval_step(
-    model: tf_keras.Model, config: TrainConfig, devices: Devices
+    model: tf_keras.Model, config: TrainConfig, devices: Devices, *, xla: bool
 ) -> Callable[[Batch, tf.Tensor], tf.Tensor]:
     """Return the function that measures one global batch, without smoothing or class weights.
 
@@ -260,19 +282,24 @@ def make_eval_step(
         model: inputs to {head: logits float32 [B, classes]}, made in the strategy's scope.
         config: which heads, in the order of the sums.
         devices: where it runs.
+        xla: compile what each replica computes.
 
     Returns:
         step_fn(batch, stop), as `make_train_step`'s; returning what the module's docstring says, float32 [3 + 2·H + 1].
     """
 
-    def replica_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:
-        inputs, labels, weights = tf.nest.map_structure(devices.rows, batch)
+    def sums_of_rows(batch: Batch) -> tf.Tensor:
+        inputs, labels, _ = batch
         logits = model([inputs[INDICES], inputs[SEGMENTS]], training=False)
         losses = {
             head: tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels[head], logits=logits[head])
             for head in config.model.heads
         }
-        return tf.concat([_batch_sums(losses, logits, (inputs, labels, weights)), [stop]], axis=0)
+        return _batch_sums(losses, logits, batch)
+
+    def replica_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:
+        rows = tf.nest.map_structure(devices.rows, batch)
+        return tf.concat([maybe_compiled(sums_of_rows, xla=xla)(rows), [stop]], axis=0)
 
     @tf.function(input_signature=[batch_signature(config.model.heads), STOP_SIGNATURE], autograph=False)
     def eval_step(batch: Batch, stop: tf.Tensor) -> tf.Tensor:

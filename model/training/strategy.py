@@ -9,17 +9,37 @@ batch, and every replica takes its own rows of that:
 import contextlib
 import dataclasses
 import json
+import logging
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import tensorflow as tf
+from tensorflow.python.eager import context as tf_context
 
 from model.config import TrainConfig
+from pipeline.command_line import GPU_DRIVER
 from pipeline.errors import OptionError, WorkerDiedError, one_line
 
 FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere; before it, bfloat16 is emulated
 FIRST_FLOAT16_CAPABILITY = (7, 0)  # Volta, the first with tensor cores
+FIRST_TF32_CAPABILITY = (8, 0)
+# What TensorFlow says where XLA finds no `ptxas` or `libdevice`, or where both are older than the GPU.
+_NO_COMPILER = re.compile(
+    r"ptxas|libdevice|no kernel image is available|CUDA_ERROR_(NO_BINARY|INVALID_PTX|UNSUPPORTED_PTX)", re.IGNORECASE
+)
+
+# Gradients are summed over replicas in packs of about this size: the first packs travel while later gradients are still
+# computed (without XLA, whose gradients are all ready at the same time) or packed.
+BYTES_PER_PACK = 32 << 20
+SMALLER_EVALUATION = "a smaller --eval_batch_size, with which the run continues"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +101,7 @@ class Devices:
         num_replicas: over all workers.
         num_workers, worker_index: 1 and 0 unless there are several machines.
         on_gpu: whether replicas run on GPUs.
+        compute_capability: the least of this worker's GPUs, such as (8, 0); (0, 0) without GPUs.
     """
 
     strategy: tf.distribute.Strategy
@@ -90,6 +111,13 @@ class Devices:
     num_workers: int
     worker_index: int
     on_gpu: bool
+    compute_capability: tuple[int, int] = (0, 0)
+
+    @property
+    def computes_in_tf32(self) -> bool:
+        """Whether float32 products are TF32: 10 bits of mantissa instead of 23, and many times as fast."""
+        enabled = bool(tf.config.experimental.tensor_float_32_execution_enabled())
+        return self.on_gpu and self.compute_capability >= FIRST_TF32_CAPABILITY and enabled
 
     @property
     def is_chief(self) -> bool:
@@ -143,23 +171,39 @@ class Devices:
             )
 
 
+def all_reduce(devices: Devices, tensors: Any) -> Any:
+    """Sum tensors over all replicas; to be called in a replica's context.
+
+    Args:
+        devices: where it runs.
+        tensors: a structure of dense tensors.
+    """
+    if devices.num_replicas == 1:
+        return tensors
+    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=BYTES_PER_PACK)
+    return tf.distribute.get_replica_context().all_reduce("SUM", tensors, options)
+
+
 @contextlib.contextmanager
-def explain_device_errors(smaller_batch: str = "--batch_size") -> Iterator[None]:
+def explain_device_errors(remedy: str = "a smaller --batch_size") -> Iterator[None]:
     """Turn what TensorFlow says about its devices, while they compute, into our errors.
 
     Args:
-        smaller_batch: the option that helps where memory is short.
+        remedy: what to use where memory is short.
 
     Raises:
-        OptionError: a batch does not fit into memory.
+        OptionError: a batch does not fit into memory, or XLA cannot compile for this GPU.
         WorkerDiedError: another worker is gone.
     """
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
+        raise OptionError(f"a batch does not fit into the memory of a device; use {remedy}") from error
+    except (tf.errors.InternalError, tf.errors.NotFoundError, tf.errors.UnimplementedError) as error:
+        if not _NO_COMPILER.search(error.message):
+            raise
         raise OptionError(
-            f"a batch does not fit into the memory of a device; use a smaller {smaller_batch}, with --restart or "
-            "another --output"
+            f"XLA cannot compile for this GPU ({one_line(error.message)[:200]}); --xla off trains without it"
         ) from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         raise WorkerDiedError(
@@ -196,10 +240,15 @@ def open_devices(config: TrainConfig) -> Devices:
     gpus = tf.config.list_physical_devices("GPU")
     kind = _resolve_kind(config, cluster, num_gpus=len(gpus))
     use_gpus = bool(gpus) and config.devices.cpu_replicas is None
+    if not gpus and config.devices.cpu_replicas is None:
+        warn_of_unused_gpus()
     if use_gpus:
-        _grow_memory_on_demand(gpus)
+        gpus = gpus[:1] if kind == "one_device" else gpus
+        _prepare_gpus(gpus)
     if kind == "multi_worker":
         strategy: tf.distribute.Strategy = _join_cluster()
+        if cluster is not None:
+            check_equal_workers(_exchange(cluster, len(strategy.extended.worker_devices)))
     elif kind == "mirrored":
         strategy = tf.distribute.MirroredStrategy(
             [f"GPU:{index}" for index in range(len(gpus))]
@@ -216,7 +265,78 @@ def open_devices(config: TrainConfig) -> Devices:
         num_workers=len(cluster.addresses) if cluster and kind == "multi_worker" else 1,
         worker_index=cluster.index if cluster and kind == "multi_worker" else 0,
         on_gpu=use_gpus,
+        compute_capability=least_compute_capability(gpus) if use_gpus else (0, 0),
     )
+
+
+def open_local_devices() -> Devices:
+    """Start TensorFlow on all GPUs of this machine, or on its CPU, for a model that only answers."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        warn_of_unused_gpus()
+    _prepare_gpus(gpus)
+    names = [f"GPU:{index}" for index in range(len(gpus))] or ["CPU:0"]
+    strategy = tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.OneDeviceStrategy(names[0])
+    return Devices(
+        strategy=strategy,
+        kind="mirrored" if len(names) > 1 else "one_device",
+        names=tuple(strategy.extended.worker_devices),
+        num_replicas=len(names),
+        num_workers=1,
+        worker_index=0,
+        on_gpu=bool(gpus),
+        compute_capability=least_compute_capability(gpus),
+    )
+
+
+def warn_of_unused_gpus(driver: Path = GPU_DRIVER) -> None:
+    """Say what is missing where there is an NVIDIA driver, but TensorFlow, asked for GPUs, sees none."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if driver.exists() and hidden not in ("", "-1"):
+        logger.warning(
+            "this machine has an NVIDIA driver, but TensorFlow sees no GPU, so the CPU computes; CUDA's libraries come "
+            "with: pip install 'tensorflow[and-cuda]==%s'; --debug shows TensorFlow's reason",
+            tf.__version__,
+        )
+
+
+def describe_gpus(devices: Devices) -> list[str]:
+    """Return a line for each GPU of this process, and one for what they share; nothing without GPUs."""
+    if not devices.on_gpu:
+        return []
+    found = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.get_visible_devices("GPU")]
+    lines = [
+        f"{gpu.get('device_name', 'a GPU')}, compute capability {'.'.join(map(str, gpu.get('compute_capability', ())))}"
+        for gpu in found
+    ]
+    smi = shutil.which("nvidia-smi")
+    if smi is not None:
+        query = [smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        said = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+        lines += [f"nvidia-smi: {line.strip()}" for line in said.splitlines()]
+    cuda = tf.sysconfig.get_build_info().get("cuda_version", "none")
+    return [*lines, f"CUDA {cuda}, TF32 {'on' if devices.computes_in_tf32 else 'off'}"]
+
+
+def _exchange(cluster: Cluster, number: int) -> list[int]:
+    """Tell every worker a number, and return all of theirs, in order."""
+    context = tf_context.context()
+    context.set_config_key_value(f"two_headed_bert/num_devices/{cluster.index}", str(number))
+    keys = [f"two_headed_bert/num_devices/{index}" for index in range(len(cluster.addresses))]
+    return [int(context.get_config_key_value(key)) for key in keys]
+
+
+def check_equal_workers(num_devices: Sequence[int]) -> None:
+    """Check that all workers have as many devices.
+
+    Raises:
+        OptionError: they have not.
+    """
+    if len(set(num_devices)) > 1:
+        raise OptionError(
+            f"TF_CONFIG: the workers have {', '.join(map(str, num_devices))} devices, in order; every batch is divided "
+            "evenly, so show each the same number with CUDA_VISIBLE_DEVICES"
+        )
 
 
 def _resolve_kind(
@@ -254,10 +374,12 @@ def _join_cluster() -> tf.distribute.Strategy:
         ) from error
 
 
-def _grow_memory_on_demand(gpus: list[Any]) -> None:
-    for gpu in gpus:
-        # Too late once TensorFlow has started, where the memory is taken already.
-        with contextlib.suppress(RuntimeError):
+def _prepare_gpus(gpus: list[Any]) -> None:
+    """Let TensorFlow use these GPUs alone, and take their memory as it needs it."""
+    # Too late once TensorFlow has started, where the memory is taken already.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices(gpus, "GPU")
+        for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
@@ -282,24 +404,29 @@ def resolve_policy(config: TrainConfig, devices: Devices) -> str:
     they have tensor cores.
 
     Raises:
-        OptionError: float16 on a CPU.
+        OptionError: float16 on a CPU, or bfloat16 on a GPU that has none.
     """
     if config.devices.precision == "float16" and not devices.on_gpu:
         raise OptionError(
             "--precision float16: this CPU would emulate it, slower than float32; use bfloat16 or float32 on a CPU"
         )
+    has_bfloat16 = not devices.on_gpu or devices.compute_capability >= FIRST_BFLOAT16_CAPABILITY
+    if config.devices.precision == "bfloat16" and not has_bfloat16:
+        capability = ".".join(map(str, devices.compute_capability))
+        raise OptionError(
+            f"--precision bfloat16: a GPU of compute capability {capability} would emulate it; use float16, or auto"
+        )
     if config.devices.precision == "auto":
         if not devices.on_gpu or config.model.encoder == "keras_bert":
             return "float32"
-        capability = _least_compute_capability()
-        if capability >= FIRST_BFLOAT16_CAPABILITY:
+        if has_bfloat16:
             return "mixed_bfloat16"
-        return "mixed_float16" if capability >= FIRST_FLOAT16_CAPABILITY else "float32"
+        return "mixed_float16" if devices.compute_capability >= FIRST_FLOAT16_CAPABILITY else "float32"
     return "float32" if config.devices.precision == "float32" else f"mixed_{config.devices.precision}"
 
 
-def _least_compute_capability() -> tuple[int, int]:
-    gpus = tf.config.list_physical_devices("GPU")
+def least_compute_capability(gpus: Sequence[Any]) -> tuple[int, int]:
+    """Return the least compute capability of some GPUs; (0, 0) for none."""
     details = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
     return min(details, default=(0, 0))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from model.files import remove, replace_directory, sync_path, temporary_sibling, write_text
 from model.run.weights import assign_arrays, write_arrays
@@ -29,6 +30,7 @@ from pipeline.errors import InputFormatError, MissingInputError, OutputWriteErro
 STATE_FORMAT = 2
 ARRAYS_NAME = "arrays.npz"
 STATE_NAME = "state.json"
+WEIGHTS_PREFIX = "weights/"  # of the names of the model's own weights among the arrays
 _STATE_DIR = re.compile(r"step-(\d{8,})(-epoch-\d{3,})?")
 
 logger = logging.getLogger(__name__)
@@ -44,10 +46,13 @@ class Progress:
         epoch: the current epoch, from 0.
         epoch_step: batches seen in this epoch.
         epoch_sums: sums over this epoch's examples so far, as `model.training.steps` orders them; empty at its
-        beginning. rows: one for each finished epoch, the rows of `metrics.csv`.
+            beginning.
+        rows: one for each finished epoch, the rows of `metrics.csv`.
         monitor: counters of the monitored metric.
-        train_seconds, num_examples: time spent in training steps, and the examples they saw; without the first step
-            of each process.
+        device_changes: what changed when the run was continued on other devices, from which step on.
+        num_skipped: steps in a row, the last one included, whose update was left out for a loss that is not finite.
+        train_seconds, num_examples: time spent in training steps, and the examples they saw.
+        clock_seconds: time since the first step, with validation and saving, up to the last saved state.
     """
 
     run_id: str
@@ -57,8 +62,11 @@ class Progress:
     epoch_sums: tuple[float, ...] = ()
     rows: tuple[Mapping[str, int | float], ...] = ()
     monitor: Monitor = dataclasses.field(default_factory=Monitor)
+    device_changes: tuple[str, ...] = ()
+    num_skipped: int = 0
     train_seconds: float = 0.0
     num_examples: int = 0
+    clock_seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -105,13 +113,13 @@ def list_states(states_dir: Path) -> list[Path]:
     return [states_dir / match[0] for match in sorted(matches, key=lambda match: (int(match[1]), match[2] or ""))]
 
 
-def save_state(states_dir: Path, progress: Progress, variables: Mapping[str, Any], *, keep: int) -> Path:
+def save_state(states_dir: Path, progress: Progress, arrays: Mapping[str, np.ndarray], *, keep: int) -> Path:
     """Save a state, then remove the oldest beyond `keep`.
 
     Args:
         states_dir: made if it is not there.
         progress: names the state.
-        variables: name -> TensorFlow variable.
+        arrays: name -> value.
         keep: states to keep, at least 1.
 
     Returns:
@@ -124,7 +132,7 @@ def save_state(states_dir: Path, progress: Progress, variables: Mapping[str, Any
     temporary = temporary_sibling(final)
     try:
         temporary.mkdir(parents=True)
-        write_arrays(temporary / ARRAYS_NAME, ((name, variable.numpy()) for name, variable in variables.items()))
+        write_arrays(temporary / ARRAYS_NAME, arrays.items())
         write_text(temporary / STATE_NAME, progress.to_json())
         sync_path(temporary)
         # There may be one of this name: damaged, or where a continued run was stopped again before its next step.

@@ -17,7 +17,7 @@ The plan enters as tensors, so one `tf.data` iterator serves every epoch.
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -332,6 +332,23 @@ def mask_partial_batches(dataset: tf.data.Dataset, full_rows: int | Mapping[int,
         return inputs, labels, tf.cast(tf.range(full) < shape[0], tf.float32)
 
     return dataset.map(mask, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def pad_lengths(dataset: tf.data.Dataset, lengths: Sequence[int]) -> tf.data.Dataset:
+    """Pad every batch further, to the first of some lengths that it fits into.
+
+    Args:
+        dataset: elements (x, y).
+        lengths: in rising order; no batch is longer than the last.
+    """
+    edges = tf.constant(lengths, tf.int32)
+
+    def pad(inputs: dict[str, tf.Tensor], labels: dict[str, tf.Tensor]) -> tuple[Any, Any]:
+        length = tf.shape(inputs[INDICES])[1]
+        missing = tf.reduce_min(tf.boolean_mask(edges, edges >= length)) - length
+        return {name: tf.pad(values, [[0, 0], [0, missing]]) for name, values in inputs.items()}, labels
+
+    return dataset.map(pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def read_batches(stored: StoredSplit, plan: EpochPlan, windows: list[WindowPlan]) -> tf.data.Dataset:

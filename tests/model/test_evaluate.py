@@ -97,19 +97,15 @@ def test_labels_are_matched_by_name(run, tmp_path, capsys):
     numbers = np.arange(len(TEXTS))
     right = {"category": np.array(names[0])[numbers % 3], "second": np.array(names[1])[numbers % 2]}
     known = right["category"] != "医学"
-    assert report["unknown_labels"] == {"category": {"医学": 4}, "second": {}}
-    assert report["num_examples"] == len(TEXTS)
-    category, second = report["heads"]["category"], report["heads"]["second"]
-    assert category["accuracy"] == pytest.approx((predicted["category"] == right["category"])[known].mean())
-    assert second["accuracy"] == pytest.approx((predicted["second"] == right["second"]).mean())
-    assert [(cell["label"], cell["support"]) for cell in category["classes"]] == [
-        ("体育", 3),
-        ("财经/交易", 0),
-        ("娱乐", 4),
-    ]
-    assert [(cell["label"], cell["support"]) for cell in second["classes"]] == [("动", 5), ("静", 6)]
+    assert report.unknown_labels == {"category": {"医学": 4}}
+    assert report.num_examples == len(TEXTS)
+    category, second = report.heads["category"], report.heads["second"]
+    assert category.accuracy == pytest.approx((predicted["category"] == right["category"])[known].mean())
+    assert second.accuracy == pytest.approx((predicted["second"] == right["second"]).mean())
+    assert [(own.label, own.support) for own in category.classes] == [("体育", 3), ("财经/交易", 0), ("娱乐", 4)]
+    assert [(own.label, own.support) for own in second.classes] == [("动", 5), ("静", 6)]
     both = (predicted["category"] == right["category"]) & (predicted["second"] == right["second"])
-    assert report["exact_match"] == pytest.approx(both[known].mean())
+    assert report.exact_match == pytest.approx(both[known].mean())
     sentence = "category: 4 examples with labels that the run does not know are left out (医学 4)"
     assert capsys.readouterr().out.splitlines()[-1] == sentence
     assert sentence in (output / "report.html").read_text("utf-8")

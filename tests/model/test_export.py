@@ -285,8 +285,9 @@ def test_refuses_outputs_and_options_that_cannot_work(run, tmp_path):
         export_run(str(run), "gs://bucket/model")
     with pytest.raises(OptionError, match=r"exp\[1\].*cannot load a model from there"):
         export_run(str(run), str(tmp_path / "exp[1]" / "1"))
-    for options, message in (({"data_dir": "data"}, "--data"), ({"decode": "joint"}, "--decode")):
-        with pytest.raises(OptionError, match=f"{message}: only used with --format saved_model, not hf"):
+    for option, value in (("data", "data"), ("decode", "joint"), ("precision", "bfloat16")):
+        options = {"data_dir" if option == "data" else option: value}
+        with pytest.raises(OptionError, match=f"--{option}: only used with --format saved_model, not hf"):
             export_run(str(run), str(tmp_path / "hf"), form="hf", **options)
     assert list(tmp_path.iterdir()) == []
 

@@ -64,7 +64,11 @@ def train(inputs, path, **options):
     real_sums, real_make_train_step = model.training.steps._batch_sums, model.trainer.make_train_step
 
     def batch_sums(losses, logits, batch):
-        tf.numpy_function(lambda ids: computed.append((*ids.shape, int(ids.sum()))), [batch[0]["indices"]], [])
+        def note(ids, weights):
+            if weights.sum() > 0:
+                computed.append((*ids.shape, int(ids.sum())))
+
+        tf.numpy_function(note, [batch[0]["indices"], batch[2]], [])
         return real_sums(losses, logits, batch)
 
     def make_train_step(logits, *arguments, **named):
@@ -72,7 +76,8 @@ def train(inputs, path, **options):
         step = real_make_train_step(logits, *arguments, **named)
 
         def step_fn(batch, number, learning_rate, stop):
-            rates.append(float(learning_rate))
+            if tf.reduce_sum(batch[2]) > 0:  # else it is made to be compiled
+                rates.append(float(learning_rate))
             return step(batch, number, learning_rate, stop)
 
         return step_fn

@@ -26,12 +26,13 @@ import model.training.loop
 import model.training.optimizer
 from model import evaluate
 from model.config import spell
-from model.run.description import Resolved, ResolvedBatches, ResolvedDevices
+from model.run.description import ResolvedBatches
 from model.run.directory import RunDir
 from model.run.finished import check_same_tokenizer, load_finished_run
 from model.run.weights import read_arrays
 from model.serving.predictor import predict_split
 from model.trainer import train_and_evaluate
+from model.training.loop import TrainingLoop
 from model.training.preemption import PreemptedError
 from model.training.training_state import list_states
 from pipeline.errors import (
@@ -47,6 +48,7 @@ from pipeline.errors import (
 from tests.support.runs import (
     IN_PROCESS,
     NUM_EXAMPLES,
+    RESOLVED,
     STEPS_PER_EPOCH,
     VOCAB,
     assert_same_results,
@@ -98,13 +100,10 @@ def test_leaves_what_one_needs(finished):
     assert page.count("<svg") == 4  # curves, lengths, and each head's calibration
     description = RunDir(run).read_config()
     assert description.config == config
-    assert description.resolved == Resolved(
-        precision="float32",
-        devices=ResolvedDevices(strategy="one_device", num_replicas=1, num_workers=1, xla=False, deterministic=False),
-        batches=ResolvedBatches(
-            bucket_lengths=(4, 7, 9, 12, 14, 16), bucket_rows=(8,) * 6, steps_per_epoch=STEPS_PER_EPOCH
-        ),
+    batches = ResolvedBatches(
+        bucket_lengths=(4, 7, 9, 12, 14, 16), bucket_rows=(8,) * 6, steps_per_epoch=STEPS_PER_EPOCH
     )
+    assert description.resolved == dataclasses.replace(RESOLVED, batches=batches)
     assert description.labels == {"category": ("a", "b", "c"), "second": ("x", "y")}
     assert description.label_pairs == {"a": ("x",), "b": ("x",), "c": ("y",)}
     assert description.max_len == 16
@@ -172,38 +171,40 @@ def test_a_finished_run_is_left_alone(finished):
     assert result_bytes(run) == before
 
 
-def interrupt_after_epoch(patched, name, epoch, signal_number):
-    """Send a signal once a function that the loop calls at an epoch's end has written that epoch."""
-    real = getattr(model.training.loop, name)
+@contextlib.contextmanager
+def interruption(method, *, step, signal_number):
+    """Send this process a signal after a method of the loop, once a training has done that many steps."""
+    real = getattr(TrainingLoop, method)
 
-    def write_and_interrupt(path, content):
-        real(path, content)
-        written = len(content) if name == "write_metrics_csv" else int(path.stem.split("-")[1])
-        if written == epoch:
+    def call_and_interrupt(loop, *arguments):
+        result = real(loop, *arguments)
+        if loop.progress.step == step:
             signal.raise_signal(signal_number)
+        return result
 
-    patched.setattr(model.training.loop, name, write_and_interrupt)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingLoop, method, call_and_interrupt)
+        yield
 
 
-def test_interruptions_do_not_change_the_result(undisturbed, tmp_path, monkeypatch):
+def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
     config, run, report = undisturbed
     config = with_options(config, output_dir=str(tmp_path / "run"))
     handler = signal.getsignal(signal.SIGTERM)
 
     # SIGTERM inside an epoch, after its last step, after the last epoch; an interrupt from the keyboard saves nothing.
-    for moment, number, signal_number, state in (
-        ("step", 7, signal.SIGTERM, "step-00000007"),
-        ("step", 9, signal.SIGINT, "step-00000008"),
-        ("step", 11, signal.SIGTERM, "step-00000011"),
-        ("save_model_weights", 1, signal.SIGINT, "step-00000011"),
-        ("write_metrics_csv", 2, signal.SIGTERM, "step-00000022-epoch-002"),
+    for method, step, signal_number, state in (
+        ("_step", 7, signal.SIGTERM, "step-00000007"),
+        ("_step", 9, signal.SIGINT, "step-00000008"),
+        ("_step", 11, signal.SIGTERM, "step-00000011"),
+        ("_validate", 11, signal.SIGINT, "step-00000011"),
+        ("_finish_epoch", 22, signal.SIGTERM, "step-00000022-epoch-002"),
     ):
-        on_step = interrupt_after(number, signal_number=signal_number) if moment == "step" else None
-        with monkeypatch.context() as patched:
-            if on_step is None:
-                interrupt_after_epoch(patched, moment, number, signal_number)
-            with pytest.raises((PreemptedError, KeyboardInterrupt)) as raised:
-                train_and_evaluate(config, on_step=on_step)
+        with (
+            interruption(method, step=step, signal_number=signal_number),
+            pytest.raises((PreemptedError, KeyboardInterrupt)) as raised,
+        ):
+            train_and_evaluate(config)
         if signal_number == signal.SIGTERM:
             assert str(raised.value).startswith("stopped by SIGTERM")
         assert list_states(tmp_path / "run" / "state")[-1].name == state
@@ -265,7 +266,7 @@ def test_the_state_of_another_run_is_refused(inputs, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path):
-    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path))
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), max_skipped_steps=0)
 
     def spoil_weights(loop):
         if loop.progress.step == 6:
@@ -275,6 +276,38 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
         train_and_evaluate(config, on_step=spoil_weights)
     assert (error.value.head, error.value.step) == ("second", 7)
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
+
+
+def test_a_batch_without_a_finite_loss_is_left_out_and_counted(inputs, tmp_path, monkeypatch, caplog):
+    """Continuing meets the same batch again: it must neither end the run for good, nor count in any mean."""
+    real_make_train_step, steps = model.trainer.make_train_step, []
+
+    def make_train_step(*arguments, **options):
+        step = real_make_train_step(*arguments, **options)
+
+        def step_fn(batch, number, learning_rate, stop):
+            weights = batch[2] * np.nan if int(number) in bad_steps and steps else batch[2]
+            steps.append(int(number))
+            return step((*batch[:2], weights), number, learning_rate, stop)
+
+        return step_fn
+
+    monkeypatch.setattr(model.trainer, "make_train_step", make_train_step)
+    config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), max_skipped_steps=2, epochs=1)
+    bad_steps = {3, 5, 6, 7}
+    with pytest.raises(NonFiniteLossError, match="the loss of head 'category' is nan at step 8") as error:
+        train_and_evaluate(config)
+    assert error.value.step == 8
+    # The fault may be looked at, and the run go on; what was left out before is still left out.
+    with pytest.raises(NonFiniteLossError, match="is nan at step 8"):
+        train_and_evaluate(config)
+    train_and_evaluate(with_options(config, max_skipped_steps=3))
+    assert "4 of 11 updates were left out so far: their gradients were not finite" in caplog.messages
+    assert sum("its update is left out" in message for message in caplog.messages) >= 8
+    state = dict(read_arrays(list_states(tmp_path / "run" / "state")[-1] / "arrays.npz"))
+    assert int(state["num_updates"]) == STEPS_PER_EPOCH - 4
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as stream:
+        assert all(np.isfinite(float(value)) for row in csv.DictReader(stream) for value in row.values())
 
 
 def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_path, monkeypatch):
@@ -306,7 +339,10 @@ def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(input
     with pytest.raises(NonFiniteLossError, match=r"the gradient's norm is (inf|nan) at step") as error:
         train_and_evaluate(config, on_step=large_gradients_after_an_epoch)
     assert error.value.step > STEPS_PER_EPOCH + 10
-    assert any(re.fullmatch(r"\d of 11 updates were left out so far: float16 overflowed", m) for m in caplog.messages)
+    assert any(
+        re.fullmatch(r"\d of 11 updates were left out so far: their gradients were not finite", m)
+        for m in caplog.messages
+    )
 
 
 def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):
@@ -315,7 +351,7 @@ def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(model.trainer, "make_train_step", lambda *_, **__: train_step)
     with pytest.raises(
-        OptionError, match="use a smaller --batch_tokens, or a larger --accumulate_steps, with --restart"
+        OptionError, match="use a larger --accumulate_steps, with which the run continues, or a smaller --batch_tokens"
     ):
         train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), batch_tokens=64))
 

@@ -173,14 +173,14 @@ def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "has_gpu", "level"), [((), False, "3"), (("--debug",), False, None), ((), True, None)]
+    ("arguments", "has_gpu", "level"), [((), False, "3"), ((), True, "1"), (("--debug",), True, None)]
 )
 def test_tensorflow_is_quiet_unless_it_may_have_to_explain_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], has_gpu: bool, level: str | None
 ) -> None:
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")  # so that it is restored
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
-    monkeypatch.setattr(command_line, "GPU_DRIVER", str(tmp_path if has_gpu else tmp_path / "none"))
+    monkeypatch.setattr(command_line, "GPU_DRIVER", tmp_path if has_gpu else tmp_path / "none")
     assert run(None, *arguments) == 0
     assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
 

@@ -101,6 +101,7 @@ def make_finished_run(path: Path, *, cased: bool = False, **options: object) -> 
                 decoding=None,
                 unseen_pairs=None,
                 seconds=1.0,
+                unknown_labels={},
             ),
             training=TrainingSummary(
                 monitored=config.learning.monitored,
@@ -110,7 +111,9 @@ def make_finished_run(path: Path, *, cased: bool = False, **options: object) -> 
                 steps=2,
                 early_stopped=False,
                 seconds=1.0,
+                clock_seconds=2.0,
                 num_examples=22,
+                device_changes=(),
             ),
         )
     )

@@ -29,7 +29,15 @@ RESULT_FILES = (
 
 RESOLVED = Resolved(
     precision="float32",
-    devices=ResolvedDevices(strategy="one_device", num_replicas=1, num_workers=1, xla=False, deterministic=False),
+    devices=ResolvedDevices(
+        strategy="one_device",
+        num_replicas=1,
+        num_workers=1,
+        accumulate_steps=1,
+        xla=False,
+        deterministic=False,
+        tf32=False,
+    ),
     batches=ResolvedBatches(bucket_lengths=(8, 16), bucket_rows=(8, 8), steps_per_epoch=STEPS_PER_EPOCH),
 )
 
@@ -101,12 +109,12 @@ def with_options(config: TrainConfig, **options: Any) -> TrainConfig:
     return TrainConfig.from_options(**(config.options | options))
 
 
-def interrupt_after(step: int, *, signal_number: int = signal.SIGTERM) -> Callable[[TrainingLoop], None]:
-    """Return an `on_step` that sends this process a signal once a training has done that many steps."""
+def interrupt_after(step: int) -> Callable[[TrainingLoop], None]:
+    """Return an `on_step` that sends this process SIGTERM once a training has done that many steps."""
 
     def on_step(loop: TrainingLoop) -> None:
         if loop.progress.step == step:
-            signal.raise_signal(signal_number)
+            signal.raise_signal(signal.SIGTERM)
 
     return on_step
 

@@ -434,7 +434,7 @@ def test_row(kind: str, google_dir: Path, expected: np.ndarray, tmp_path: Path) 
         assert row.refused.replace("DIR", str(directory)) in str(caught.value)
         assert caught.value.exit_status == 2
         return
-    assert read_bert_dir(path).checkpoint_sha256()
+    assert read_bert_dir(path).checkpoint_sha256
     outputs = pooled_outputs(build_classifier(path, HEADS), random_batch(SMALL, [20, 9]))
     np.testing.assert_allclose(outputs, expected, atol=row.tolerance)
 

@@ -52,6 +52,28 @@ def test_the_rate_is_right(rate):
     np.testing.assert_allclose(dropped[dropped != 0], 1 / keep_probability(rate), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16, tf.float32])
+def test_dropout_keeps_the_mean_in_every_precision(dtype):
+    """1 / 0.9 alone is 1.109 in bfloat16: scaled by that, means would be 0.16 % too small."""
+    x = tf.cast(tf.random.stateless_uniform([1000, 1000], [1, 2], 0.5, 1.5), dtype)
+    with dropout_rng(0, 0):
+        mask = keep_mask(tf.shape(x), rate=0.1, layer_index=0)
+        dropped = SeededDropout(0.1, layer_index=0, dtype=dtype)(x, training=True)
+    wide = tf.cast(x, tf.float64)
+    expected = tf.reduce_mean(tf.boolean_mask(wide, mask)) / keep_probability(0.1)
+    found = tf.reduce_mean(tf.boolean_mask(tf.cast(dropped, tf.float64), mask))
+    assert dropped.dtype == dtype
+    assert float(found / expected) == pytest.approx(1.0, abs=1e-4)
+    # Attention scales its values instead.
+    zeros, bias = tf.zeros([1, 1, 1000, 1], dtype), tf.zeros([1, 1, 1, 1000])
+    options = {"keep_mask": tf.ones([1, 1, 1000, 1000], tf.bool), "keep_probability": keep_probability(0.1)}
+    output = kernels.attention(zeros, zeros, x[tf.newaxis, tf.newaxis], bias, **options)
+    tolerance = 1e-6 if dtype == tf.float32 else 1e-3  # the probability 0.001 itself is rounded
+    assert float(tf.reduce_mean(tf.cast(output, tf.float64))) == pytest.approx(
+        float(tf.cast(0.001, dtype)) * 1000 * float(tf.reduce_mean(wide)) / keep_probability(0.1), rel=tolerance
+    )
+
+
 def test_a_mask_has_no_pattern_along_its_axes():
     mask = mask_at(0, 0, shape=(512, 512), rate=0.5)
     for axis in (0, 1):
@@ -164,6 +186,31 @@ def test_the_hand_written_attention_gradient_is_the_derived_one(with_dropout):
         results.append([output, *tape.gradient(loss, [query, key, value])])
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("common", [0.0, 3.0, 10.0])
+def test_attention_gradients_in_bfloat16_bear_a_common_component(common):
+    """Keys, and values, that share a large component: rounding of the softmax's gradient must not multiply it."""
+    generator = np.random.default_rng(0)
+    shape, scale = (2, 2, 64, 16), 16**-0.5
+    shared = {name: common * generator.normal(size=(1, 1, 1, 16)) for name in ("key", "value")}
+    arrays = [generator.normal(size=shape) + shared.get(name, 0.0) for name in ("query", "key", "value", "upstream")]
+    arrays[0] *= 0.3
+    tensors = [tf.cast(tf.constant(array, tf.float32), tf.bfloat16) for array in arrays]
+    query, key, value, upstream = (tf.cast(tensor, tf.float64).numpy() for tensor in tensors)
+    scores = query @ key.swapaxes(-1, -2) * scale
+    probabilities = np.exp(scores - scores.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    d_kept = upstream @ value.swapaxes(-1, -2)
+    d_scores = probabilities * (d_kept - (probabilities * d_kept).sum(-1, keepdims=True))
+    expected = d_scores @ key * scale, d_scores.swapaxes(-1, -2) @ query * scale
+    with tf.GradientTape() as tape:
+        tape.watch(tensors[:3])
+        output = kernels.attention(*tensors[:3], tf.zeros([2, 1, 1, 64]), keep_mask=None, keep_probability=1.0)
+    found = tape.gradient(output, tensors[:2], output_gradients=tensors[3])
+    for name, ours, exact in zip(("query", "key"), found, expected, strict=True):
+        error = np.linalg.norm(tf.cast(ours, tf.float64).numpy() - exact) / np.linalg.norm(exact)
+        assert error < 0.05, f"{name}: {error:.1%}"  # bfloat16 has 8 bits; without care it is 240 % of d_query
 
 
 def test_the_hand_written_activation_and_normalization_gradients_are_the_derived_ones():

@@ -87,7 +87,7 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
     )
     measures = measure(predictions, labels=labels, keys=KEYS, pairs=pairs)
     report = Report(
-        evaluation=Evaluation(**vars(measures), split="test", seconds=0.5),
+        evaluation=Evaluation(**vars(measures), split="test", seconds=0.5, unknown_labels={}),
         training=TrainingSummary(
             monitored="val_accuracy_mean",
             best_value=0.625,
@@ -96,7 +96,9 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
             steps=33,
             early_stopped=True,
             seconds=61.0,
+            clock_seconds=70.0,
             num_examples=75_305,
+            device_changes=(),
         ),
     )
     run = RunDir(path / "run <b>")
@@ -108,6 +110,7 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
             resolved=dataclasses.replace(RESOLVED, precision="bfloat16"),
             dataset=DatasetIdentity(fingerprint=info.fingerprint),
             bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_sha256="c" * 64),
+            cased=False,
             labels=labels,
             label_pairs=None if pairs is None else name_pairs(pairs, labels),
             max_len=max_len,

@@ -11,14 +11,7 @@ import pytest
 
 from model.files import remove
 from model.run import directory as run_dir
-from model.run.description import (
-    BertIdentity,
-    DatasetIdentity,
-    Resolved,
-    ResolvedBatches,
-    ResolvedDevices,
-    RunDescription,
-)
+from model.run.description import BertIdentity, DatasetIdentity, Resolved, ResolvedBatches, RunDescription
 from model.run.directory import RunDir, open_run_dir
 from pipeline.errors import (
     InputFormatError,
@@ -28,9 +21,9 @@ from pipeline.errors import (
     OutputWriteError,
     SchemaMismatchError,
 )
-from tests.support.runs import tiny_config, with_options
+from tests.support.runs import RESOLVED, tiny_config, with_options
 
-DEVICES = ResolvedDevices(strategy="one_device", num_replicas=1, num_workers=1, xla=False, deterministic=True)
+DEVICES = dataclasses.replace(RESOLVED.devices, deterministic=True)
 BATCHES = ResolvedBatches(bucket_lengths=(8, 16), bucket_rows=(8, 4), steps_per_epoch=11)
 
 
@@ -39,6 +32,7 @@ def describe(*, precision="float32", devices=DEVICES, batches=BATCHES, **options
         config=tiny_config(**options),
         dataset=DatasetIdentity(fingerprint="a" * 64),
         bert=BertIdentity(vocab_sha256="b" * 64, checkpoint_sha256="c" * 64),
+        cased=False,
         labels={"category": ("a", "b"), "second": ("x", "y")},
         label_pairs={"a": ("x",), "b": ("x", "y")},
         max_len=16,
@@ -75,23 +69,21 @@ def test_refuses_what_is_no_run(tmp_path):
 
 
 def test_the_same_command_may_continue(run):
-    run.check_resumable(describe(data_dir="moved", save_every=7, keep_states=1, log_every=1))
+    assert run.check_resumable(describe(data_dir="moved", save_every=7, keep_states=1, log_every=1)) == []
 
 
 def test_other_devices_may_continue_with_a_warning(run, caplog):
     # Said otherwise, and the same here.
-    run.check_resumable(describe(strategy="one_device", xla="off", deterministic="on"))
+    assert run.check_resumable(describe(strategy="one_device", xla="off", deterministic="on")) == []
     assert caplog.messages == []
-    run.check_resumable(
-        describe(
-            devices=dataclasses.replace(DEVICES, strategy="mirrored", num_replicas=2),
-            cpu_replicas=2,
-            strategy="mirrored",
-        )
+    devices = dataclasses.replace(DEVICES, strategy="mirrored", num_replicas=2, accumulate_steps=4)
+    changed = run.check_resumable(
+        describe(devices=devices, cpu_replicas=2, strategy="mirrored", accumulate_steps=4, eval_batch_size=4)
     )
+    assert changed == ["strategy: one_device -> mirrored", "num_replicas: 1 -> 2", "accumulate_steps: 1 -> 4"]
     assert caplog.messages == [
-        "continuing on other devices (strategy: one_device -> mirrored; num_replicas: 1 -> 2): rounding and dropout "
-        "noise will differ from an uninterrupted run"
+        "continuing on other devices (strategy: one_device -> mirrored; num_replicas: 1 -> 2; accumulate_steps: 1 -> "
+        "4): rounding and dropout noise will differ from an uninterrupted run"
     ]
 
 

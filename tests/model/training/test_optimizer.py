@@ -24,11 +24,13 @@ def make_variables(generator):
     return [tf.Variable(generator.normal(size=shape).astype(np.float32), name=name) for name, shape in SHAPES.items()]
 
 
+@pytest.mark.parametrize("xla", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_updates_as_keras_adamw_does(weight_decay):
+def test_updates_as_keras_adamw_does(weight_decay, xla):
     ours = make_variables(np.random.default_rng(0))
     theirs = make_variables(np.random.default_rng(0))
-    optimizer = AdamW(tf.distribute.get_strategy(), ours, weight_decay=weight_decay)
+    optimizer = AdamW(ours, weight_decay=weight_decay, xla=xla)
+    apply = tf.function(optimizer.apply, jit_compile=True) if xla else optimizer.apply
     reference = tf_keras.optimizers.AdamW(weight_decay=weight_decay, jit_compile=False)
     reference.exclude_from_weight_decay(var_names=["bias", "gamma"])
     generator = np.random.default_rng(1)
@@ -37,7 +39,7 @@ def test_updates_as_keras_adamw_does(weight_decay):
         learning_rate = 0.01 / (step + 1)
         reference.learning_rate = learning_rate
         reference.apply_gradients(zip(gradients, theirs, strict=True))
-        optimizer.apply(gradients, tf.constant(learning_rate))
+        apply(gradients, tf.constant(learning_rate), tf.constant(True))
     for our, their in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(our.numpy(), their.numpy(), rtol=2e-6, atol=1e-6)
     assert optimizer.num_updates.numpy() == 12
@@ -46,11 +48,23 @@ def test_updates_as_keras_adamw_does(weight_decay):
 def test_decays_matrices_alone():
     variables = make_variables(np.random.default_rng(0))
     before = [variable.numpy() for variable in variables]
-    optimizer = AdamW(tf.distribute.get_strategy(), variables, weight_decay=0.5)
-    optimizer.apply([tf.zeros(shape) for shape in SHAPES.values()], tf.constant(0.1))
+    optimizer = AdamW(variables, weight_decay=0.5, xla=False)
+    optimizer.apply([tf.zeros(shape) for shape in SHAPES.values()], tf.constant(0.1), tf.constant(True))
     for old, variable in zip(before, variables, strict=True):
         factor = 1 - 0.1 * 0.5 if old.ndim > 1 else 1.0
         np.testing.assert_allclose(variable.numpy(), old * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_an_update_that_is_not_wanted_changes_nothing(xla):
+    variables = make_variables(np.random.default_rng(0))
+    optimizer = AdamW(variables, weight_decay=0.5, xla=xla)
+    before = [value.numpy() for value in (*variables, *optimizer.momentums, *optimizer.velocities)]
+    gradients = [tf.fill(shape, np.nan) for shape in SHAPES.values()]
+    tf.function(optimizer.apply, jit_compile=xla)(gradients, tf.constant(0.1), tf.constant(False))
+    assert optimizer.num_updates.numpy() == 0
+    for old, value in zip(before, (*variables, *optimizer.momentums, *optimizer.velocities), strict=True):
+        np.testing.assert_array_equal(value.numpy(), old)
 
 
 @pytest.mark.parametrize(("clip_norm", "factor"), [(1.0, 1 / 13), (13.0, 1.0), (100.0, 1.0), (0.0, 1.0)])
@@ -76,15 +90,17 @@ def test_clipping_keeps_zero_gradients_and_shows_those_that_are_not_finite():
 
 def test_loss_scale_halves_after_overflow_and_doubles_after_many_good_updates():
     loss_scale = LossScale()
-    loss_scale.adjust(tf.constant(False))
+    loss_scale.adjust(tf.constant(-1, tf.int64))
     assert loss_scale.scale.numpy() == FIRST_LOSS_SCALE / 2
     loss_scale.num_good_updates.assign(UPDATES_UNTIL_LARGER_SCALE - 2)
-    loss_scale.adjust(tf.constant(True))
+    loss_scale.adjust(tf.constant(1, tf.int64))
     assert loss_scale.scale.numpy() == FIRST_LOSS_SCALE / 2
-    loss_scale.adjust(tf.constant(True))
+    loss_scale.adjust(tf.constant(1, tf.int64))
+    assert (loss_scale.scale.numpy(), loss_scale.num_good_updates.numpy()) == (FIRST_LOSS_SCALE, 0)
+    loss_scale.adjust(tf.constant(0, tf.int64))
     assert (loss_scale.scale.numpy(), loss_scale.num_good_updates.numpy()) == (FIRST_LOSS_SCALE, 0)
     loss_scale.scale.assign(1.0)
-    loss_scale.adjust(tf.constant(False))
+    loss_scale.adjust(tf.constant(-1, tf.int64))
     assert loss_scale.scale.numpy() == 1.0
 
 

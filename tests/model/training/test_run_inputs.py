@@ -96,17 +96,15 @@ def test_a_tokenizer_configuration_of_another_letter_case(tmp_path, caplog, case
     inputs = read_run_inputs(config := tiny_config(data_dir=str(data_dir), bert_dir=str(bert_dir)))
     assert warning.replace("BERT", str(bert_dir)) in caplog.text
     assert bool(caplog.text) == bool(warning)
-    assert inputs.describe(config)["cased"] is cased
+    assert inputs.describe(config, RESOLVED).cased is cased
 
 
 def test_the_same_vocabulary_with_other_line_ends(data_dir, tmp_path):
     other = make_bert_dir(tmp_path / "bert")
     (other / "vocab.txt").write_bytes((other / "vocab.txt").read_bytes().replace(b"\n", b"\r\n"))
     config = tiny_config(data_dir=str(data_dir), bert_dir=str(other))
-    assert (
-        read_run_inputs(config).describe(config)["bert"]["vocab_sha256"]
-        == read_dataset_info(str(data_dir)).vocab_sha256
-    )
+    origin = read_run_inputs(config).origin(config)
+    assert origin.bert.vocab_sha256 == read_dataset_info(str(data_dir)).vocab_sha256
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "bert_config.json", "bert_model.ckpt.index"])

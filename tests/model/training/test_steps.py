@@ -46,7 +46,7 @@ def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options
     devices = open_devices(config)
     model = build_classifier(bert_dir, HEADS, dropout=config.model.dropout, policy=policy)
     logits = logits_model(model)
-    optimizer = AdamW(devices.strategy, logits.trainable_variables, weight_decay=0.0)
+    optimizer = AdamW(logits.trainable_variables, weight_decay=0.0, xla=xla)
     losses = head_losses(config, LABEL_COUNTS)
     step_fn = make_train_step(logits, optimizer, losses, devices, config, xla=xla, loss_scale=loss_scale)
 
@@ -54,7 +54,7 @@ def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options
         vector = step_fn(batch, tf.constant(number, tf.int64), tf.constant(learning_rate), tf.constant(0.0))
         return Outcome.fetch(vector, config)
 
-    eval_step_fn = make_eval_step(logits, config, devices)
+    eval_step_fn = make_eval_step(logits, config, devices, xla=xla)
 
     def eval_step(batch, stop=0.0):
         return Outcome.fetch(eval_step_fn(batch, tf.constant(stop)), config)

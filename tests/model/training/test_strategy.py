@@ -1,5 +1,6 @@
 """Which devices are chosen, and what is refused before they are touched; training on several is in test_trainer.py."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,11 +10,14 @@ from model.training.strategy import (
     Cluster,
     Devices,
     check_batch_sizes,
+    check_equal_workers,
     explain_device_errors,
+    least_compute_capability,
     open_devices,
     resolve_deterministic,
     resolve_policy,
     resolve_xla,
+    warn_of_unused_gpus,
 )
 from pipeline.errors import OptionError, WorkerDiedError
 from tests.support.runs import tiny_config
@@ -180,7 +184,7 @@ def test_a_batch_of_positions_is_divided_whatever_the_batch_size():
         (
             tf.errors.ResourceExhaustedError,
             OptionError,
-            "does not fit into the memory of a device; use a smaller --x, wi",
+            "does not fit into the memory of a device; use a smaller --x",
         ),
         (tf.errors.UnavailableError, WorkerDiedError, "another worker has ended"),
         (tf.errors.AbortedError, WorkerDiedError, "another worker has ended"),
@@ -188,8 +192,76 @@ def test_a_batch_of_positions_is_divided_whatever_the_batch_size():
     ],
 )
 def test_says_what_errors_of_devices_mean(error, ours, message):
-    with pytest.raises(ours, match=message), explain_device_errors("--x"):
+    with pytest.raises(ours, match=message), explain_device_errors("a smaller --x"):
         raise error(None, None, "Graph execution error:\n\nDetected at node")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Couldn't get ptxas version string: INTERNAL: Couldn't invoke ptxas --version",
+        "libdevice not found at ./libdevice.10.bc",
+        "no kernel image is available for execution on the device",
+        "Failed to load PTX: CUDA_ERROR_INVALID_PTX: a PTX JIT compilation failed",
+    ],
+)
+def test_says_what_trains_where_xla_cannot_compile(message):
+    with pytest.raises(OptionError, match="--xla off trains without it") as raised, explain_device_errors():
+        raise tf.errors.InternalError(None, None, f"{message}\nat a node")
+    assert "\n" not in str(raised.value)
+
+
+# NVIDIA's generations as TensorFlow describes them: Pascal, Volta, Turing, Ampere, Hopper, Blackwell.
+@pytest.mark.parametrize(
+    ("capability", "policy", "tf32"),
+    [
+        ((6, 1), "float32", False),
+        ((7, 0), "mixed_float16", False),
+        ((7, 5), "mixed_float16", False),
+        ((8, 0), "mixed_bfloat16", True),
+        ((9, 0), "mixed_bfloat16", True),
+        ((12, 0), "mixed_bfloat16", True),
+    ],
+)
+def test_auto_is_right_for_each_kind_of_gpu(capability, policy, tf32):
+    devices = dataclasses.replace(open_devices(tiny_config()), on_gpu=True, compute_capability=capability)
+    assert resolve_policy(tiny_config(), devices) == policy
+    assert resolve_policy(tiny_config(encoder="keras_bert"), devices) == "float32"
+    assert devices.computes_in_tf32 == tf32
+    assert resolve_xla(tiny_config(), devices)
+    assert not resolve_deterministic(tiny_config(), devices)
+    if policy != "mixed_bfloat16":
+        with pytest.raises(
+            OptionError, match=r"--precision bfloat16: a GPU of compute capability [67]\.\d would emulate"
+        ):
+            resolve_policy(tiny_config(precision="bfloat16"), devices)
+
+
+def test_of_different_gpus_the_least_counts(monkeypatch):
+    capabilities = {"new": (9, 0), "old": (7, 5)}
+    monkeypatch.setattr(
+        tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": capabilities[gpu]}
+    )
+    assert least_compute_capability(["new", "old"]) == (7, 5)
+    assert least_compute_capability([]) == (0, 0)
+
+
+def test_a_driver_without_a_gpu_in_tensorflow_is_said_with_the_command_that_helps(tmp_path, monkeypatch, caplog):
+    (tmp_path / "version").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    warn_of_unused_gpus(tmp_path / "version")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    warn_of_unused_gpus(tmp_path / "no such file")
+    assert caplog.messages == []
+    warn_of_unused_gpus(tmp_path / "version")
+    (message,) = caplog.messages
+    assert f"pip install 'tensorflow[and-cuda]=={tf.__version__}'" in message
+
+
+def test_workers_must_have_as_many_devices():
+    check_equal_workers([8, 8, 8])
+    with pytest.raises(OptionError, match=r"the workers have 8, 4 devices, in order; .* with CUDA_VISIBLE_DEVICES"):
+        check_equal_workers([8, 4])
 
 
 def test_resolves_arithmetic_on_a_cpu(monkeypatch):

@@ -217,16 +217,10 @@ import numpy as np
 from model.training.monitor import Monitor
 from model.training.training_state import Progress, save_state
 
-class Variable:
-    def __init__(self, value):
-        self.value = value
-    def numpy(self):
-        return self.value
-
 step = 1
 while True:
     progress = Progress(run_id="a" * 64, step=step, epoch_step=1)
-    save_state(Path(sys.argv[1]), progress, {"a": Variable(np.full([2000, 500], step))}, keep=2)
+    save_state(Path(sys.argv[1]), progress, {"a": np.full([2000, 500], step)}, keep=2)
     print(step, flush=True)
     step += 1
 """
