@@ -202,7 +202,7 @@ def test_longer_examples_and_a_large_vocabulary(tmp_path: Path) -> None:
 
 
 def test_an_empty_text_of_a_split_and_no_rejected_documents(tmp_path: Path) -> None:
-    config = make_config(tmp_path, write_tree(tmp_path / "corpus", made_up_documents(1)))
+    config = make_config(tmp_path, write_tree(tmp_path / "corpus", made_up_documents(2)))
     run_quickly(config)
     assert faults_of(Path(config.output_dir)) == []
 
