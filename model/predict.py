@@ -434,7 +434,8 @@ def main(argv: Sequence[str]) -> int:
         name: getattr(arguments, name)
         for name in ("input_format", "delimiter", "quoting", "header", "encoding", "levels", "glob")
     }
-    is_said = columns is not None or any(parser.get_default(name) != value for name, value in of_corpus.items())
+    defaults = {field.name: field.default for field in dataclasses.fields(CorpusOptions)}
+    is_said = columns is not None or any(defaults[name] != value for name, value in of_corpus.items())
     corpus = None
     if arguments.input is not None and (is_said or not _holds_lines(arguments.input)):
         spec = InputSpec(filesystem.expand_user(arguments.input))

@@ -1,10 +1,13 @@
 """What a file is, by its first bytes and its name; and how to convert what cannot be read."""
 
 import codecs
+import dataclasses
 import json
 import tarfile
 from collections.abc import Sequence
 
+from pipeline import filesystem
+from pipeline.corpus.archive import ArchiveKind
 from pipeline.corpus.encodings import UTF_16_MARKS
 from pipeline.corpus.options import AUTO
 from pipeline.corpus.parquet import PARQUET_MAGIC
@@ -63,6 +66,39 @@ _HEADER_WORDS = frozenset(
         "类目",
     ]
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One source to be: an input, or one of the tables that an input holds.
+
+    Attributes:
+        path: the file or directory.
+        split: as said, or as the table's name says.
+        kind: `tree`, `zip`, `tar` (of a tree), `parquet`, or `text` (a table).
+        start: of a table, its first bytes, decompressed.
+        member: of a table in an archive: the archive's kind, and the member's number.
+        member_name: and its name.
+        in_directory: whether it is one of several files of a directory or an archive.
+    """
+
+    path: str
+    split: str | None
+    kind: str
+    start: bytes = b""
+    member: tuple[ArchiveKind, int] | None = None
+    member_name: str = ""
+    in_directory: bool = False
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people and for keys."""
+        return filesystem.join(self.path, self.member_name) if self.member_name else self.path
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its documents are records, which are numbered."""
+        return self.kind in ("parquet", "text")
 
 
 def container_of(start: bytes) -> str | None:

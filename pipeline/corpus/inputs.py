@@ -1,89 +1,33 @@
 """What the `--input`s are: found out, checked and turned into sources before any work starts."""
 
 import dataclasses
-import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline import filesystem
 from pipeline.corpus.archive import MAX_TABLES, ArchiveKind, TarSource, ZipSource, list_names
-from pipeline.corpus.detect import (
-    container_of,
-    describe_fasttext,
-    format_of_text,
-    looks_like_header,
-    refuse_foreign,
-    refuse_no_text,
-    refuse_office,
-)
-from pipeline.corpus.documents import DocumentRejectedError, key_from_path
-from pipeline.corpus.encodings import find_encoding
-from pipeline.corpus.options import AUTO, TABLES, Columns, CorpusOptions, InputSpec, canonical_split
-from pipeline.corpus.parquet import ParquetSource, label_names, open_parquet
-from pipeline.corpus.streams import BYTES_PER_CHUNK, compression_of, line_blocks
-from pipeline.corpus.table import (
-    OPEN_QUOTES,
-    Delimited,
-    FastText,
-    JsonLines,
-    Quoted,
-    Row,
-    Syntax,
-    TableSource,
-    has_open_quote,
-    open_table,
-    row_texts,
-)
+from pipeline.corpus.columns import make_parquet, make_table
+from pipeline.corpus.detect import Part, container_of, refuse_foreign, refuse_no_text, refuse_office
+from pipeline.corpus.documents import key_from_path
+from pipeline.corpus.options import TABLES, CorpusOptions, InputSpec, canonical_split
+from pipeline.corpus.parquet import ParquetSource
+from pipeline.corpus.streams import BYTES_PER_CHUNK, compression_of
+from pipeline.corpus.table import Delimited, Quoted, TableSource, open_table
 from pipeline.corpus.tree import Layout, TreeSource, is_hidden
-from pipeline.errors import InputFormatError, MissingInputError, require, shorten
+from pipeline.errors import InputFormatError, MissingInputError, require
 
 Source = TreeSource | ZipSource | TarSource | TableSource | ParquetSource
 
 _SPLITS_IN_NAMES = {"training": "train", "testing": "test"} | {
     name: canonical_split(name) for name in ("train", "dev", "val", "valid", "validation", "test")
 }
-_ROWS_LOOKED_AT = 200
 _TABLE_FORMATS = "csv", "tsv", "json", "jsonl", "ndjson", "parquet"
 _PACKED = "gz", "bz2", "xz", "zst", "zip", "tar", "rar", "7z"
 _TABLE_SUFFIXES = tuple(f".{suffix}" for suffix in (*_TABLE_FORMATS, *_PACKED))
-_DELIMITERS = {"\t": "tab-separated columns", ",": "comma-separated columns"}
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One source to be: an input, or one of the tables that an input holds.
-
-    Attributes:
-        path: the file or directory.
-        split: as said, or as the table's name says.
-        kind: `tree`, `zip`, `tar` (of a tree), `parquet`, or `text` (a table).
-        start: of a table, its first bytes, decompressed.
-        member: of a table in an archive: the archive's kind, and the member's number.
-        member_name: and its name.
-        in_directory: whether it is one of several files of a directory or an archive.
-    """
-
-    path: str
-    split: str | None
-    kind: str
-    start: bytes = b""
-    member: tuple[ArchiveKind, int] | None = None
-    member_name: str = ""
-    in_directory: bool = False
-
-    @property
-    def location(self) -> str:
-        """Where it is, for people and for keys."""
-        return filesystem.join(self.path, self.member_name) if self.member_name else self.path
-
-    @property
-    def is_table(self) -> bool:
-        """Whether its documents are records, which are numbered."""
-        return self.kind in ("parquet", "text")
 
 
 def open_sources(
@@ -123,7 +67,7 @@ def open_sources(
     return sources
 
 
-def _check_effect(options: CorpusOptions, parts: Sequence[_Part], sources: Sequence[Source]) -> None:
+def _check_effect(options: CorpusOptions, parts: Sequence[Part], sources: Sequence[Source]) -> None:
     """Refuse options that none of the inputs uses."""
     delimited = [s for s in sources if isinstance(s, TableSource) and isinstance(s.syntax, (Delimited, Quoted))]
     for option, what, is_used in (
@@ -150,7 +94,7 @@ def _layout(options: CorpusOptions) -> Layout:
     return Layout(levels=options.levels, glob=options.glob, encoding=options.encoding)
 
 
-def _parts_of(spec: InputSpec, options: CorpusOptions) -> Iterator[_Part]:
+def _parts_of(spec: InputSpec, options: CorpusOptions) -> Iterator[Part]:
     paths = _expand(spec.path)
     splits = {split for path in paths if (split := _split_in_name(path))}
     if len(splits) > 1 and spec.split is None:
@@ -195,16 +139,16 @@ def _is_directory(path: str) -> bool:
     return os.path.isdir(path)
 
 
-def _directory_parts(path: str, split: str | None, options: CorpusOptions) -> list[_Part]:
+def _directory_parts(path: str, split: str | None, options: CorpusOptions) -> list[Part]:
     """Return a tree, or the tables of a directory whose files all lie in one place."""
     wanted, layout = options.input_format, _layout(options)
     if wanted in ("zip", "tar"):
         raise MissingInputError(f"--input {path}: expected a {wanted} file, found a directory; use --input_format tree")
     if not options.levels:
-        return [_Part(path=path, split=split, kind="tree")]
+        return [Part(path=path, split=split, kind="tree")]
     root, files = _remote_root(path, layout) if filesystem.is_remote(path) else _local_root(path, layout)
     if files and root != path:
-        first = _Part(path=filesystem.join(root, files[0]), split=split, kind="text")
+        first = Part(path=filesystem.join(root, files[0]), split=split, kind="text")
         if wanted == "tree" or len(files) > MAX_TABLES or not _are_tables(files, first, options):
             root, files = filesystem.parent(root), []  # the one category of this input
     if root != path:
@@ -215,7 +159,7 @@ def _directory_parts(path: str, split: str | None, options: CorpusOptions) -> li
             "give the directory above"
         )
     if not files:
-        return [_Part(path=root, split=split, kind="tree")]
+        return [Part(path=root, split=split, kind="tree")]
     if len(files) > MAX_TABLES:
         raise InputFormatError(
             f"--input {path}: {len(files):,} files in one directory, {os.path.basename(root)}: expected one directory "
@@ -223,9 +167,7 @@ def _directory_parts(path: str, split: str | None, options: CorpusOptions) -> li
         )
     splits = _splits_of(path, files, split)
     found = [
-        _table_part(
-            _Part(path=filesystem.join(root, name), split=splits[name], kind="text", in_directory=True), options
-        )
+        _table_part(Part(path=filesystem.join(root, name), split=splits[name], kind="text", in_directory=True), options)
         for name in files
     ]
     return found
@@ -319,7 +261,7 @@ def _splits_of(path: str, names: Sequence[str], split: str | None) -> dict[str, 
     return found
 
 
-def _file_parts(path: str, split: str | None, options: CorpusOptions) -> list[_Part]:
+def _file_parts(path: str, split: str | None, options: CorpusOptions) -> list[Part]:
     """Return what one file holds: a table, a tree in an archive, or the tables of an archive."""
     wanted = options.input_format
     with filesystem.reading(path) as stream:
@@ -328,7 +270,7 @@ def _file_parts(path: str, split: str | None, options: CorpusOptions) -> list[_P
         raise MissingInputError(f"--input {path}: the file is empty")
     if wanted in ("auto", "zip", "tar"):
         refuse_foreign(path, head)
-    part = _Part(path=path, split=split, kind="text")
+    part = Part(path=path, split=split, kind="text")
     kind: str | None = wanted
     if wanted not in ("zip", "tar"):
         part = dataclasses.replace(part, start=_read_start(part))
@@ -342,10 +284,10 @@ def _file_parts(path: str, split: str | None, options: CorpusOptions) -> list[_P
     return [_table_part(part, options)]
 
 
-def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: CorpusOptions) -> list[_Part]:
+def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: CorpusOptions) -> list[Part]:
     layout, wanted = _layout(options), options.input_format
     names = list_names(path, kind)
-    tree = _Part(path=path, split=split, kind=kind)
+    tree = Part(path=path, split=split, kind=kind)
     if names is None:
         return [tree]
     refuse_office(path, names)
@@ -354,13 +296,13 @@ def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: Cor
     directories = {name.rpartition("/")[0] for name in chosen}
     if wanted == "tree" or not options.levels or not chosen or (len(directories) > 1 and wanted not in TABLES):
         return [tree]
-    first = _Part(path=path, split=split, kind="text", member=(kind, min(chosen.values())))
+    first = Part(path=path, split=split, kind="text", member=(kind, min(chosen.values())))
     if directories != {""} and not _are_tables(list(chosen), first, options):
         return [tree]
     splits = _splits_of(path, list(chosen), split)
     return [
         _table_part(
-            _Part(
+            Part(
                 path=path,
                 split=splits[name],
                 kind="text",
@@ -374,7 +316,7 @@ def _archive_parts(path: str, kind: ArchiveKind, split: str | None, options: Cor
     ]
 
 
-def _are_tables(names: Sequence[str], first: _Part, options: CorpusOptions) -> bool:
+def _are_tables(names: Sequence[str], first: Part, options: CorpusOptions) -> bool:
     """Tell whether the files of one directory, which may be a category's, are tables, by their names and the first."""
     if options.input_format in TABLES or any(map(_split_in_name, names)) or names[0].lower().endswith(_TABLE_SUFFIXES):
         return True
@@ -383,12 +325,12 @@ def _are_tables(names: Sequence[str], first: _Part, options: CorpusOptions) -> b
     return container_of(start) is not None or (options.delimiter or "\t").encode() in line or line.startswith(b"{")
 
 
-def _read_start(part: _Part) -> bytes:
+def _read_start(part: Part) -> bytes:
     with open_table(part.path, part.member) as (stream, _):
         return stream.read(BYTES_PER_CHUNK)
 
 
-def _table_part(part: _Part, options: CorpusOptions) -> _Part:
+def _table_part(part: Part, options: CorpusOptions) -> Part:
     """Return a table with its first bytes, which are not those of something else."""
     start = part.start or _read_start(part)
     if not start:
@@ -410,12 +352,12 @@ def _table_part(part: _Part, options: CorpusOptions) -> _Part:
 # From parts to sources
 
 
-def _make_source(part: _Part, options: CorpusOptions, key_prefix: str) -> Source:
+def _make_source(part: Part, options: CorpusOptions, key_prefix: str) -> Source:
     if part.kind == "parquet":
-        return _make_parquet(part, options, key_prefix)
+        return make_parquet(part, options, key_prefix)
     if part.kind == "text":
         try:
-            return _make_table(part, options, key_prefix)
+            return make_table(part, options, key_prefix)
         except InputFormatError as error:
             if not part.in_directory:
                 raise
@@ -425,146 +367,6 @@ def _make_source(part: _Part, options: CorpusOptions, key_prefix: str) -> Source
             ) from None
     makers: dict[str, Callable[..., Source]] = {"tree": TreeSource, "zip": ZipSource, "tar": TarSource}
     return makers[part.kind](path=part.path, split=part.split, key_prefix=key_prefix, layout=_layout(options))
-
-
-def _make_parquet(part: _Part, options: CorpusOptions, key_prefix: str) -> ParquetSource:
-    columns = options.columns.named()
-    with open_parquet(part.path) as file:
-        schema = file.schema_arrow
-    _require_fields(part.path, columns, schema.names)
-    names = label_names(schema)
-    for name in set(columns.names) & set(names):
-        logger.info("%s: the indices in %s get the names that the file holds", part.path, name)
-    return ParquetSource(path=part.path, split=part.split, key_prefix=key_prefix, columns=columns, label_names=names)
-
-
-def _require_fields(path: str, columns: Columns, found: Sequence[str]) -> None:
-    missing = [name for name in columns.names if name not in found]
-    if missing:
-        raise InputFormatError(
-            f"{path}: no field {', '.join(map(shorten, missing))}, found {', '.join(map(shorten, found))}; say which "
-            "hold what with --columns text=FIELD,category=FIELD"
-        )
-
-
-def _make_table(part: _Part, options: CorpusOptions, key_prefix: str) -> TableSource:
-    wanted = options.input_format
-    table_format = (
-        wanted if wanted in TABLES else format_of_text(part.location, part.member_name or part.path, part.start)
-    )
-    encoding = options.encoding
-    if encoding == AUTO:
-        with open_table(part.path, part.member) as (stream, _):
-            encoding = find_encoding(line_blocks(stream, part.path, "utf-8"))
-        if encoding != "utf-8":
-            logger.info("%s: not UTF-8, read as %s", part.location, encoding)
-    source = TableSource(
-        path=part.path,
-        split=part.split,
-        key_prefix=key_prefix,
-        syntax=_syntax(table_format, options),
-        columns=options.columns,
-        encoding=encoding,
-        member=part.member,
-    )
-    rows = _first_rows(source)
-    if table_format == "fasttext":
-        return dataclasses.replace(source, columns=Columns({"category": (0,), "text": (1,)}, 2))
-    if table_format == "jsonl":
-        columns = options.columns.named()
-        objects = [row.fields for row in rows if isinstance(row.fields, Mapping)]
-        if objects and not any(set(columns.names) <= set(found) for found in objects):
-            _require_fields(part.location, columns, list(objects[0]))
-        if rows and not objects:
-            raise InputFormatError(f"{part.location}: none of the first lines is a JSON object")
-        return dataclasses.replace(source, columns=columns)
-    return _with_places(source, part, options, rows)
-
-
-def _syntax(table_format: str, options: CorpusOptions) -> Syntax:
-    if table_format == "jsonl":
-        return JsonLines()
-    if table_format == "fasttext":
-        return FastText()
-    delimiter = options.delimiter or ("," if table_format == "csv" else "\t")
-    if (options.quoting or ("csv" if table_format == "csv" else "none")) == "none":
-        return Delimited(delimiter)
-    require(len(delimiter) == 1, f"--delimiter {delimiter!r}: quoted fields need one character; see --quoting")
-    return Quoted(delimiter)
-
-
-def _first_rows(source: TableSource) -> list[Row]:
-    """Return the first rows of a table that are not blank."""
-    with open_table(source.path, source.member) as (stream, _):
-        blocks = source.syntax.complete(line_blocks(stream, source.path, source.encoding), source.row_encoding)
-        rows = source.syntax.rows(next(blocks, b""), 1, source.row_encoding)
-        return [row for row in itertools.islice(rows, _ROWS_LOOKED_AT) if row.fields and row.fields != [b""]]
-
-
-def _with_places(source: TableSource, part: _Part, options: CorpusOptions, rows: Sequence[Row]) -> TableSource:
-    """Return the table with its header, if it has one, and columns by place.
-
-    Raises:
-        InputFormatError: a header is missing, or was not declared; or no row has the expected columns.
-    """
-    texts = [
-        row_texts(row.fields, source.row_encoding) for row in rows if not isinstance(row.fields, DocumentRejectedError)
-    ]
-    first = texts[0] if texts else ()
-    columns = source.columns
-    if columns.width is None:
-        _require_fields(f"{part.location}, first line", columns, first)
-        repeated = [name for name in columns.names if first.count(name) > 1]
-        if repeated:
-            raise InputFormatError(f"{part.location}: its first line names {shorten(repeated[0])} twice; use places")
-        return dataclasses.replace(source, columns=columns.placed(first), header=first)
-    is_header = options.header
-    if is_header is None:
-        is_header = first == tuple(str(columns).split(","))
-        if is_header:
-            logger.info("%s: its first line names the columns, and is no document", part.location)
-        else:
-            _refuse_header(part.location, texts, columns)
-    source = dataclasses.replace(source, header=first if is_header else None)
-    counts = {len(fields) for fields in texts[:20]}
-    if counts and columns.width not in counts:
-        raise InputFormatError(_describe_misfit(source, part, counts))
-    if isinstance(source.syntax, Delimited):
-        number = next((row.number for row in rows if any(map(has_open_quote, _bytes_of(row)))), None)
-        if number is not None:
-            logger.warning("%s, line %d: %s", part.location, number, OPEN_QUOTES)
-    return source
-
-
-def _bytes_of(row: Row) -> list[bytes]:
-    return [field for field in row.fields if isinstance(field, bytes)] if isinstance(row.fields, list) else []
-
-
-def _refuse_header(location: str, texts: Sequence[Sequence[str]], columns: Columns) -> None:
-    if not texts:
-        return
-    place = columns.fields["category"][0] if "category" in columns.fields else None
-    category = place if isinstance(place, int) and place < len(texts[0]) else None
-    labels = [fields[category] for fields in texts[1:] if category is not None and len(fields) == len(texts[0])]
-    if looks_like_header(texts[0], labels, category):
-        names = ", ".join(map(shorten, texts[0]))
-        raise InputFormatError(
-            f"{location}: its first line seems to name the columns ({names}): say --columns text=NAME,category=NAME, "
-            "or --header to leave it out, or --no-header where it is a document"
-        )
-
-
-def _describe_misfit(source: TableSource, part: _Part, counts: set[int]) -> str:
-    columns = source.columns
-    delimiter = source.syntax.delimiter if isinstance(source.syntax, (Delimited, Quoted)) else ""
-    what = _DELIMITERS.get(delimiter, f"columns with {delimiter!r} between them")
-    line = part.start.split(b"\n", 1)[0].decode(source.row_encoding, "replace")
-    others = [other for other in ("_!_", "\t", ";", "|", ",") if other != delimiter and other in line]
-    hint = f", or --delimiter {others[0]!r}" if others else ""
-    return (
-        f"{part.location}: expected {columns.width} {what} ({columns}), got {', '.join(map(str, sorted(counts)))}; say "
-        f"what the columns are with --columns ('-' skips one){hint}{describe_fasttext(part.start)}"
-    )
 
 
 # Keys

@@ -152,9 +152,9 @@ def test_longer_examples_and_a_large_vocabulary(tmp_path: Path) -> None:
     assert faults_of(Path(config.output_dir)) == []
 
 
-def test_a_single_document(tmp_path: Path) -> None:
-    """Two splits are empty, and no document is rejected."""
-    config = make_config(tmp_path, write_tree(tmp_path / "corpus", made_up_documents(1)))
+def test_two_documents(tmp_path: Path) -> None:
+    """A split or two are empty, and no document is rejected."""
+    config = make_config(tmp_path, write_tree(tmp_path / "corpus", made_up_documents(2)))
     run_quickly(config)
     assert faults_of(Path(config.output_dir)) == []
 
