@@ -94,6 +94,41 @@ def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
     assert {reference.category for _, reference in references.values()} == {"café"}
 
 
+def test_invisible_characters_do_not_tell_labels_apart(tmp_path: Path) -> None:
+    """What was joined is counted; the two characters that join letters mean something inside a name."""
+    odd = ["\ufeff体育", "体\u200b育", "体育\u00ad", "\u200e体育\u3000", "体育\u200d"]
+    lines = [f"{number}山\t{label}" for number, label in enumerate(["体育", *odd, "नमस्\u200dते", " 科技\xa0"])]
+    batches = first_pass(table_job(tmp_path, lines, second_label="random"))
+    labels = {reference.category for batch in batches for refs in batch.by_split.values() for reference in refs}
+    assert labels == {"体育", "科技", "नमस्\u200dते"}
+    assert survey_of(batches).notes == {"labels with invisible characters, read as '体育'": len(odd)}
+
+
+def test_a_label_with_a_line_end_is_rejected(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "t.csv", ['山,"体\n育"', '水,"体\t育"', '云,"体育\n"'])
+    references, rejections = read(make_job(make_config(tmp_path, path)))
+    assert set(references) == {"t.csv:4"}
+    assert {rejection.reason for rejection in rejections.values()} == {"bad_label"}
+
+
+def test_a_corpus_whose_categories_are_no_classes_is_refused(tmp_path: Path) -> None:
+    lines = [f"山水{number}\t第{number}条新闻{'很长' * 300}" for number in range(30)]
+    job = table_job(tmp_path, lines, second_label="random")
+    with pytest.raises(
+        InputFormatError, match=r"30 of 30 categories occur once, such as .*… .*check --columns"
+    ) as caught:
+        plan_dataset(survey_of(first_pass(job)), job)
+    assert len(str(caught.value)) < 400, "names are cut"
+    job = table_job(tmp_path, ["山\t体育", "水\t体育"])
+    with pytest.raises(InputFormatError, match="all 2 documents have the category '体育'"):
+        plan_dataset(survey_of(first_pass(job)), job)
+    names = write_lines(tmp_path / "class.txt", ["体育", "科技"])
+    job = table_job(tmp_path, ["山\t0.0", "水\t体育"], category_names_path=str(names))
+    assert plan_dataset(survey_of(first_pass(job)), job).labels["category"].names == ("体育", "科技")
+    few = table_job(tmp_path, [f"山{number}\t类{number}" for number in range(9)], second_label="random")
+    plan_dataset(survey_of(first_pass(few)), few)
+
+
 def test_labels_with_slashes_and_spaces(tmp_path: Path) -> None:
     lines = ["山\t辞/离职\t组织 关系", "水\t ../.. \t/"]
     references, _ = read(table_job(tmp_path, lines, columns="text,category,second", second_label="column"))
