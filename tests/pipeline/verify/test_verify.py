@@ -153,7 +153,7 @@ def test_longer_examples_and_a_large_vocabulary(tmp_path: Path) -> None:
 
 
 def test_two_documents(tmp_path: Path) -> None:
-    """A split is empty, and no document is rejected."""
+    """A split or two are empty, and no document is rejected."""
     config = make_config(tmp_path, write_tree(tmp_path / "corpus", made_up_documents(2)))
     run_quickly(config)
     assert faults_of(Path(config.output_dir)) == []
