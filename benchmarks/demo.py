@@ -20,7 +20,7 @@ MAX_LEN = 128
 def main() -> int:
     """Run the chain and print what it gave."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="made anew by every run")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="replaced by every run")
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
     args = parser.parse_args()
     shutil.rmtree(args.output, ignore_errors=True)

@@ -4,7 +4,7 @@
 
 The files and variable names are Google's (see `model.bert.checkpoint`), pooler and pre-training heads included. The
 vocabulary is that of the corpus: `[PAD] [UNK] [CLS] [SEP] [MASK]`, then printable ASCII, then the corpus's other
-characters, the most frequent first; characters that can stand inside a word are there a second time as continuations
+characters, the most frequent first; characters that can occur inside a word are listed a second time as continuations
 (`##a`). Same arguments, same bytes.
 """
 

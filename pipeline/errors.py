@@ -4,7 +4,7 @@ A command turns any `PipelineError` into one line on stderr and its `exit_status
 its traceback. Messages say what is wrong, where, what was expected, what was found, and what to do about it.
 """
 
-# What would break a line or steer a terminal, and may stand in a file name or a label.
+# Characters that break a line or steer a terminal, and can occur in a file name or a label.
 _CONTROL_CHARACTERS = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 

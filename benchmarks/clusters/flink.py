@@ -1,6 +1,6 @@
 """Flink as processes of this machine: one JobManager, TaskManagers, and the Python workers that they send work to.
 
-The jars are those of `flink/get_jars.sh`; Flink's own start scripts are not among them, so their commands stand here.
+The jars are those of `flink/get_jars.sh`; they do not include Flink's start scripts, so this module has their commands.
 """
 
 import os

@@ -28,7 +28,7 @@ class PreemptionWatch:
         self._deferring = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Take in the signal: at once, or noted for whoever asked for that."""
+        """Take in the signal: at once, or noted inside `deferred`."""
         self.requested = True
         if not self._deferring:
             raise _stopped()

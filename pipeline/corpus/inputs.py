@@ -99,7 +99,7 @@ def _parts_of(spec: InputSpec, options: CorpusOptions) -> Iterator[Part]:
     splits = {split for path in paths if (split := _split_in_name(path))}
     if len(splits) > 1 and spec.split is None:
         logger.warning(
-            "--input %s: its files are divided anew, though their names say %s; to keep these splits, say SPLIT=PATH "
+            "--input %s: its files are divided again, though their names say %s; to keep these splits, say SPLIT=PATH "
             "for each",
             spec.path,
             ", ".join(sorted(splits)),

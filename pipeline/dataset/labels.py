@@ -116,7 +116,7 @@ def read_category_names(path: str) -> LabelMap:
 
     Raises:
         MissingInputError: there is no such file.
-        InputFormatError: a line is empty, or a name stands twice.
+        InputFormatError: a line is empty, or a name is repeated.
     """
     names: dict[str, int] = {}
     for number, line in enumerate(decode_lines(filesystem.read_bytes(path), path), 1):
@@ -126,7 +126,7 @@ def read_category_names(path: str) -> LabelMap:
                 f"{path}, line {number}: expected the name of category {number - 1}, got an empty line"
             )
         if name in names:
-            raise InputFormatError(f"{path}, line {number}: category {name!r} stands already on line {names[name]}")
+            raise InputFormatError(f"{path}, line {number}: category {name!r} is already on line {names[name]}")
         names[name] = number
     if not names:
         raise InputFormatError(f"{path}: expected one category name a line, got an empty file")

@@ -229,7 +229,7 @@ class Tokenizer:
             raise
         points = np.frombuffer(encoded, np.uint32)
         codes = np.take(self._codes, points)
-        # Each text stands between two line feeds; they make room for its [CLS] and [SEP]. No text can yield these ids,
+        # Each text is between two line feeds, which become its [CLS] and [SEP]. No text can yield these ids,
         # "[" being a token of its own, so they mark the rows wherever the following steps move them.
         stops = np.cumsum(np.minimum(num_chars[pending], window) + NUM_EDGE_TOKENS)
         codes[stops - 1] = self.sep_id
@@ -283,7 +283,7 @@ class Tokenizer:
             row_ends_in_word = np.flatnonzero(codes[ends] == WORD)
             last_word = np.searchsorted(in_word[first], ends[row_ends_in_word], side="right") - 1
             last_word_tokens[row_ends_in_word] = num_pieces[last_word]
-            # A word has at least as many characters as pieces, so the pieces find room in the word's own place.
+            # A word has at least as many characters as pieces, so the pieces fit into the word's own positions.
             place = np.arange(in_word.size) - np.repeat(first, np.diff(first, append=in_word.size))
             takes_piece = place < np.repeat(num_pieces, np.diff(first, append=in_word.size))
             codes[in_word[takes_piece]] = np.fromiter(

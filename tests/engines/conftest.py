@@ -74,7 +74,7 @@ def expect(root: Path, corpus: Path) -> Expected:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Expected:
-    """Return a few chunks of short documents, of which two cannot be used and one stands twice."""
+    """Return a few chunks of short documents, two of which cannot be used and one of which is repeated."""
     root = tmp_path_factory.mktemp("small")
     documents: dict[str, str | bytes] = {
         **corpora.made_up_documents(NUM_DOCUMENTS),

@@ -154,7 +154,7 @@ def test_a_glob_over_published_splits_is_told(tmp_path: Path, caplog: pytest.Log
         write_lines(tmp_path / "d" / name, ["山\t体育"])
     assert {source.split for source in open_all(tmp_path, tmp_path / "d" / "*.tsv")} == {None}
     (message,) = caplog.messages
-    assert "divided anew, though their names say test, train" in message
+    assert "divided again, though their names say test, train" in message
 
 
 def test_a_thousand_files_in_one_directory_are_one_category(tmp_path: Path) -> None:

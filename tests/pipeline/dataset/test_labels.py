@@ -108,8 +108,8 @@ def test_category_names_keep_their_order(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (["财经", "", "体育"], "line 2: expected the name of category 1, got an empty line"),
-        (["财经", "体育", "财经"], "line 3: category '财经' stands already on line 1"),
-        ([COMPOSED, DECOMPOSED], "line 2: .* stands already on line 1"),
+        (["财经", "体育", "财经"], "line 3: category '财经' is already on line 1"),
+        ([COMPOSED, DECOMPOSED], "line 2: .* is already on line 1"),
         ([], "expected one category name a line, got an empty file"),
     ],
 )
