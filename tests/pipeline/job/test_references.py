@@ -106,7 +106,7 @@ def test_invisible_characters_do_not_tell_labels_apart(tmp_path: Path) -> None:
 
 def test_a_label_with_a_line_end_is_rejected(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.csv", ['山,"体\n育"', '水,"体\t育"', '云,"体育\n"'])
-    references, rejections = read(make_job(make_config(tmp_path, path)))
+    references, rejections = read(prepare(make_config(tmp_path, path)))
     assert set(references) == {"t.csv:4"}
     assert {rejection.reason for rejection in rejections.values()} == {"bad_label"}
 
