@@ -385,8 +385,8 @@ def test_links_in_a_tar_are_no_documents(tmp_path: Path) -> None:
     with tarfile.open(path, "a:") as archive:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
             member = tarfile.TarInfo(f"体育/{kind.decode()}")
-            member.type, member.linkname = kind, "1.txt"
-            archive.addfile(member)
+            member.type = kind
+            archive.addfile(member.replace(linkname="1.txt"))
     for made in (path, write(tmp_path / "b.tar.gz", gzip.compress(path.read_bytes()))):
         documents, rejections, _ = read(tmp_path, made)
         assert set(documents) == {"体育/1.txt", "科技/2.txt"}
