@@ -1,25 +1,24 @@
 """Tokenize a labelled corpus once into sharded TFRecords: `python run_preprocess.py --help`."""
 
 import argparse
-import dataclasses
 import functools
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from pipeline.command_line import CommandParser, run_command
+from pipeline.command_line import CommandParser, OptionGroup, parse_named_numbers, run_command
 from pipeline.corpus.options import (
     CorpusOptions,
     add_corpus_options,
     canonical_split,
-    parse_columns,
+    parse_corpus_options,
     parse_inputs,
     rename_dev,
 )
-from pipeline.dataset.shards import COMPRESSIONS
-from pipeline.errors import OptionError, require
+from pipeline.errors import require
 from pipeline.filesystem import expand_user
-from pipeline.job.config import DUPLICATE_POLICIES, SECOND_LABELS, PreprocessConfig
+from pipeline.job.config import PreprocessConfig
 
 # Options of former versions → what they are called now.
 RENAMED = {"--tsv_columns": "--columns", "--tsv_header": "--header", "--tsv_encoding": "--encoding"}
@@ -29,6 +28,16 @@ know is an error. With --runner DirectRunner the job runs on this machine.
 """
 
 
+class EngineArguments(NamedTuple):
+    """Where the job runs; `EngineOptions` checks it, which needs Beam."""
+
+    runner: str
+    num_workers: int
+    running_mode: str | None
+    dry_run: bool
+    beam_args: tuple[str, ...]
+
+
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
     parser = CommandParser(
@@ -36,76 +45,71 @@ def make_parser() -> CommandParser:
         description="Tokenize a labelled corpus once into sharded TFRecords with both labels.",
         epilog=_EPILOG,
     )
-    add = parser.add_argument
-    default = {field.name: field.default for field in dataclasses.fields(PreprocessConfig)}
-    group = parser.add_argument_group("input")
-    add = group.add_argument
-    add(
-        "--input",
-        action="append",
-        required=True,
+    corpus = OptionGroup(parser, "input", CorpusOptions)
+    corpus.add(
+        "input",
+        "a tree <category>/<file>, an archive of one (zip, tar), a table (TSV, CSV, JSON lines, Parquet), a directory "
+        "or an archive of tables, or a quoted glob; repeat for more; SPLIT= keeps a published split as it is",
+        field="inputs",
         metavar="[SPLIT=]PATH",
-        help="a tree <category>/<file>, an archive of one (zip, tar), a table (TSV, CSV, JSON lines, Parquet), a "
-        "directory or an archive of tables, or a quoted glob; repeat for more; SPLIT= keeps a published split as it is",
+        repeatable=True,
     )
-    add_corpus_options(group)
-    add("--vocab", required=True, type=expand_user, metavar="FILE", help="BERT's vocab.txt or tokenizer.json")
-    add(
-        "--cased",
-        action=argparse.BooleanOptionalAction,
-        help="keep letter case and accents (default: as a tokenizer_config.json beside the vocabulary says)",
-    )
-    group = parser.add_argument_group("labels")
-    add = group.add_argument
-    add(
-        "--category_names",
-        type=expand_user,
+    add_corpus_options(corpus)
+
+    labels = OptionGroup(parser, "labels", PreprocessConfig)
+    labels.add(
+        "category_names",
+        "the categories in id order, one a line; a class index in the data is replaced by the name at that place",
+        field="category_names_path",
+        parse=expand_user,
         metavar="FILE",
-        help="the categories in id order, one a line; a class index in the data is replaced by the name at that place",
+        default="the names in the data, sorted",
     )
-    add(
-        "--second_label",
-        choices=SECOND_LABELS,
-        default=default["second_label"],
-        help="where the second label comes from",
-    )
-    add(
-        "--taxonomy",
-        type=expand_user,
+    labels.add("second_label", "where the second label comes from")
+    labels.add(
+        "taxonomy",
+        "TSV from category to parent",
+        field="taxonomy_path",
+        parse=expand_user,
         metavar="FILE",
-        help="TSV from category to parent (default: the one for THUCNews's 14 categories)",
+        default="the one for THUCNews's 14 categories",
+        only_with=("second_label", ("taxonomy",)),
     )
-    add(
-        "--num_random_labels",
-        type=int,
-        default=default["num_random_labels"],
-        help="how many labels --second_label random draws from",
+    labels.add(
+        "num_random_labels",
+        "how many labels --second_label random draws from",
+        only_with=("second_label", ("random",)),
     )
-    group = parser.add_argument_group("output")
-    add = group.add_argument
-    add("--output", required=True, type=expand_user, metavar="DIR", help="the dataset directory to make")
-    add("--max_len", type=int, default=default["max_len"], help="longest example in tokens, [CLS] and [SEP] included")
-    add("--split_weights", default="train=0.8,dev=0.1,test=0.1", help="shares of the splits; must sum to 1")
-    add("--seed", type=int, default=default["seed"], help="decides split, shard and order of every document")
-    add(
-        "--num_shards",
+
+    tokenizer = OptionGroup(parser, "tokenizer", PreprocessConfig)
+    tokenizer.add("vocab", "BERT's vocab.txt or tokenizer.json", field="vocab_path", parse=expand_user, metavar="FILE")
+    tokenizer.add(
+        "cased", "keep letter case and accents", default="as a tokenizer_config.json beside the vocabulary says"
+    )
+    tokenizer.add("max_len", "longest example in tokens, [CLS] and [SEP] included")
+
+    output = OptionGroup(parser, "output", PreprocessConfig)
+    output.add("output", "the dataset directory to make", field="output_dir", parse=expand_user, metavar="DIR")
+    output.add(
+        "split_weights",
+        "shares of the splits; must sum to 1",
+        parse=parse_named_numbers,
+        metavar="NAME=X,…",
+        default="train=0.8,dev=0.1,test=0.1",
+    )
+    output.add("seed", "decides split, shard and order of every document")
+    output.add(
+        "num_shards",
+        "shards per split; auto: about 10,000 examples each, or as many as stay below 64 MiB",
+        parse=_parse_num_shards,
+        metavar="auto|N",
         default="auto",
-        help="shards per split; auto: about 10,000 examples each, or as many as stay below 64 MiB",
     )
-    add("--compression", choices=COMPRESSIONS, default=default["compression"], help="of the shards")
-    add(
-        "--duplicates",
-        choices=DUPLICATE_POLICIES,
-        default=default["duplicates"],
-        help="what to do with documents of equal text",
-    )
-    add(
-        "--max_rejected_fraction",
-        type=float,
-        default=default["max_rejected_fraction"],
-        help="fail if more documents than this cannot be used",
-    )
-    add("--overwrite", action="store_true", help="replace the dataset that --output holds")
+    output.add("compression", "of the shards")
+    output.add("duplicates", "what to do with documents of equal text")
+    output.add("max_rejected_fraction", "fail if more documents than this cannot be used")
+    output.add("overwrite", "replace the dataset that --output holds")
+
     group = parser.add_argument_group("engine")
     add = group.add_argument
     add("--runner", default="DirectRunner", help="DirectRunner (this machine), DataflowRunner, FlinkRunner, …")
@@ -122,78 +126,57 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def parse_config(args: argparse.Namespace) -> PreprocessConfig:
-    """Turn parsed arguments into a valid configuration."""
-    return PreprocessConfig(
-        corpus=CorpusOptions(
-            inputs=parse_inputs(args.input),
-            input_format=args.input_format,
-            columns=parse_columns(args.columns),
-            delimiter=args.delimiter,
-            quoting=args.quoting,
-            header=args.header,
-            encoding=args.encoding,
-            levels=args.levels,
-            glob=args.glob,
-        ),
-        vocab_path=args.vocab,
-        output_dir=args.output,
-        category_names_path=args.category_names,
-        cased=args.cased,
-        max_len=args.max_len,
-        split_weights=_parse_split_weights(args.split_weights),
-        seed=args.seed,
-        second_label=args.second_label,
-        taxonomy_path=args.taxonomy,
-        num_random_labels=args.num_random_labels,
-        num_shards=_parse_num_shards(args.num_shards),
-        compression=args.compression,
-        duplicates=args.duplicates,
-        max_rejected_fraction=args.max_rejected_fraction,
-        overwrite=args.overwrite,
+def parse_config(argv: Sequence[str]) -> tuple[PreprocessConfig, EngineArguments]:
+    """Return the configuration that a command line describes, and where the job runs.
+
+    Raises:
+        OptionError: an option has a value that cannot be used, or no effect beside the others.
+    """
+    for argument in argv:
+        name = argument.split("=")[0]
+        require(name not in RENAMED, f"{name}: this option is called {RENAMED.get(name)} now")
+    parser = make_parser()
+    args, beam_args = parser.parse_known_args(argv)
+    given = vars(args)
+    del given["debug"]
+    engine = EngineArguments(
+        runner=given.pop("runner"),
+        num_workers=given.pop("direct_num_workers"),
+        running_mode=given.pop("direct_running_mode"),
+        dry_run=given.pop("dry_run"),
+        beam_args=tuple(beam_args),
     )
-
-
-def _parse_split_weights(text: str) -> tuple[tuple[str, float], ...]:
-    pairs = []
-    for part in text.split(","):
-        name, _, share = part.partition("=")
-        try:
-            pairs.append((name.strip(), float(share)))
-        except ValueError:
-            raise OptionError(f"--split_weights: expected NAME=SHARE,…, got {part!r} in {text!r}") from None
-    rename_dev([name for name, _ in pairs])
-    return tuple((canonical_split(name), share) for name, share in pairs)
+    corpus = CorpusOptions(inputs=parse_inputs(given.pop("inputs")), **parse_corpus_options(given))
+    if "split_weights" in given:
+        rename_dev(given["split_weights"])
+        given["split_weights"] = tuple((canonical_split(name), x) for name, x in given["split_weights"].items())
+    config = PreprocessConfig(corpus=corpus, **given)
+    parser.require_effect(given, vars(config))
+    return config, engine
 
 
 def _parse_num_shards(text: str) -> int | None:
-    if text == "auto":
-        return None
     try:
-        return int(text)
+        return None if text == "auto" else int(text)
     except ValueError:
-        raise OptionError(f"--num_shards: expected auto or a number, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected auto or a number, got {text!r}") from None
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse the command line, run the job, print its summary."""
-    for argument in argv:
-        name = argument.split("=")[0]
-        require(name not in RENAMED, f"{name}: this option is called {RENAMED.get(name)} now")
-    args, beam_args = make_parser().parse_known_args(argv)
-    config = parse_config(args)
+    config, arguments = parse_config(argv)
     # Beam takes a second to import: a wrong option need not wait for it.
     from pipeline.dataset.summary import describe_dataset
     from pipeline.engines.named import EngineOptions
     from pipeline.job.preprocess import dry_run, run
 
     engine = EngineOptions(
-        runner=args.runner,
-        num_workers=args.direct_num_workers,
-        running_mode=args.direct_running_mode,
-        beam_args=tuple(beam_args),
+        runner=arguments.runner,
+        num_workers=arguments.num_workers,
+        running_mode=arguments.running_mode,
+        beam_args=arguments.beam_args,
     )
-    if args.dry_run:
+    if arguments.dry_run:
         print(dry_run(config, engine))
         return 0
     started = time.monotonic()

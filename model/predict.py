@@ -42,11 +42,11 @@ from model.decoding import (
     pair_scores,
 )
 from pipeline import filesystem
-from pipeline.command_line import CommandParser, run_command
+from pipeline.command_line import CommandParser, OptionGroup, run_command
 from pipeline.corpus.detect import container_of, format_of_text
 from pipeline.corpus.documents import DocumentRejectedError, Note, Rejection, decode_text
 from pipeline.corpus.inputs import Source, open_sources
-from pipeline.corpus.options import Columns, CorpusOptions, InputSpec, add_corpus_options
+from pipeline.corpus.options import Columns, CorpusOptions, InputSpec, add_corpus_options, parse_corpus_options
 from pipeline.corpus.table import open_table
 from pipeline.dataset.labels import normalize_label
 from pipeline.errors import InputFormatError, require, require_choice
@@ -426,7 +426,9 @@ def main(argv: Sequence[str]) -> int:
         "standard input)",
     )
     parser.add_argument("--output", metavar="FILE", help="write a table, .csv or .parquet, instead of JSON lines")
-    add_corpus_options(parser.add_argument_group("what the input is"), columns=None)
+    add_corpus_options(
+        OptionGroup(parser, "what the input is", CorpusOptions), columns="the line, or a field called text"
+    )
     parser.add_argument(
         "--top_k",
         type=int,
@@ -437,13 +439,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="texts at a time")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products")
     arguments = parser.parse_args(argv)
-    columns = None if arguments.columns is None else Columns.parse(arguments.columns)
-    of_corpus = {
-        name: getattr(arguments, name)
-        for name in ("input_format", "delimiter", "quoting", "header", "encoding", "levels", "glob")
-    }
-    defaults = {field.name: field.default for field in dataclasses.fields(CorpusOptions)}
-    is_said = columns is not None or any(defaults[name] != value for name, value in of_corpus.items())
+    of_corpus = parse_corpus_options(vars(arguments))
+    columns = of_corpus.pop("columns", None)
+    is_said = columns is not None or bool(of_corpus)
     corpus = None
     if arguments.input is not None and (is_said or not _holds_lines(arguments.input)):
         spec = InputSpec(filesystem.expand_user(arguments.input))

@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TextIO, Union, get_args, get_origin, get_type_hints
 
 from pipeline import VERSION
 from pipeline.errors import OptionError, PipelineError, require
@@ -98,6 +98,7 @@ class OptionGroup:
         metavar: str | None = None,
         default: str | None = None,
         only_with: tuple[str, tuple[str, ...]] | None = None,
+        repeatable: bool = False,
     ) -> None:
         """Add an option.
 
@@ -109,6 +110,7 @@ class OptionGroup:
                 `argparse.ArgumentTypeError`.
             metavar: the name of its value in the help.
             default: the default as the help describes it, where the value itself does not say it.
+            repeatable: whether it may be given several times, and its value is a list.
             only_with: another option, whose field has the same name, and those of its values beside which this option
                 has an effect; see `CommandParser.require_effect`.
         """
@@ -116,7 +118,10 @@ class OptionGroup:
         if only_with:
             self._only_with[field] = (option, *only_with)
         value, factory = self._fields[field].default, self._fields[field].default_factory
-        settings = _argument_of(self._hints[field], parse, metavar)
+        if repeatable:
+            settings: dict[str, Any] = {"action": "append", "type": parse, "metavar": metavar}
+        else:
+            settings = _argument_of(self._hints[field], parse, metavar)
         if value is factory is dataclasses.MISSING:
             settings["required"] = True
         elif value is not False:
@@ -128,10 +133,11 @@ def _argument_of(hint: Any, parse: Callable[[str], Any] | None, metavar: str | N
     """Return how argparse reads a field of this type."""
     if parse is not None:
         return {"type": parse, "metavar": metavar}
-    if get_origin(hint) is types.UnionType:
+    is_optional = get_origin(hint) in (Union, types.UnionType)
+    if is_optional:
         (hint,) = (kind for kind in get_args(hint) if kind is not types.NoneType)
     if hint is bool:
-        return {"action": "store_true"}
+        return {"action": argparse.BooleanOptionalAction if is_optional else "store_true"}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     return {"type": hint, "metavar": metavar or {int: "N", float: "X"}.get(hint)}

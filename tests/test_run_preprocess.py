@@ -334,7 +334,7 @@ def test_every_option_reaches_the_configuration() -> None:
     }
 
     def parse(arguments: list[str]) -> dict[str, object]:
-        config = run_preprocess.parse_config(run_preprocess.make_parser().parse_args(arguments))
+        config = run_preprocess.parse_config(arguments)[0]
         found = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         corpus = found.pop("corpus")
         return found | {field.name: getattr(corpus, field.name) for field in dataclasses.fields(corpus)}
@@ -404,7 +404,12 @@ def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> 
     ("options", "message"),
     [
         (["--split_weights", "train=0.8,dev=0.1"], "--split_weights: expected shares that sum to 1, got 0.9"),
-        (["--split_weights", "train"], "--split_weights: expected NAME=SHARE,…, got 'train'"),
+        (["--split_weights", "train"], "--split_weights: expected NAME=NUMBER,…, got 'train'"),
+        (
+            ["--taxonomy", "t", "--second_label", "random"],
+            "--taxonomy: only used with --second_label taxonomy, not random",
+        ),
+        (["--num_random_labels", "4"], "--num_random_labels: only used with --second_label random, not taxonomy"),
         (["--max_len", "2"], "--max_len: expected 3 to 65535"),
         (["--max_len", "many"], "--max_len: invalid int value: 'many'"),
         (["--num_shards", "few"], "--num_shards: expected auto or a number, got 'few'"),

@@ -1,15 +1,15 @@
 """Options of a corpus: where documents lie, what their files are, and where texts and labels are in them."""
 
-import argparse
 import codecs
 import dataclasses
 import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline import filesystem
+from pipeline.command_line import OptionGroup
 from pipeline.errors import OptionError, require, require_choice
 
 ROLES = ("text", "category", "second")
@@ -183,20 +183,6 @@ def parse_levels(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split(","))
 
 
-def parse_columns(text: str) -> Columns:
-    """Parse `--columns` of a corpus to learn from, which has a category.
-
-    Raises:
-        OptionError: see `Columns.parse`.
-    """
-    columns = Columns.parse(text)
-    require(
-        "category" in columns.fields,
-        f"--columns: expected text, category (and second) once each, '-' to skip one, got {text!r}",
-    )
-    return columns
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusOptions:
     """What documents are and where they lie; see `run_preprocess.py --help` for the options' meaning.
@@ -246,50 +232,60 @@ class CorpusOptions:
         return bool(getattr(self, option) == getattr(CorpusOptions(inputs=self.inputs), option))
 
 
-def add_corpus_options(group: argparse._ArgumentGroup, *, columns: str | None = "text,category") -> None:
-    """Add the options that say what documents are, the same for learning and for predicting.
+def add_corpus_options(group: OptionGroup, *, columns: str = "text,category") -> None:
+    """Add the options that describe documents, the same for learning and for predicting.
 
     Args:
-        group: of a parser.
+        group: of the fields of `CorpusOptions`.
         columns: default of the option.
     """
-    default = {field.name: field.default for field in dataclasses.fields(CorpusOptions)}
-    add = group.add_argument
-    add(
-        "--input_format",
-        choices=INPUT_FORMATS,
-        default=default["input_format"],
-        help="what the inputs, or the tables in archives, are",
-    )
-    add(
-        "--columns",
-        default=columns,
-        help="what a table's columns hold, by place (text,category,second; '-' skips one) or by name "
+    group.add("input_format", "what the inputs, or the tables in archives, are")
+    group.add(
+        "columns",
+        "what a table's columns hold, by place (text,category,second; '-' skips one) or by name "
         "(text=title+content,category=label); --columns=-,text,category where the first is '-'",
+        parse=str,
+        default=columns,
     )
-    add(
-        "--delimiter",
+    group.add(
+        "delimiter",
+        "between the columns of a line, such as '_!_'",
         metavar="CHARACTERS",
-        help="between the columns of a line, such as '_!_' (default: a tab, for CSV a comma)",
+        default="a tab, for CSV a comma",
     )
-    add("--quoting", choices=QUOTINGS, help="csv: fields may be quoted (default: csv for CSV, else none)")
-    add(
-        "--header",
-        action=argparse.BooleanOptionalAction,
-        help="whether the first line names the columns (default: it does if --columns has the same names)",
+    group.add("quoting", "csv: fields may be quoted", default="csv for CSV, else none")
+    group.add(
+        "header",
+        "whether the first line names the columns",
+        default="it does if --columns has the same names",
     )
-    add(
-        "--encoding",
-        default=default["encoding"],
-        help="of texts, labels and column names: utf-8, gb18030 (covers GBK and GB2312), big5, utf-16; auto: UTF-8, or "
-        "else GB18030, for each file",
+    group.add(
+        "encoding",
+        "of texts, labels and column names: utf-8, gb18030 (covers GBK and GB2312), big5, utf-16; auto: UTF-8, or else "
+        "GB18030, for each file",
     )
-    add(
-        "--levels",
-        default="category",
+    group.add(
+        "levels",
+        "what the directories around a document are, from the top: category, or second,category; none: documents have "
+        "no labels",
+        parse=parse_levels,
         metavar="NAMES",
-        type=parse_levels,
-        help="what the directories around a document are, from the top: category, or second,category; none: documents "
-        "have no labels",
+        default="category",
     )
-    add("--glob", metavar="PATTERN", help="which files of trees, directories and archives to use, such as '*.txt'")
+    group.add(
+        "glob",
+        "which files of trees, directories and archives to use, such as '*.txt'",
+        metavar="PATTERN",
+        default="all",
+    )
+
+
+def parse_corpus_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of a corpus, without its inputs, out of parsed arguments.
+
+    Raises:
+        OptionError: see `Columns.parse`.
+    """
+    names = [field.name for field in dataclasses.fields(CorpusOptions) if field.name in given]
+    options = {name: given.pop(name) for name in names if name != "inputs"}
+    return options | ({"columns": Columns.parse(options["columns"])} if "columns" in options else {})

@@ -61,16 +61,14 @@ class PreprocessConfig:
             f"--max_rejected_fraction: expected 0 to 1, got {self.max_rejected_fraction}",
         )
         self._check_split_weights()
-        second = self.second_label
-        for name, wanted in (("taxonomy_path", "taxonomy"), ("num_random_labels", "random")):
-            require(
-                second == wanted or self.is_default(name),
-                f"--{name.removesuffix('_path')}: only used with --second_label {wanted}, which is {second!r}",
-            )
         corpus = self.corpus
+        require(
+            "category" in corpus.columns.fields,
+            f"--columns: expected text, category (and second) once each, got {str(corpus.columns)!r}",
+        )
         require("category" in corpus.levels, "--levels: a corpus to learn from needs the level category")
         require(
-            second != "column" or "second" in (*corpus.columns.fields, *corpus.levels),
+            self.second_label != "column" or "second" in (*corpus.columns.fields, *corpus.levels),
             f"--second_label column: --columns, or --levels of a tree, must name 'second', got {str(corpus.columns)!r}",
         )
 

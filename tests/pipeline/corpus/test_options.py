@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.options import Columns, CorpusOptions, InputSpec, parse_columns, parse_inputs
+from pipeline.corpus.options import Columns, CorpusOptions, InputSpec, parse_inputs
 from pipeline.errors import OptionError
 
 
@@ -76,7 +76,7 @@ def test_other_names_of_dev_are_dev_and_said_once(caplog: pytest.LogCaptureFixtu
     ],
 )
 def test_columns(text: str, fields: dict[str, tuple[str | int, ...]], width: int | None) -> None:
-    columns = parse_columns(text)
+    columns = Columns.parse(text)
     assert (columns.fields, columns.width) == (fields, width)
     assert Columns.parse(str(columns)) == columns
 
@@ -84,7 +84,7 @@ def test_columns(text: str, fields: dict[str, tuple[str | int, ...]], width: int
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("text", r"--columns: expected text, category \(and second\) once each"),
+        ("category", r"--columns: expected text, category \(and second\) once each"),
         ("text,category,text", "once each"),
         ("text,category,label", "expected text, category, second or '-', got label"),
         ("text=a,category=b,label=c", "expected text, category, second or '-', got label"),
@@ -93,7 +93,7 @@ def test_columns(text: str, fields: dict[str, tuple[str | int, ...]], width: int
 )
 def test_columns_that_say_nothing_are_refused(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        parse_columns(text)
+        Columns.parse(text)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,7 @@ def config(**changes: Any) -> PreprocessConfig:
         ({"max_rejected_fraction": 1.5}, "--max_rejected_fraction: expected 0 to 1, got 1.5"),
         ({"max_rejected_fraction": float("nan")}, "--max_rejected_fraction: expected 0 to 1, got nan"),
         ({"second_label": "column"}, "--second_label column: --columns, or --levels of a tree, must name 'second'"),
-        ({"taxonomy_path": "t.tsv", "second_label": "random"}, "--taxonomy: only used with --second_label taxonomy"),
-        ({"num_random_labels": 4}, "--num_random_labels: only used with --second_label random, which is 'taxonomy'"),
+        ({"corpus": corpus(columns="text")}, r"--columns: expected text, category \(and second\) once each"),
         (
             {"corpus": corpus("train"), "split_weights": (("train", 1.0),)},
             "--split_weights: only used for inputs without a split of their own, and every --input has one",
