@@ -233,20 +233,14 @@ class WrongTokenizer(GraphTokenizer):
         return tf.where(indices == self._wrong_id, self._unk_id, indices), segments
 
 
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
-        ("bert", r"the graph tokenizes 'BERT tokenizes.*expected ids \[\d.*, got \[3.*nothing was exported"),
-        ("##\u302f", "the graph tokenizes .*nothing was exported"),
-        # In records alone.
-        ("好", r"split train, record 1: the graph gives other ids .*expected \[\d.* at position 2, got \[3"),
-    ],
-)
-def test_refuses_wrong_ids(run, tmp_path, monkeypatch, token, message):
+def test_refuses_wrong_ids(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         saved_model_module,
         "GraphTokenizer",
-        lambda vocab, max_len, cased: WrongTokenizer(vocab, max_len=max_len, token=token),
+        lambda vocab, max_len, cased: WrongTokenizer(vocab, max_len=max_len, token="好"),
+    )
+    message = (
+        r"split train, record 1: the graph gives other ids .*expected \[\d.* at position 2, got \[3.*nothing was exp"
     )
     with pytest.raises(SchemaMismatchError, match=message):
         export_run(str(run), str(tmp_path / "saved_model"))
