@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,12 +74,12 @@ OPTIONS = {
 GROUPS = {group.name for group in dataclasses.fields(TrainConfig)}
 
 
-def parse(arguments):
+def parse(arguments: Any) -> Any:
     return run_train.parse_config(arguments)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_each_option_changes_its_field_alone(option):
+def test_each_option_changes_its_field_alone(option: Any) -> None:
     text, value = OPTIONS[option]
     before = parse(PATHS)
     after = parse([*PATHS, f"--{option}", *([] if text is None else [text])])
@@ -87,11 +88,11 @@ def test_each_option_changes_its_field_alone(option):
     assert after.options == before.options | {field: value}
 
 
-def test_there_is_an_option_for_every_field():
+def test_there_is_an_option_for_every_field() -> None:
     assert {option.removesuffix("_dir") for option in parse(PATHS).options} == OPTIONS.keys()
 
 
-def reads(tree, owners):
+def reads(tree: Any, owners: Any) -> Any:
     """Return the attributes that a module reads of names or attributes called like one of the owners."""
     return {
         node.attr
@@ -102,7 +103,7 @@ def reads(tree, owners):
     }
 
 
-def test_every_field_is_read_by_somebody():
+def test_every_field_is_read_by_somebody() -> None:
     """To check a value, or to write it down, is not to use it."""
     read = set()
     for path in (REPOSITORY / "model").rglob("*.py"):
@@ -117,7 +118,7 @@ def test_every_field_is_read_by_somebody():
     assert parse(PATHS).options.keys() - read == set()
 
 
-def test_help_shows_every_option_and_its_default(capsys):
+def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -155,36 +156,36 @@ def test_help_shows_every_option_and_its_default(capsys):
         ),
     ],
 )
-def test_refuses_wrong_command_lines(arguments, message):
+def test_refuses_wrong_command_lines(arguments: list[Any] | list[str], message: str) -> None:
     with pytest.raises(OptionError, match=re.escape(message)):
         parse(arguments)
 
 
-def command(inputs, output, *more):
+def command(inputs: Any, output: Any, *more: Any) -> list[Any]:
     options = ["--epochs", "2", "--batch_size", "8", "--learning_rate", "5e-3", "--save_every", "4"]
     paths = ["--data", inputs["data_dir"], "--bert", inputs["bert_dir"], "--output", str(output)]
     return [sys.executable, "run_train.py", *paths, *options, *more]
 
 
-def start(arguments):
+def start(arguments: Any) -> Any:
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     return subprocess.Popen(
         arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def finish(process):
+def finish(process: Any) -> Any:
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return output
 
 
-def newest_step(run):
+def newest_step(run: Any) -> Any:
     states = list_states(run / "state")
     return int(states[-1].name.split("-")[1]) if states else 0
 
 
-def interrupt_after(arguments, run, step, signal_number):
+def interrupt_after(arguments: Any, run: Any, step: int, signal_number: Any) -> tuple[Any, ...]:
     """Start a training, and send it a signal once it has saved a state of at least that step.
 
     A state that an earlier process left does not count: this one trains by then, and handles signals.
@@ -202,11 +203,11 @@ def interrupt_after(arguments, run, step, signal_number):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
+def test_a_killed_run_ends_with_the_same_bytes(inputs: Any, tmp_path: Path) -> None:
     """Dropout on, deterministic kernels: SIGKILL, then to the end, beside a run nobody interrupts."""
     undisturbed = start(command(inputs, tmp_path / "undisturbed"))
     disturbed = command(inputs, tmp_path / "disturbed")
@@ -222,7 +223,7 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs, tmp_path):
 
 
 @pytest.mark.slow
-def test_three_kills_at_random_moments_and_a_polite_request(inputs, tmp_path):
+def test_three_kills_at_random_moments_and_a_polite_request(inputs: Any, tmp_path: Path) -> None:
     options = ["--epochs", "8", "--early_stopping_patience", "0"]
     finish(start(command(inputs, tmp_path / "undisturbed", *options)))
     run = tmp_path / "disturbed"
@@ -242,7 +243,7 @@ def test_three_kills_at_random_moments_and_a_polite_request(inputs, tmp_path):
     assert_same_results(run, tmp_path / "undisturbed")
 
 
-def test_debug_shows_where_an_error_arose(inputs, tmp_path, caplog):
+def test_debug_shows_where_an_error_arose(inputs: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arguments = command(inputs, tmp_path / "run", "--max_len", "20")[2:]
     assert run_command(run_train.main, arguments) == 2
     assert caplog.messages[-1].startswith("error: --max_len 20 is longer than")
@@ -250,7 +251,7 @@ def test_debug_shows_where_an_error_arose(inputs, tmp_path, caplog):
         run_command(run_train.main, [*arguments, "--debug"])
 
 
-def test_mistakes_are_one_line_and_status_2(inputs, tmp_path):
+def test_mistakes_are_one_line_and_status_2(inputs: Any, tmp_path: Path) -> None:
     """All in one process: what TensorFlow costs to start is paid once."""
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -100,7 +100,7 @@ def test_each_field_of_the_description_removed(workshop: Workshop, note: Note, c
 class Hostile:
     """Unpickling this calls a function."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._path = path
 
     def __reduce__(self) -> tuple[object, ...]:

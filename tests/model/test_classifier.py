@@ -1,5 +1,8 @@
 """The classifier: heads, outputs, parameters, options."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,12 +19,12 @@ HEADS = {"category": 14, "second": 3}
 
 
 @pytest.fixture(scope="module")
-def bert_dir(tmp_path_factory):
+def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_bert_dir(tmp_path_factory.mktemp("classifier") / "bert", SMALL, stddev=0.2)
 
 
 @pytest.mark.parametrize(("heads", "expected"), [(HEADS, 101_690_129), ({"category": 14}, 101_687_822)])
-def test_parameter_counts_at_base_size_are_the_original_write_ups(heads, expected):
+def test_parameter_counts_at_base_size_are_the_original_write_ups(heads: Any, expected: int) -> None:
     classifier = build_classifier(real_data("bert_base_chinese"), heads, load_weights=False)
     assert sum(int(np.prod(weight.shape)) for weight in classifier.trainable_weights) == expected
     assert classifier.count_params() == expected  # nothing is frozen
@@ -29,7 +32,7 @@ def test_parameter_counts_at_base_size_are_the_original_write_ups(heads, expecte
 
 @pytest.mark.parametrize("encoder", ["fused", "keras_bert"])
 @pytest.mark.parametrize("pooling", ["cls", "max"])
-def test_inputs_and_outputs(bert_dir, encoder, pooling):
+def test_inputs_and_outputs(bert_dir: Path, encoder: str, pooling: str) -> None:
     classifier = build_classifier(bert_dir, HEADS, pooling=pooling, encoder=encoder)
     batch = random_batch(SMALL, [20, 9, 4])
     outputs = classifier(batch)
@@ -46,7 +49,7 @@ def test_inputs_and_outputs(bert_dir, encoder, pooling):
     assert all(layer.trainable for layer in classifier.layers)
 
 
-def test_logits_share_the_classifiers_layers(bert_dir):
+def test_logits_share_the_classifiers_layers(bert_dir: Path) -> None:
     classifier = build_classifier(bert_dir, HEADS)
     logits = logits_model(classifier)
     batch = random_batch(SMALL, [20, 9])
@@ -57,14 +60,14 @@ def test_logits_share_the_classifiers_layers(bert_dir):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_heads_are_float32_in_mixed_precision(bert_dir, policy):
+def test_heads_are_float32_in_mixed_precision(bert_dir: Path, policy: str) -> None:
     classifier = build_classifier(bert_dir, HEADS, policy=policy)
     for name in ("category_logits", "category", "second_logits", "second", "Pooling"):
         assert classifier.get_layer(name).output.dtype == tf.float32
     assert classifier.get_layer("Encoder-1-FeedForward").output.dtype == tf.as_dtype(policy.removeprefix("mixed_"))
 
 
-def test_the_global_policy_is_used_where_none_is_given(bert_dir):
+def test_the_global_policy_is_used_where_none_is_given(bert_dir: Path) -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         classifier = build_classifier(bert_dir, HEADS)
@@ -75,7 +78,7 @@ def test_the_global_policy_is_used_where_none_is_given(bert_dir):
     assert classifier.get_layer("Encoder-1-FeedForward").compute_dtype == "bfloat16"
 
 
-def test_initial_weights_are_a_function_of_the_seed(bert_dir):
+def test_initial_weights_are_a_function_of_the_seed(bert_dir: Path) -> None:
     first, same, other = (build_classifier(bert_dir, HEADS, load_weights=False, seed=seed) for seed in (5, 5, 6))
     for mine, theirs in zip(first.get_weights(), same.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -88,7 +91,7 @@ def test_initial_weights_are_a_function_of_the_seed(bert_dir):
     assert np.abs(first.get_layer("category_logits").kernel).max() > 0
 
 
-def test_both_encoders_start_from_the_same_random_weights(bert_dir):
+def test_both_encoders_start_from_the_same_random_weights(bert_dir: Path) -> None:
     batch = random_batch(SMALL, [20, 9])
     ours, theirs = (
         build_classifier(bert_dir, HEADS, encoder=encoder, load_weights=False)(batch)["category"]
@@ -98,7 +101,7 @@ def test_both_encoders_start_from_the_same_random_weights(bert_dir):
 
 
 @pytest.mark.parametrize("encoder", ["fused", "keras_bert"])
-def test_plain_keras_training_works(bert_dir, encoder):
+def test_plain_keras_training_works(bert_dir: Path, encoder: str) -> None:
     tf_keras.utils.set_random_seed(0)
     classifier = build_classifier(bert_dir, {"category": 3, "second": 2}, encoder=encoder)
     batch = dict(zip(("indices", "segments"), random_batch(SMALL, [12] * 16), strict=True))
@@ -109,7 +112,7 @@ def test_plain_keras_training_works(bert_dir, encoder):
     assert history[-1] < 0.5 * history[0]
 
 
-def test_without_weights_the_configuration_is_enough(tmp_path):
+def test_without_weights_the_configuration_is_enough(tmp_path: Path) -> None:
     (tmp_path / "bert_config.json").write_text(SMALL.to_json())
     assert build_classifier(tmp_path, HEADS, load_weights=False).count_params() > 0
     with pytest.raises(MissingInputError, match=r"vocab\.txt"):
@@ -139,7 +142,7 @@ def test_without_weights_the_configuration_is_enough(tmp_path):
     ],
 )
 @pytest.mark.parametrize("encoder", ["fused", "keras_bert"])
-def test_bad_options_are_refused(bert_dir, options, message, encoder):
+def test_bad_options_are_refused(bert_dir: Path, options: Any, message: str, encoder: str) -> None:
     arguments = {"heads": HEADS, "encoder": encoder} | options
     if encoder == "keras_bert" and "policy" in options:
         message = "float32 only"

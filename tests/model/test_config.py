@@ -1,5 +1,7 @@
 """The training options: what is refused, and what follows from them."""
 
+from typing import Any
+
 import pytest
 
 from model.config import LearningConfig, TrainConfig, spell
@@ -50,14 +52,14 @@ PATHS = {"data_dir": "data", "bert_dir": "bert", "output_dir": "run"}
         ),
     ],
 )
-def test_refuses_wrong_options(options, message):
+def test_refuses_wrong_options(options: Any, message: str) -> None:
     with pytest.raises(OptionError) as error:
         TrainConfig.from_options(**(PATHS | options))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_defaults_are_those_of_the_contract():
+def test_defaults_are_those_of_the_contract() -> None:
     config = TrainConfig.from_options(**PATHS)
     assert (config.model.heads, config.batches.batch_size, config.learning.epochs) == (("category", "second"), 32, 10)
     learning = config.learning
@@ -74,11 +76,11 @@ def test_defaults_are_those_of_the_contract():
         ("linear", 0.0, 0.0),
     ],
 )
-def test_warmup_depends_on_the_schedule_unless_it_is_given(schedule, warmup, share):
+def test_warmup_depends_on_the_schedule_unless_it_is_given(schedule: str, warmup: float | None, share: float) -> None:
     assert LearningConfig(schedule=schedule, warmup=warmup).warmup_share == share
 
 
-def test_refuses_options_that_do_not_exist():
+def test_refuses_options_that_do_not_exist() -> None:
     with pytest.raises(TypeError, match="unknown training options: batchsize"):
         TrainConfig.from_options(**PATHS, batchsize=3)
 
@@ -87,5 +89,5 @@ def test_refuses_options_that_do_not_exist():
     ("value", "text"),
     [(("a", "b"), "a,b"), ({"second": 0.5}, "second=0.5"), (None, "None"), ((64, 128), "64,128"), (1e-5, "1e-05")],
 )
-def test_spells_values_as_the_command_line_does(value, text):
+def test_spells_values_as_the_command_line_does(value: Any, text: str) -> None:
     assert spell(value) == text

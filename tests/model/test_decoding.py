@@ -1,6 +1,8 @@
 """Decoding both heads together: never a pair that training does not have, and always the best of those it has."""
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +25,12 @@ from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
 LABELS = {"category": ["a/b", "b c", "c"], "second": ["x", "y"]}
 
 
-def probabilities_of(category, second):
+def probabilities_of(category: Any, second: Any) -> dict[str, Any]:
     return {"category": np.array(category, np.float32), "second": np.array(second, np.float32)}
 
 
 @st.composite
-def cases(draw):
+def cases(draw: Any) -> tuple[Any, ...]:
     """Probabilities of both heads, zeros and ties included, and some pairs."""
     num_rows, *sizes = (draw(st.integers(1, 6)) for _ in range(3))
     values = st.sampled_from([0.0, 1e-30, 0.1, 0.2, 0.25, 0.5, 1.0]) | st.floats(0, 1, width=32)
@@ -39,7 +41,7 @@ def cases(draw):
 
 
 @given(cases())
-def test_joint_decoding_is_the_best_allowed_pair(case):
+def test_joint_decoding_is_the_best_allowed_pair(case: Any) -> None:
     probabilities, pairs = case
     decoded = decode_labels(probabilities, decode="joint", pairs=pairs)
     allowed = [tuple(pair) for pair in pairs.tolist()]
@@ -52,7 +54,7 @@ def test_joint_decoding_is_the_best_allowed_pair(case):
 
 
 @given(cases())
-def test_without_forbidden_pairs_both_ways_agree_but_for_ties(case):
+def test_without_forbidden_pairs_both_ways_agree_but_for_ties(case: Any) -> None:
     probabilities, _ = case
     every_pair = np.argwhere(np.ones([values.shape[1] for values in probabilities.values()]))
     joint = decode_labels(probabilities, decode="joint", pairs=every_pair)
@@ -65,7 +67,7 @@ def test_without_forbidden_pairs_both_ways_agree_but_for_ties(case):
     np.testing.assert_array_equal(best, chosen)
 
 
-def test_a_contradiction_is_resolved_by_the_surer_head():
+def test_a_contradiction_is_resolved_by_the_surer_head() -> None:
     probabilities = probabilities_of([[0.6, 0.4, 0.0], [0.9, 0.1, 0.0]], [[0.1, 0.9], [0.4, 0.6]])
     pairs = np.array([[0, 0], [1, 1]])
     alone = decode_labels(probabilities)
@@ -76,7 +78,7 @@ def test_a_contradiction_is_resolved_by_the_surer_head():
     np.testing.assert_allclose(pair_scores(probabilities, pairs), [[0.06, 0.36], [0.36, 0.06]], rtol=1e-6)
 
 
-def test_heads_may_come_in_any_order():
+def test_heads_may_come_in_any_order() -> None:
     probabilities = probabilities_of([[0.6, 0.4, 0.0]], [[0.1, 0.9]])
     pairs = np.array([[0, 0], [1, 1]])
     turned = dict(reversed(probabilities.items()))
@@ -85,7 +87,7 @@ def test_heads_may_come_in_any_order():
     )
 
 
-def test_pairs_of_a_split_and_back_again(tmp_path):
+def test_pairs_of_a_split_and_back_again(tmp_path: Path) -> None:
     examples = [
         TinyExample(indices=[1, 5, 2], label=label, second_label=second)
         for label, second in [(2, 0), (0, 1), (2, 0), (2, 1)]
@@ -98,7 +100,7 @@ def test_pairs_of_a_split_and_back_again(tmp_path):
     assert index_pairs(named, LABELS).tolist() == pairs.tolist()
 
 
-def test_refuses_what_cannot_be_decoded():
+def test_refuses_what_cannot_be_decoded() -> None:
     check_decode("independent", ["second"])
     check_decode("joint", ["second", "category"])
     with pytest.raises(OptionError, match="needs the heads category and second, this run has second alone"):

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,16 +27,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_finished_run(tmp_path_factory.mktemp("evaluate"))
 
 
-def read_report(directory):
+def read_report(directory: Path) -> Any:
     check_self_contained((directory / "report.html").read_text("utf-8"))
     return RunDir(directory).read_report().evaluation
 
 
-def test_measures_what_prediction_says(run, capsys):
+def test_measures_what_prediction_says(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "report.json").read_bytes()
     assert main(["--run", str(run)]) == 0
     assert (run / "report.json").read_bytes() == before  # the run's own result stays
@@ -57,14 +58,14 @@ def test_measures_what_prediction_says(run, capsys):
     assert f"{report.exact_match:.2%}" in table[5]
 
 
-def test_a_run_is_complete_without_its_bert_directory(tmp_path, capsys):
+def test_a_run_is_complete_without_its_bert_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_finished_run(tmp_path)
     (run / "bert").rename(tmp_path / "moved")
     assert main(["--run", str(run)]) == 0
     assert capsys.readouterr().out.startswith("test (11 examples)\n")
 
 
-def test_split_decoding_and_output(run, tmp_path, capsys):
+def test_split_decoding_and_output(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "deep" / "er"
     options = ["--split", "dev", "--decode", "joint", "--batch_size", "2", "--output", str(output)]
     assert main(["--run", str(run), *options]) == 0
@@ -74,7 +75,7 @@ def test_split_decoding_and_output(run, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("dev (5 examples, joint decoding)\n")
 
 
-def test_another_dataset_with_the_same_labels(run, tmp_path):
+def test_another_dataset_with_the_same_labels(run: Any, tmp_path: Path) -> None:
     data_dir = make_text_data_dir(tmp_path / "other", TEXTS[:4])
     assert main(["--run", str(run), "--data", str(data_dir), "--output", str(tmp_path / "report")]) == 0
     assert read_report(tmp_path / "report").num_examples == 4
@@ -82,7 +83,7 @@ def test_another_dataset_with_the_same_labels(run, tmp_path):
     assert "The run was trained on another one." in page
 
 
-def test_labels_are_matched_by_name(run, tmp_path, capsys):
+def test_labels_are_matched_by_name(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Newer data without one of the run's categories, with a new one, and the second labels in another order."""
     names = ("医学", "娱乐", "体育"), ("静", "动")
     data_dir = make_text_data_dir(tmp_path / "newer", labels=names)
@@ -111,7 +112,7 @@ def test_labels_are_matched_by_name(run, tmp_path, capsys):
     assert sentence in (output / "report.html").read_text("utf-8")
 
 
-def test_the_same_vocabulary_with_other_line_ends(run, tmp_path):
+def test_the_same_vocabulary_with_other_line_ends(run: Any, tmp_path: Path) -> None:
     data_dir = make_text_data_dir(tmp_path / "windows")
     content = b"\xef\xbb\xbf" + (data_dir / "vocab.txt").read_bytes().replace(b"\n", b"\r\n")
     (data_dir / "vocab.txt").write_bytes(content)
@@ -121,7 +122,7 @@ def test_the_same_vocabulary_with_other_line_ends(run, tmp_path):
     assert main(["--run", str(run), "--data", str(data_dir), "--output", str(tmp_path / "report")]) == 0
 
 
-def test_every_way_to_measure_has_its_own_report(run, tmp_path, caplog):
+def test_every_way_to_measure_has_its_own_report(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Another dataset, whose texts are cut earlier."""
     caplog.set_level(logging.INFO)
     data_dir = make_text_data_dir(tmp_path / "other", TEXTS[:4], max_len=12)
@@ -135,7 +136,7 @@ def test_every_way_to_measure_has_its_own_report(run, tmp_path, caplog):
     assert "Texts are cut at 12 tokens" in page
 
 
-def test_one_head(tmp_path, capsys):
+def test_one_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_finished_run(tmp_path, heads=("second",))
     assert main(["--run", str(run)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -144,7 +145,7 @@ def test_one_head(tmp_path, capsys):
         main(["--run", str(run), "--decode", "joint"])
 
 
-def test_refuses_what_does_not_fit(run, tmp_path, capsys):
+def test_refuses_what_does_not_fit(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = (LABELS[0], ("高", "低"))
     write_tiny_dataset(tmp_path / "labels", {"test": tiny_examples([5])}, max_len=20, vocab=VOCAB, labels=labels)
     with pytest.raises(SchemaMismatchError, match=r"no example of test has labels that the run knows;.*: 高, 低"):
@@ -168,7 +169,7 @@ def test_refuses_what_does_not_fit(run, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_run_that_does_not_say_which_labels_go_together(tmp_path):
+def test_a_run_that_does_not_say_which_labels_go_together(tmp_path: Path) -> None:
     run = make_finished_run(tmp_path)
     config = json.loads((run / "config.json").read_text("utf-8"))
     for pairs, message in (
@@ -181,7 +182,7 @@ def test_a_run_that_does_not_say_which_labels_go_together(tmp_path):
             main(["--run", str(run)])
 
 
-def test_says_where_the_report_is(run, tmp_path):
+def test_says_where_the_report_is(run: Any, tmp_path: Path) -> None:
     """On stderr, in one line below what TensorFlow prints when it is imported."""
     command = [sys.executable, "-m", "model.evaluate", "--run", str(run), "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)

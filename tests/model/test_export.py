@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,11 +64,11 @@ print(json.dumps({"text": plain(text), "ids": plain(ids), "ours": ours}))
 """
 
 
-def vocab_of(tokens):
+def vocab_of(tokens: Any) -> Any:
     return {token: token_id for token_id, token in enumerate(tokens)}
 
 
-def ask(saved_model, texts, indices, tmp_path):
+def ask(saved_model: Any, texts: Sequence[str], indices: Any, tmp_path: Path) -> Any:
     """Answers of a process that has no PYTHONPATH and does not stand in the repository."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")
@@ -85,18 +88,18 @@ def ask(saved_model, texts, indices, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_finished_run(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture(scope="module")
-def saved_model(run):
+def saved_model(run: Any) -> Any:
     output = run.parent / "saved_model"
     assert main(["--run", str(run), "--output", str(output)]) == 0
     return output
 
 
-def test_says_elsewhere_what_prediction_says(run, saved_model, tmp_path):
+def test_says_elsewhere_what_prediction_says(run: Any, saved_model: Any, tmp_path: Path) -> None:
     finished = load_finished_run(str(run))
     predictor = Predictor(finished, batch_size=5)
     texts = [*TEXTS, *HARD_TEXTS]
@@ -124,7 +127,7 @@ def test_says_elsewhere_what_prediction_says(run, saved_model, tmp_path):
     assert len(answers["text"]) == 6
 
 
-def test_signatures(saved_model):
+def test_signatures(saved_model: Any) -> None:
     loaded = tf.saved_model.load(str(saved_model))
     assert set(loaded.signatures) == {"serving_default", "ids"}
     for name, expected in (
@@ -146,7 +149,7 @@ def test_signatures(saved_model):
         }
 
 
-def test_empty_batches_and_empty_texts(saved_model):
+def test_empty_batches_and_empty_texts(saved_model: Any) -> None:
     serve = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
     assert serve(text=tf.constant([], tf.string))["category_probabilities"].shape == (0, 3)
     answers = serve(text=tf.constant(["", "\x00", "你好"]))["category_probabilities"].numpy()
@@ -154,12 +157,12 @@ def test_empty_batches_and_empty_texts(saved_model):
     assert not np.allclose(answers[0], answers[2])
 
 
-def test_leaves_nothing_else_behind(run, saved_model):
+def test_leaves_nothing_else_behind(run: Any, saved_model: Any) -> None:
     assert sorted(path.name for path in saved_model.parent.iterdir()) == ["bert", "data", "run", "saved_model"]
 
 
 @pytest.mark.parametrize("options", [{"encoder": "keras_bert"}, {"pooling": "max", "heads": ("second",)}])
-def test_other_models(tmp_path, options):
+def test_other_models(tmp_path: Path, options: dict[str, Any] | dict[str, str]) -> None:
     run = make_finished_run(tmp_path, **options)
     export_run(str(run), str(tmp_path / "models" / "news" / "1"))
     serve = tf.saved_model.load(str(tmp_path / "models" / "news" / "1")).signatures["serving_default"]
@@ -170,7 +173,7 @@ def test_other_models(tmp_path, options):
         np.testing.assert_allclose(answers[f"{head}_probabilities"], probabilities, atol=1e-5)
 
 
-def test_joint_decoding_in_the_graph(tmp_path):
+def test_joint_decoding_in_the_graph(tmp_path: Path) -> None:
     run = make_finished_run(tmp_path)
     pairs = {"体育": ["静"], "财经/交易": ["动"], "娱乐": ["动", "静"]}
     config = run / "config.json"
@@ -196,7 +199,7 @@ def test_joint_decoding_in_the_graph(tmp_path):
         export_run(str(single), str(tmp_path / "none"), decode="joint")
 
 
-def test_shorter_rows_from_a_dataset_that_was_moved(tmp_path):
+def test_shorter_rows_from_a_dataset_that_was_moved(tmp_path: Path) -> None:
     run = make_finished_run(tmp_path, max_len=7)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     output = tmp_path / "empty"
@@ -208,12 +211,12 @@ def test_shorter_rows_from_a_dataset_that_was_moved(tmp_path):
     assert not np.allclose(answers[0], answers[2], atol=1e-3)
 
 
-def test_rebuilt_texts():
+def test_rebuilt_texts() -> None:
     tokens = ["be", "##rt", "中", "a", "a", "##b", "[UNK]", "##b", "[UNK]", "。", "。", "##"]
     assert rebuild_text(tokens, "?") == " bert 中 a ab ?b ? 。 。 ##"
 
 
-def test_records_give_back_their_ids(run):
+def test_records_give_back_their_ids(run: Any) -> None:
     """Words, [UNK] inside of words, cut words, runs of 。: all of them in the records."""
     vocab = load_vocab(run / "vocab.txt")
     tokenize_fn = make_tokenize_fn(GraphTokenizer(vocab, max_len=MAX_LEN))
@@ -224,16 +227,16 @@ def test_records_give_back_their_ids(run):
 class WrongTokenizer(GraphTokenizer):
     """A tokenizer whose ids are right except for one."""
 
-    def __init__(self, vocab, *, max_len, token):
+    def __init__(self, vocab: Any, *, max_len: Any, token: Any) -> None:
         super().__init__(vocab, max_len=max_len)
         self._wrong_id = vocab[token]
 
-    def __call__(self, texts):
+    def __call__(self, texts: Sequence[str]) -> tuple[Any, ...]:
         indices, segments = super().__call__(texts)
         return tf.where(indices == self._wrong_id, self._unk_id, indices), segments
 
 
-def test_refuses_wrong_ids(run, tmp_path, monkeypatch):
+def test_refuses_wrong_ids(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         saved_model_module,
         "GraphTokenizer",
@@ -247,7 +250,7 @@ def test_refuses_wrong_ids(run, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("saved_model*"))
 
 
-def test_refuses_records_of_another_tokenizer(tmp_path, monkeypatch):
+def test_refuses_records_of_another_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records in which a word was cut otherwise, as another Unicode version or another tokenizer would."""
     run = make_finished_run(tmp_path)
     monkeypatch.setattr(
@@ -260,7 +263,7 @@ def test_refuses_records_of_another_tokenizer(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("saved_model*"))
 
 
-def test_exports_into_the_current_directory(run, tmp_path, monkeypatch):
+def test_exports_into_the_current_directory(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "1").mkdir()
     monkeypatch.chdir(tmp_path / "1")
     export_run(str(run), ".")
@@ -268,7 +271,7 @@ def test_exports_into_the_current_directory(run, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_refuses_what_is_there(run, tmp_path):
+def test_refuses_what_is_there(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path, tmp_path / "file"):
         with pytest.raises(OutputExistsError, match=f"{output.name}: is there already"):
@@ -276,7 +279,7 @@ def test_refuses_what_is_there(run, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_refuses_outputs_and_options_that_cannot_work(run, tmp_path):
+def test_refuses_outputs_and_options_that_cannot_work(run: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="expected a local directory"):
         export_run(str(run), "gs://bucket/model")
     with pytest.raises(OptionError, match=r"exp\[1\].*cannot load a model from there"):
@@ -288,7 +291,7 @@ def test_refuses_outputs_and_options_that_cannot_work(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hugging_face_directory_holds_the_model_and_its_labels(run, tmp_path):
+def test_a_hugging_face_directory_holds_the_model_and_its_labels(run: Any, tmp_path: Path) -> None:
     """That `transformers` computes the same with it, test_hugging_face.py shows."""
     output = tmp_path / "hf [1]"
     assert main(["--run", str(run), "--output", str(output), "--format", "hf"]) == 0
@@ -314,7 +317,7 @@ def test_a_hugging_face_directory_holds_the_model_and_its_labels(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of other libraries are their own
 @pytest.mark.parametrize("options", [{}, {"pooling": "max", "heads": ("second",)}, {"encoder": "keras_bert"}])
-def test_onnx_runtime_computes_the_same(tmp_path, options):
+def test_onnx_runtime_computes_the_same(tmp_path: Path, options: dict[str, Any] | dict[str, str]) -> None:
     pytest.importorskip("tf2onnx", reason=NEEDS_ONNX)
     onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS_ONNX)
     run = make_finished_run(tmp_path, **options)
@@ -334,13 +337,13 @@ def test_onnx_runtime_computes_the_same(tmp_path, options):
             np.testing.assert_allclose(array, outputs[value.name.removesuffix("_probabilities")], atol=1e-5)
 
 
-def test_says_what_onnx_needs(run, tmp_path, monkeypatch):
+def test_says_what_onnx_needs(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(OptionError, match=r"no tf2onnx; pip install 'two-headed-bert\[onnx\]'"):
         export_run(str(run), str(tmp_path / "onnx"), form="onnx")
 
 
-def test_a_cased_run(tmp_path):
+def test_a_cased_run(tmp_path: Path) -> None:
     """Letter case reaches prediction and the graph, and a dataset without it is refused."""
     run = make_finished_run(tmp_path, cased=True)
     finished = load_finished_run(str(run))
@@ -357,8 +360,8 @@ def test_a_cased_run(tmp_path):
         export_run(str(run), str(tmp_path / "none"), data_dir=str(tmp_path / "lower"))
 
 
-def test_leaves_nothing_when_it_cannot_write(run, tmp_path, monkeypatch):
-    def fail(*_args, **_options):
+def test_leaves_nothing_when_it_cannot_write(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "sync_path", fail)
@@ -367,7 +370,7 @@ def test_leaves_nothing_when_it_cannot_write(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refuses_incomplete_runs(tmp_path, capsys):
+def test_refuses_incomplete_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "saved_model")
     assert run_command(main, ["--run", str(tmp_path / "none"), "--output", output]) == 2
     run = make_finished_run(tmp_path)

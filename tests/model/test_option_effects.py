@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,25 +59,25 @@ class Outcome:
     packages: set
 
 
-def train(inputs, path, **options):
+def train(inputs: Any, path: Path, **options: Any) -> Any:
     """Train in this process, without a report."""
     config = tiny_config(**inputs, **IN_PROCESS, **(COMMON | options), output_dir=str(path))
     new_weights, computed, rates = [], [], []
     real_sums, real_make_train_step = model.training.steps._batch_sums, model.trainer.make_train_step
 
-    def batch_sums(losses, logits, batch):
-        def note(ids, weights):
+    def batch_sums(losses: Any, logits: Any, batch: Any) -> Any:
+        def note(ids: Any, weights: Any) -> None:
             if weights.sum() > 0:
                 computed.append((*ids.shape, int(ids.sum())))
 
         tf.numpy_function(note, [batch[0]["indices"], batch[2]], [])
         return real_sums(losses, logits, batch)
 
-    def make_train_step(logits, *arguments, **named):
+    def make_train_step(logits: Any, *arguments: Any, **named: Any) -> Any:
         new_weights.extend(logits.get_layer("category_logits").kernel.numpy().tolist())
         step = real_make_train_step(logits, *arguments, **named)
 
-        def step_fn(batch, number, learning_rate, stop):
+        def step_fn(batch: Any, number: Any, learning_rate: Any, stop: Any) -> Any:
             if tf.reduce_sum(batch[2]) > 0:  # else it is made to be compiled
                 rates.append(float(learning_rate))
             return step(batch, number, learning_rate, stop)
@@ -104,12 +106,12 @@ def train(inputs, path, **options):
     )
 
 
-def greatest_difference(outcome, other):
+def greatest_difference(outcome: Any, other: Any) -> Any:
     """Return by how much the weights of two runs differ at most."""
     return max(np.abs(value - other.weights[name]).max() for name, value in outcome.weights.items())
 
 
-def changes(outcome, baseline):
+def changes(outcome: Any, baseline: Any) -> Any:
     """Return which parts of an outcome are not the baseline's, those aside in which other weights may show."""
     changed = {name for name in COMPARED if getattr(outcome, name) != getattr(baseline, name)}
     # Rounding alone is no effect of an option.
@@ -117,16 +119,16 @@ def changes(outcome, baseline):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def baseline(inputs, tmp_path_factory):
+def baseline(inputs: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return train(inputs, tmp_path_factory.mktemp("baseline"))
 
 
-def test_the_baseline(baseline):
+def test_the_baseline(baseline: Any) -> None:
     assert [rows for rows, _, _ in baseline.parts] == [8, 8, 8]
     assert {length for _, length, _ in baseline.parts} == {8, 16}
     assert [rows for rows, _, _ in baseline.validation] == [8, 8, 8]
@@ -150,12 +152,12 @@ LEARNS_OTHERWISE = {
 
 
 @pytest.mark.parametrize("option", LEARNS_OTHERWISE)
-def test_learns_otherwise(inputs, baseline, tmp_path, option):
+def test_learns_otherwise(inputs: Any, baseline: Any, tmp_path: Path, option: Any) -> None:
     value, expected = LEARNS_OTHERWISE[option]
     assert changes(train(inputs, tmp_path, **{option: value}), baseline) == expected
 
 
-def test_adamw_decays_and_adam_does_not(inputs, baseline, tmp_path):
+def test_adamw_decays_and_adam_does_not(inputs: Any, baseline: Any, tmp_path: Path) -> None:
     without = train(inputs, tmp_path / "without", weight_decay=0.0)
     adam = train(inputs, tmp_path / "adam", optimizer="adam")
     assert changes(without, baseline) == changes(adam, baseline) == {"weights"}
@@ -175,7 +177,9 @@ def test_adamw_decays_and_adam_does_not(inputs, baseline, tmp_path):
     ],
     ids=["schedule", "warmup"],
 )
-def test_learns_at_another_rate(inputs, baseline, tmp_path, options, factors):
+def test_learns_at_another_rate(
+    inputs: Any, baseline: Any, tmp_path: Path, options: dict[str, Any] | dict[str, float], factors: list[int]
+) -> None:
     outcome = train(inputs, tmp_path, **options)
     assert changes(outcome, baseline) == {"rates", "weights"}
     assert outcome.rates == pytest.approx([RATE * factor for factor in factors])
@@ -191,13 +195,15 @@ def test_learns_at_another_rate(inputs, baseline, tmp_path, options, factors):
     ],
     ids=["buckets", "batch_tokens", "batch_size", "max_len"],
 )
-def test_makes_other_batches(inputs, baseline, tmp_path, option, value, shapes):
+def test_makes_other_batches(
+    inputs: Any, baseline: Any, tmp_path: Path, option: str, value: int | str, shapes: set[tuple[int, ...]]
+) -> None:
     outcome = train(inputs, tmp_path, **{option: value})
     assert {(rows, length) for rows, length, _ in outcome.parts} == shapes
     assert changes(outcome, baseline) - {"validation"} == {"parts", "weights"}
 
 
-def test_accumulates_the_same_update_from_parts(inputs, baseline, tmp_path):
+def test_accumulates_the_same_update_from_parts(inputs: Any, baseline: Any, tmp_path: Path) -> None:
     outcome = train(inputs, tmp_path, accumulate_steps=4)
     assert changes(outcome, baseline) == {"parts"}
     assert [rows for rows, _, _ in outcome.parts] == [2] * 4 * NUM_STEPS
@@ -206,13 +212,13 @@ def test_accumulates_the_same_update_from_parts(inputs, baseline, tmp_path):
 
 
 @pytest.mark.filterwarnings(KERAS_BERT_WARNING)
-def test_takes_keras_berts_graph(inputs, baseline, tmp_path):
+def test_takes_keras_berts_graph(inputs: Any, baseline: Any, tmp_path: Path) -> None:
     outcome = train(inputs, tmp_path, encoder="keras_bert")
     assert "keras_bert" in outcome.packages
     assert changes(outcome, baseline) == {"packages"}
 
 
-def test_what_is_around_the_steps_leaves_the_weights_alone(inputs, baseline, tmp_path):
+def test_what_is_around_the_steps_leaves_the_weights_alone(inputs: Any, baseline: Any, tmp_path: Path) -> None:
     outcome = train(inputs, tmp_path, monitor="loss", keep_states=1, eval_batch_size=5)
     assert changes(outcome, baseline) == {"states", "validation"}
     assert outcome.monitored == pytest.approx(outcome.metrics["val_loss"])

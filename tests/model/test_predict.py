@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -27,35 +28,35 @@ from tests.support.finished_runs import LABELS, TEXTS, make_finished_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_finished_run(tmp_path_factory.mktemp("predict"))
 
 
 @pytest.fixture(scope="module")
-def finished(run):
+def finished(run: Any) -> Any:
     return load_finished_run(str(run))
 
 
 @pytest.fixture(scope="module")
-def predictor(finished):
+def predictor(finished: Any) -> Any:
     return Predictor(finished, batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def expected(run, finished):
+def expected(run: Any, finished: Any) -> Any:
     """What evaluation computes from the records of the same texts: head -> [N, classes]."""
     split = predict_split(finished.model, str(run.parent / "data"), "test", heads=["category", "second"], batch_size=3)
     return split.probabilities
 
 
-def predict_file(run, content, tmp_path, capsys, *options):
+def predict_file(run: Any, content: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: Any) -> Any:
     path = tmp_path / "input"
     path.write_bytes(content)
     assert main(["--run", str(run), "--input", str(path), *options]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_says_what_evaluation_says(predictor, expected):
+def test_says_what_evaluation_says(predictor: Any, expected: Any) -> None:
     predictions = predictor.predict(TEXTS)
     assert not predictions.errors
     for head, probabilities in expected.items():
@@ -63,7 +64,7 @@ def test_says_what_evaluation_says(predictor, expected):
         assert set(probabilities.argmax(axis=1)) == set(range(probabilities.shape[1]))
 
 
-def test_no_texts(predictor):
+def test_no_texts(predictor: Any) -> None:
     predictions = predictor.predict([])
     assert {head: values.shape for head, values in predictions.probabilities.items()} == {
         "category": (0, 3),
@@ -71,13 +72,13 @@ def test_no_texts(predictor):
     }
 
 
-def test_order_does_not_depend_on_lengths(predictor, expected):
+def test_order_does_not_depend_on_lengths(predictor: Any, expected: Any) -> None:
     order = random.Random(0).choices(range(len(TEXTS)), k=50)
     predictions = predictor.predict([TEXTS[number] for number in order])
     np.testing.assert_allclose(predictions.probabilities["category"], expected["category"][order], atol=1e-6)
 
 
-def test_lines(run, tmp_path, capsys, expected):
+def test_lines(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], expected: Any) -> None:
     texts = [text.replace("\n", "。") for text in TEXTS]
     answers = predict_file(run, "\r\n".join(texts).encode(), tmp_path, capsys)
     assert [answer["line"] for answer in answers] == list(range(1, len(TEXTS) + 1))
@@ -91,7 +92,7 @@ def test_lines(run, tmp_path, capsys, expected):
             }
 
 
-def test_top_k(run, tmp_path, capsys, expected):
+def test_top_k(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], expected: Any) -> None:
     (answer,) = predict_file(run, TEXTS[0].encode(), tmp_path, capsys, "--top_k", "2")
     top = answer["category"]["top"]
     ranking = np.argsort(-expected["category"][0])[:2]
@@ -103,7 +104,9 @@ def test_top_k(run, tmp_path, capsys, expected):
     assert sum(entry["probability"] for entry in answer["category"]["top"]) == pytest.approx(1)
 
 
-def test_joint_decoding_answers_with_pairs_of_the_training_split(run, tmp_path, capsys, expected):
+def test_joint_decoding_answers_with_pairs_of_the_training_split(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], expected: Any
+) -> None:
     """Of the fixture's 3 × 2 pairs all occur; without 体育+动 and 财经/交易+静 both heads must often give way."""
     content = "\n".join(text.replace("\n", "。") for text in TEXTS).encode()
     free = predict_file(run, content, tmp_path, capsys, "--decode", "joint")
@@ -140,13 +143,15 @@ def test_joint_decoding_answers_with_pairs_of_the_training_split(run, tmp_path, 
     assert any(changed)
 
 
-def test_joint_decoding_needs_two_heads(tmp_path):
+def test_joint_decoding_needs_two_heads(tmp_path: Path) -> None:
     run = make_finished_run(tmp_path, heads=("second",))
     with pytest.raises(OptionError, match="--decode joint: needs the heads category and second, this run has second"):
         main(["--run", str(run), "--decode", "joint"])
 
 
-def test_bad_lines_are_answered_in_their_place(run, tmp_path, capsys, expected):
+def test_bad_lines_are_answered_in_their_place(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], expected: Any
+) -> None:
     good = TEXTS[0].encode()
     lines = [b"", good, b"\xff\xfe", " \u3000\t".encode(), good[:-1], "\u200b\x01".encode(), good, b"\r", good]
     answers = predict_file(run, b"\n".join(lines) + b"\n", tmp_path, capsys)
@@ -163,13 +168,15 @@ def test_bad_lines_are_answered_in_their_place(run, tmp_path, capsys, expected):
         assert answers[number - 1]["category"]["probability"] == pytest.approx(float(best), abs=1e-6)
 
 
-def test_nothing_but_bad_lines(run, tmp_path, capsys):
+def test_nothing_but_bad_lines(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = predict_file(run, b"\n\xff\n", tmp_path, capsys)
     assert ["error" in answer for answer in answers] == [True, True]
     assert predict_file(run, b"", tmp_path, capsys) == []
 
 
-def test_columns_of_standard_input(run, tmp_path, capsys, expected, monkeypatch):
+def test_columns_of_standard_input(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [b"1\t" + TEXTS[1].encode() + b"\tx", b"1\tone short", "2\t你好BERT\ty\r".encode(), b"\t\t", b"a\tb\tc\td"]
     stream = tmp_path / "stdin"
     stream.write_bytes(b"\n".join(rows))
@@ -185,7 +192,7 @@ def test_columns_of_standard_input(run, tmp_path, capsys, expected, monkeypatch)
     assert answers[4]["error"].endswith("got 4")
 
 
-def write_documents(root, kind):
+def write_documents(root: Any, kind: Any) -> list[Any] | list[str]:
     """Write the fixture's texts, with labels, as a file or a tree; return what says what it is."""
     labels = [LABELS[0][number % 3] for number in range(len(TEXTS))]
     if kind == "tree":
@@ -207,7 +214,9 @@ def write_documents(root, kind):
 
 
 @pytest.mark.parametrize("kind", ["tree", "documents without labels", "csv", "jsonl", "parquet"])
-def test_documents_of_every_format(run, tmp_path, capsys, expected, kind):
+def test_documents_of_every_format(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], expected: Any, kind: str
+) -> None:
     options = write_documents(tmp_path, kind)
     assert main(["--run", str(run), "--input", str(tmp_path / "input"), *options]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -226,7 +235,7 @@ def test_documents_of_every_format(run, tmp_path, capsys, expected, kind):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_table_of_answers(run, tmp_path, capsys, suffix):
+def test_a_table_of_answers(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     rows = [{"text": "你好", "label": "体育"}, {"text": ""}, {"text": ["no text"]}]
     write_lines(tmp_path / "input.jsonl", [json.dumps(row) for row in rows])
     output = tmp_path / f"answers.{suffix}"
@@ -244,18 +253,18 @@ def test_a_table_of_answers(run, tmp_path, capsys, suffix):
     assert third["category_probability"] is None
 
 
-def test_without_columns_a_tab_is_part_of_the_text():
+def test_without_columns_a_tab_is_part_of_the_text() -> None:
     assert parse_line(b"a\tb", None) == "a\tb"
 
 
-def test_gzip(run, tmp_path, capsys):
+def test_gzip(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = "\n".join(["你好", "", *["中国新闻"] * 3000]).encode()
     answers = predict_file(run, gzip.compress(content), tmp_path, capsys)
     assert len(answers) == 3002
     assert ["error" in answer for answer in answers[:3]] == [False, True, False]
 
 
-def test_damaged_gzip_keeps_what_was_read(run, tmp_path, capsys):
+def test_damaged_gzip_keeps_what_was_read(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "input.gz"
     path.write_bytes(gzip.compress("你好\n中国\n".encode()) + b"rubbish")
     with pytest.raises(InputFormatError, match="damaged gzip stream behind line 2"):
@@ -263,7 +272,7 @@ def test_damaged_gzip_keeps_what_was_read(run, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_probabilities_are_written_as_they_are(predictor):
+def test_probabilities_are_written_as_they_are(predictor: Any) -> None:
     (answer,) = predict_lines(predictor, ["你好".encode()], top_k=3)
     written = [entry["probability"] for entry in answer["category"]["top"]]
     values = predictor.predict(["你好"]).probabilities["category"][0]
@@ -274,16 +283,16 @@ def test_probabilities_are_written_as_they_are(predictor):
 class Pieces:
     """A stream that returns what it is given piece by piece, as a pipe does."""
 
-    def __init__(self, *pieces):
+    def __init__(self, *pieces: Any) -> None:
         self._pieces = list(pieces)
         self.asked = 0
 
-    def read1(self, size):
+    def read1(self, size: Any) -> Any:
         self.asked += 1
         return self._pieces.pop(0) if self._pieces else b""
 
 
-def test_blocks_are_what_has_arrived():
+def test_blocks_are_what_has_arrived() -> None:
     stream = Pieces(b"one\ntw", b"o", b"\n", b"three\nfour\nfi", b"ve")
     blocks = read_blocks(stream)
     assert next(blocks) == [b"one"]
@@ -292,12 +301,12 @@ def test_blocks_are_what_has_arrived():
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"a", b"a\n", b"\n\n", b"a\n\nb", b"\x0b\n\x85\r\r\n\xe2\x80\xa8"])
-def test_as_many_lines_as_line_feeds(content):
+def test_as_many_lines_as_line_feeds(content: bytes) -> None:
     lines = [line for block in read_blocks(io.BytesIO(content)) for line in block]
     assert lines == content.removesuffix(b"\n").split(b"\n") if content else lines == []
 
 
-def test_a_line_without_end_does_not_fill_the_memory(monkeypatch):
+def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.predict, "MAX_LINE_BYTES", 10)
     stream = Pieces(b"a\n" + b"x" * 8, *[b"x" * 8] * 1000, b"xx\nb" + b"y" * 9 + b"\n", b"z" * 11)
     lines = [line for block in read_blocks(stream) for line in block]
@@ -317,12 +326,12 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch):
         ({"decode": "jointly"}, "--decode"),
     ],
 )
-def test_options(options, message):
+def test_options(options: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         PredictConfig(run_dir="run", **options)
 
 
-def test_refuses_what_is_no_finished_run(tmp_path, capsys):
+def test_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MissingInputError, match="no run here"):
         main(["--run", str(tmp_path)])
     run = make_finished_run(tmp_path)
@@ -333,7 +342,7 @@ def test_refuses_what_is_no_finished_run(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_refuses_another_vocabulary(tmp_path):
+def test_refuses_another_vocabulary(tmp_path: Path) -> None:
     run = make_finished_run(tmp_path)
     vocab = run / "vocab.txt"
     vocab.write_bytes(vocab.read_bytes().replace("中\n国\n".encode(), "国\n中\n".encode()))
@@ -341,7 +350,7 @@ def test_refuses_another_vocabulary(tmp_path):
         main(["--run", str(run)])
 
 
-def test_standard_input(run, expected):
+def test_standard_input(run: Any, expected: Any) -> None:
     command = [sys.executable, "-m", "model.predict", "--run", str(run)]
     repository = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import keras_bert
 import numpy as np
@@ -23,7 +25,7 @@ SIZES = ["--layers", "1", "--hidden", "8", "--heads", "2", "--intermediate", "12
 
 
 @pytest.fixture
-def corpus(tmp_path):
+def corpus(tmp_path: Path) -> str:
     """A THUCNews-shaped tree of two documents."""
     for category, text in (("体育", "今天天气好\n\u3000\u3000ＡＢ！今天Éclair\n"), ("财经", "天上，今\u2028Ωω")):
         (tmp_path / "corpus" / category).mkdir(parents=True)
@@ -33,11 +35,11 @@ def corpus(tmp_path):
     return tmp_path / "corpus"
 
 
-def files_of(path):
+def files_of(path: Path) -> Any:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def test_the_vocabulary_follows_frequency_then_code_point(corpus):
+def test_the_vocabulary_follows_frequency_then_code_point(corpus: Any) -> None:
     counts = count_characters(corpus)
     # Full-width letters are lower-cased; the separator U+2028 and the replaced bytes are no characters of a word.
     assert counts == Counter({"天": 4, "今": 3, "气": 2, "ω": 2, "上": 1, "好": 1, "！": 1, "，": 1, "ａ": 1, "ｂ": 1})
@@ -51,7 +53,7 @@ def test_the_vocabulary_follows_frequency_then_code_point(corpus):
     assert build_vocab(counts, 110) == entries[:110]
 
 
-def test_the_tokenizer_finds_every_character(corpus, tmp_path):
+def test_the_tokenizer_finds_every_character(corpus: Any, tmp_path: Path) -> None:
     assert main(["--corpus", str(corpus), "--output", str(tmp_path / "bert"), *SIZES]) == 0
     tokenizer = keras_bert.Tokenizer(load_vocab(tmp_path / "bert" / "vocab.txt"))
     text = "".join(path.read_text(encoding="utf-8", errors="ignore") for path in corpus.rglob("*.txt"))
@@ -59,7 +61,7 @@ def test_the_tokenizer_finds_every_character(corpus, tmp_path):
     assert 1 not in indices  # [UNK]
 
 
-def test_names_shapes_and_values_of_the_weights(corpus, tmp_path):
+def test_names_shapes_and_values_of_the_weights(corpus: Any, tmp_path: Path) -> None:
     main(["--corpus", str(corpus), "--output", str(tmp_path / "bert"), *SIZES])
     found = read_bert_dir(tmp_path / "bert")
     assert found.config == BertConfig(
@@ -80,7 +82,7 @@ def test_names_shapes_and_values_of_the_weights(corpus, tmp_path):
     assert np.abs(words).max() <= 0.04
 
 
-def test_the_seed_decides_the_bytes(corpus, tmp_path):
+def test_the_seed_decides_the_bytes(corpus: Any, tmp_path: Path) -> None:
     for name, seed in (("a", "4"), ("b", "4"), ("c", "5")):
         main(["--corpus", str(corpus), "--output", str(tmp_path / name), "--seed", seed, *SIZES])
     first, same, other = (files_of(tmp_path / name) for name in "abc")
@@ -96,13 +98,13 @@ def test_the_seed_decides_the_bytes(corpus, tmp_path):
 
 
 @pytest.mark.filterwarnings(KERAS_BERT_WARNING)
-def test_keras_bert_loads_it_with_its_pretraining_heads(corpus, tmp_path):
+def test_keras_bert_loads_it_with_its_pretraining_heads(corpus: Any, tmp_path: Path) -> None:
     main(["--corpus", str(corpus), "--output", str(tmp_path / "bert"), *SIZES])
     config, checkpoint = (str(tmp_path / "bert" / name) for name in ("bert_config.json", "bert_model.ckpt"))
     assert keras_bert.load_trained_model_from_checkpoint(config, checkpoint, training=True).count_params() > 0
 
 
-def test_an_existing_vocabulary_can_be_used(corpus, tmp_path):
+def test_an_existing_vocabulary_can_be_used(corpus: Any, tmp_path: Path) -> None:
     vocab = tmp_path / "mine.txt"
     vocab.write_bytes("[PAD]\n[UNK]\n[CLS]\n[SEP]\n\u2028\n##\u2028".encode())  # as in the published Chinese one
     assert main(["--vocab", str(vocab), "--output", str(tmp_path / "bert"), *SIZES]) == 0
@@ -126,7 +128,9 @@ def test_an_existing_vocabulary_can_be_used(corpus, tmp_path):
         (["--corpus", "{corpus}", "--output", "{corpus}"], OutputExistsError, "exists already"),
     ],
 )
-def test_wrong_input_is_refused_and_nothing_written(corpus, tmp_path, arguments, error, message):
+def test_wrong_input_is_refused_and_nothing_written(
+    corpus: Any, tmp_path: Path, arguments: list[Any] | list[str], error: Any, message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     arguments = [argument.format(corpus=corpus, tmp=tmp_path) for argument in arguments]
     if "--output" not in arguments:
@@ -137,7 +141,7 @@ def test_wrong_input_is_refused_and_nothing_written(corpus, tmp_path, arguments,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_command_prints_one_line_and_its_exit_status(tmp_path):
+def test_the_command_prints_one_line_and_its_exit_status(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "model.sample_bert", "--output", str(tmp_path / "bert"), "--corpus", "nowhere"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")

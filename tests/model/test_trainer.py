@@ -16,6 +16,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,12 +67,12 @@ from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory):
+def finished(inputs: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """A run that nothing interrupted, with dropout on."""
     run = tmp_path_factory.mktemp("finished") / "run"
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(run), epochs=6)
@@ -77,14 +80,14 @@ def finished(inputs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(inputs, tmp_path_factory):
+def undisturbed(inputs: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """A short run that nothing interrupted, with dropout on."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(run))
     return config, run, train_and_evaluate(config)
 
 
-def test_learns(finished):
+def test_learns(finished: Any) -> None:
     _, _, report = finished
     assert report.evaluation.split == "test"
     assert report.evaluation.num_examples == NUM_EXAMPLES["test"]
@@ -92,7 +95,7 @@ def test_learns(finished):
     assert report.evaluation.exact_match <= min(head.accuracy for head in report.evaluation.heads.values())
 
 
-def test_leaves_what_one_needs(finished):
+def test_leaves_what_one_needs(finished: Any) -> None:
     config, run, report = finished
     assert RunDir(run).read_report() == report
     page = (run / "report.html").read_text()
@@ -122,7 +125,7 @@ def test_leaves_what_one_needs(finished):
     assert [path.name for path in run.rglob("*.tmp")] == []
 
 
-def test_logs_scalars_by_step(finished):
+def test_logs_scalars_by_step(finished: Any) -> None:
     _, run, _ = finished
     steps = {}
     for path in (run / "tensorboard").iterdir():
@@ -135,7 +138,7 @@ def test_logs_scalars_by_step(finished):
     assert {"train/learning_rate", "train/gradient_norm", "train/tokens_per_second"} <= steps.keys()
 
 
-def test_can_be_measured_again_from_its_directory(finished, capsys):
+def test_can_be_measured_again_from_its_directory(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
     config, run, report = finished
     assert evaluate.main(["--run", str(run)]) == 0
     assert capsys.readouterr().out == evaluate.result_table(report.evaluation) + "\n"
@@ -153,7 +156,7 @@ def test_can_be_measured_again_from_its_directory(finished, capsys):
     assert accuracy == pytest.approx(float(row["val_category_accuracy"]))
 
 
-def test_measuring_refuses_what_it_was_not_trained_on(finished, tmp_path):
+def test_measuring_refuses_what_it_was_not_trained_on(finished: Any, tmp_path: Path) -> None:
     _, run, _ = finished
     loaded = load_finished_run(str(run))
     write_tiny_dataset(tmp_path / "vocab", {"test": tiny_examples([5])}, max_len=16, vocab=VOCAB[:-1])
@@ -163,7 +166,7 @@ def test_measuring_refuses_what_it_was_not_trained_on(finished, tmp_path):
         load_finished_run(str(tmp_path))
 
 
-def test_a_finished_run_is_left_alone(finished):
+def test_a_finished_run_is_left_alone(finished: Any) -> None:
     config, run, _ = finished
     before = result_bytes(run)
     with pytest.raises(OutputExistsError, match="this run is finished"):
@@ -172,11 +175,11 @@ def test_a_finished_run_is_left_alone(finished):
 
 
 @contextlib.contextmanager
-def interruption(method, *, step, signal_number):
+def interruption(method: Any, *, step: int, signal_number: Any) -> Iterator[Any]:
     """Send this process a signal after a method of the loop, once a training has done that many steps."""
     real = getattr(TrainingLoop, method)
 
-    def call_and_interrupt(loop, *arguments):
+    def call_and_interrupt(loop: Any, *arguments: Any) -> Any:
         result = real(loop, *arguments)
         if loop.progress.step == step:
             signal.raise_signal(signal_number)
@@ -187,7 +190,7 @@ def interruption(method, *, step, signal_number):
         yield
 
 
-def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
+def test_interruptions_do_not_change_the_result(undisturbed: Any, tmp_path: Path) -> None:
     config, run, report = undisturbed
     config = with_options(config, output_dir=str(tmp_path / "run"))
     handler = signal.getsignal(signal.SIGTERM)
@@ -216,11 +219,13 @@ def test_interruptions_do_not_change_the_result(undisturbed, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_state(inputs, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_run_and_keeps_the_state(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=1)
     real_save = model.training.loop.save_state
 
-    def save_twice(*arguments, **options):
+    def save_twice(*arguments: Any, **options: Any) -> Any:
         if len(list_states(tmp_path / "state")) == 2:
             raise OutputWriteError("state: cannot write: No space left on device")
         return real_save(*arguments, **options)
@@ -235,7 +240,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_state(inputs, tmp_path, monkeypa
     assert train_and_evaluate(config).training.steps == STEPS_PER_EPOCH
 
 
-def test_restart_starts_over(inputs, tmp_path):
+def test_restart_starts_over(inputs: Any, tmp_path: Path) -> None:
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=1, limit_steps=3)
     report = train_and_evaluate(config)
     assert (report.training.steps, report.training.epochs) == (3, 1)
@@ -248,7 +253,7 @@ def test_restart_starts_over(inputs, tmp_path):
     assert "category_logits/kernel" not in names
 
 
-def test_the_state_of_another_run_is_refused(inputs, tmp_path):
+def test_the_state_of_another_run_is_refused(inputs: Any, tmp_path: Path) -> None:
     own = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "own"))
     foreign = with_options(own, output_dir=str(tmp_path / "foreign"), seed=1)
     for config in (own, foreign):
@@ -265,10 +270,10 @@ def test_the_state_of_another_run_is_refused(inputs, tmp_path):
     assert list_states(tmp_path / "moved" / "state")[-1].name == "step-00000003"
 
 
-def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_path):
+def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs: Any, tmp_path: Path) -> None:
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), max_skipped_steps=0)
 
-    def spoil_weights(loop):
+    def spoil_weights(loop: Any) -> None:
         if loop.progress.step == 6:
             loop.model.get_layer("second_logits").bias.assign([np.nan, np.nan])
 
@@ -278,14 +283,16 @@ def test_a_loss_that_is_no_number_stops_with_head_step_and_state(inputs, tmp_pat
     assert str(tmp_path / "state" / "step-00000004") in str(error.value)
 
 
-def test_a_batch_without_a_finite_loss_is_left_out_and_counted(inputs, tmp_path, monkeypatch, caplog):
+def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Continuing meets the same batch again: it must neither end the run for good, nor count in any mean."""
     real_make_train_step, steps = model.trainer.make_train_step, []
 
-    def make_train_step(*arguments, **options):
+    def make_train_step(*arguments: Any, **options: Any) -> Any:
         step = real_make_train_step(*arguments, **options)
 
-        def step_fn(batch, number, learning_rate, stop):
+        def step_fn(batch: Any, number: Any, learning_rate: Any, stop: Any) -> Any:
             weights = batch[2] * np.nan if int(number) in bad_steps and steps else batch[2]
             steps.append(int(number))
             return step((*batch[:2], weights), number, learning_rate, stop)
@@ -310,7 +317,9 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(inputs, tmp_path,
         assert all(np.isfinite(float(value)) for row in csv.DictReader(stream) for value in row.values())
 
 
-def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_path, monkeypatch):
+def test_float16_goes_on_after_overflows_and_after_an_interruption(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first_scale = 2.0**24  # too much for some steps
     monkeypatch.setattr(model.trainer, "resolve_policy", lambda config, devices: "mixed_float16")
     monkeypatch.setattr(model.training.optimizer, "FIRST_LOSS_SCALE", first_scale)
@@ -325,10 +334,12 @@ def test_float16_goes_on_after_overflows_and_after_an_interruption(inputs, tmp_p
     assert state["num_good_updates"] == num_updates
 
 
-def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(inputs, tmp_path, monkeypatch, caplog):
+def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), epochs=4)
 
-    def large_gradients_after_an_epoch(loop):
+    def large_gradients_after_an_epoch(loop: Any) -> None:
         if loop.progress.step == STEPS_PER_EPOCH + 1:
             kernel = loop.model.get_layer("second_logits").kernel
             kernel.assign(kernel * 1e8)
@@ -345,8 +356,8 @@ def test_float16_leaves_out_what_overflows_and_stops_where_everything_does(input
     )
 
 
-def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):
-    def train_step(*arguments):
+def test_a_batch_beyond_memory_is_one_line(inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_step(*arguments: Any) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,512,3072]")
 
     monkeypatch.setattr(model.trainer, "make_train_step", lambda *_, **__: train_step)
@@ -356,7 +367,7 @@ def test_a_batch_beyond_memory_is_one_line(inputs, tmp_path, monkeypatch):
         train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), batch_tokens=64))
 
 
-def damage(data_dir, split):
+def damage(data_dir: Path, split: Any) -> Any:
     shard = data_dir / f"{split}-00001-of-00002.tfrecord"
     data = bytearray(shard.read_bytes())
     data[-20] ^= 1
@@ -364,7 +375,7 @@ def damage(data_dir, split):
     return shard
 
 
-def test_a_damaged_shard_is_named(inputs, finished, tmp_path):
+def test_a_damaged_shard_is_named(inputs: Any, finished: Any, tmp_path: Path) -> None:
     data_dir = make_data_dir(tmp_path / "data")
     shards = {split: damage(data_dir, split) for split in ("train", "test")}
     options = inputs | {"data_dir": str(data_dir), "output_dir": str(tmp_path / "run")}
@@ -389,14 +400,14 @@ def test_a_damaged_shard_is_named(inputs, finished, tmp_path):
         ),
     ],
 )
-def test_refused_options_leave_no_directory(inputs, tmp_path, options, message):
+def test_refused_options_leave_no_directory(inputs: Any, tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), **options))
     assert not (tmp_path / "run").exists()
 
 
-def messages_at_start(config, monkeypatch, caplog):
-    def start(loop):
+def messages_at_start(config: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
+    def start(loop: Any) -> None:
         raise PreemptedError("it would begin now")
 
     caplog.set_level(logging.INFO, "model.trainer")
@@ -408,7 +419,9 @@ def messages_at_start(config, monkeypatch, caplog):
     return [record.getMessage() for record in caplog.records if record.name == "model.trainer"]
 
 
-def test_says_at_the_start_what_it_will_do(inputs, tmp_path, monkeypatch, caplog):
+def test_says_at_the_start_what_it_will_do(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     options = {"buckets": (8,), "schedule": "linear", "accumulate_steps": 2, "limit_steps": 15, "seed": 3}
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options)
     lines = messages_at_start(config, monkeypatch, caplog)
@@ -449,11 +462,13 @@ def test_says_at_the_start_what_it_will_do(inputs, tmp_path, monkeypatch, caplog
     assert again == [*lines, "continuing   after step 12, epoch 2"]
 
 
-def is_about_options(line):
+def is_about_options(line: str) -> Any:
     return line.startswith(("options ", " " * len("options ")))
 
 
-def test_what_fails_before_the_first_step_may_be_corrected(inputs, tmp_path, monkeypatch):
+def test_what_fails_before_the_first_step_may_be_corrected(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path / "run"), epochs=1, limit_steps=1)
     run = RunDir(tmp_path / "run")
     damaged = shutil.copytree(inputs["bert_dir"], tmp_path / "bert")
@@ -462,7 +477,7 @@ def test_what_fails_before_the_first_step_may_be_corrected(inputs, tmp_path, mon
         train_and_evaluate(with_options(config, bert_dir=str(damaged), seed=1))
     assert not run.exists()
 
-    def no_space(source, copy):
+    def no_space(source: Any, copy: Any) -> None:
         raise OutputWriteError(f"{copy}: cannot write: No space left on device")
 
     with monkeypatch.context() as patched:
@@ -477,7 +492,7 @@ def test_what_fails_before_the_first_step_may_be_corrected(inputs, tmp_path, mon
     assert [path.name for path in run.path.rglob("*.tmp")] == []
 
 
-def test_early_stopping_and_dev_report(inputs, tmp_path):
+def test_early_stopping_and_dev_report(inputs: Any, tmp_path: Path) -> None:
     data_dir = make_data_dir(tmp_path / "data", ("train", "dev"))
     # A rate at which nothing moves: no epoch is better than the first.
     options = inputs | {"data_dir": str(data_dir), "output_dir": str(tmp_path / "run")}
@@ -487,7 +502,7 @@ def test_early_stopping_and_dev_report(inputs, tmp_path):
     assert (report.evaluation.split, report.evaluation.num_examples) == ("dev", NUM_EXAMPLES["dev"])
 
 
-def test_the_report_is_of_the_model_that_is_used_afterwards(inputs, tmp_path):
+def test_the_report_is_of_the_model_that_is_used_afterwards(inputs: Any, tmp_path: Path) -> None:
     """Trained in bfloat16, served in float32; and to the planned end, though nothing gets better."""
     options = {"precision": "bfloat16", "epochs": 2, "learning_rate": 1e-12, "early_stopping_patience": 1}
     report = train_and_evaluate(tiny_config(**inputs, **IN_PROCESS, output_dir=str(tmp_path), **options))
@@ -512,14 +527,14 @@ sys.exit(run_command(train_all))
 """
 
 
-def start_training(*runs, **environment):
+def start_training(*runs: Any, **environment: Any) -> Any:
     """Start a process that trains runs one after another, and ends as the command does."""
     command = [sys.executable, "-c", TRAIN_IN_PROCESS, json.dumps(runs)]
     clean = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     return subprocess.Popen(command, env=clean | environment, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(*processes, status=0):
+def wait_for(*processes: Any, status: Any = 0) -> Any:
     """Wait for the end of processes, and return what each said."""
     said = [process.communicate(timeout=300)[1] for process in processes]
     for process, errors in zip(processes, said, strict=True):
@@ -527,7 +542,7 @@ def wait_for(*processes, status=0):
     return said
 
 
-def assert_equal_within_rounding(run, other, *, atol=2e-4, metrics=1e-4):
+def assert_equal_within_rounding(run: Any, other: Any, *, atol: Any = 2e-4, metrics: Any = 1e-4) -> None:
     found, expected = dict(read_arrays(run / "weights.npz")), dict(read_arrays(other / "weights.npz"))
     assert found.keys() == expected.keys()
     for name, array in expected.items():
@@ -540,7 +555,7 @@ def assert_equal_within_rounding(run, other, *, atol=2e-4, metrics=1e-4):
             }
 
 
-def test_replicas_do_not_change_the_result(inputs, tmp_path):
+def test_replicas_do_not_change_the_result(inputs: Any, tmp_path: Path) -> None:
     common = inputs | {"dropout": 0.0, "limit_steps": 20, "eval_batch_size": 5}
     one = common | {"output_dir": str(tmp_path / "one"), "strategy": "one_device"}
     two = common | {"output_dir": str(tmp_path / "two"), "strategy": "mirrored", "cpu_replicas": 2}
@@ -565,7 +580,13 @@ def test_replicas_do_not_change_the_result(inputs, tmp_path):
     ],
     ids=["bfloat16", "xla", "keras_bert"],
 )
-def test_other_ways_to_compute_the_same(inputs, tmp_path, common, special, tolerances):
+def test_other_ways_to_compute_the_same(
+    inputs: Any,
+    tmp_path: Path,
+    common: dict[str, Any] | dict[str, str],
+    special: dict[str, Any] | dict[str, str],
+    tolerances: dict[str, Any] | dict[str, float],
+) -> None:
     common = inputs | {"dropout": 0.0, "limit_steps": 15} | common
     plain, other = common | {"output_dir": str(tmp_path / "plain")}, common | {"output_dir": str(tmp_path / "other")}
     wait_for(start_training(other | special, plain))
@@ -573,7 +594,7 @@ def test_other_ways_to_compute_the_same(inputs, tmp_path, common, special, toler
     assert (tmp_path / "other" / "weights.npz").read_bytes() != (tmp_path / "plain" / "weights.npz").read_bytes()
 
 
-def test_many_options_together(inputs, tmp_path):
+def test_many_options_together(inputs: Any, tmp_path: Path) -> None:
     report = train_and_evaluate(
         tiny_config(
             **inputs,
@@ -605,7 +626,7 @@ def test_many_options_together(inputs, tmp_path):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 
-def free_address():
+def free_address() -> str:
     """Return an address nobody has, below the ports that the system gives to whoever asks for any."""
     while True:
         address = ("127.0.0.1", random.randrange(10_000, 30_000))
@@ -614,7 +635,7 @@ def free_address():
             return f"{address[0]}:{address[1]}"
 
 
-def start_workers(run, other_run=None):
+def start_workers(run: Any, other_run: Any = None) -> Any:
     """Start the two processes of a cluster on loopback addresses, the second with other options if they are given."""
     runs = [run, other_run or run]
     addresses = [free_address() for _ in runs]
@@ -628,7 +649,7 @@ def start_workers(run, other_run=None):
 
 
 @pytest.mark.slow
-def test_two_workers_do_not_change_the_result(inputs, tmp_path):
+def test_two_workers_do_not_change_the_result(inputs: Any, tmp_path: Path) -> None:
     common = inputs | {"dropout": 0.0, "limit_steps": 20, "monitor": "loss"}
     workers = start_workers(common | {"output_dir": str(tmp_path / "workers")})
     alone = start_training(common | {"output_dir": str(tmp_path / "alone"), "strategy": "one_device"})
@@ -639,7 +660,7 @@ def test_two_workers_do_not_change_the_result(inputs, tmp_path):
     assert report.training.best_epoch == report.training.epochs == 2
 
 
-def wait_for_a_state(states, workers):
+def wait_for_a_state(states: Any, workers: Any) -> None:
     while not list_states(states):
         assert all(worker.poll() is None for worker in workers)
         time.sleep(0.002)
@@ -647,7 +668,7 @@ def wait_for_a_state(states, workers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [(1,), (0, 1)])
-def test_workers_stop_together_and_continue(inputs, tmp_path, asked):
+def test_workers_stop_together_and_continue(inputs: Any, tmp_path: Path, asked: tuple[int, ...]) -> None:
     """SIGTERM to a worker that saves nothing itself, and to all of them, as a cluster sends it."""
     common = inputs | {"dropout": 0.0, "epochs": 40, "limit_steps": 60, "save_every": 4}
     run = common | {"output_dir": str(tmp_path / "workers")}
@@ -667,7 +688,7 @@ def test_workers_stop_together_and_continue(inputs, tmp_path, asked):
 
 
 @pytest.mark.slow
-def test_workers_that_see_different_directories_say_so(inputs, tmp_path):
+def test_workers_that_see_different_directories_say_so(inputs: Any, tmp_path: Path) -> None:
     common = inputs | {"epochs": 40, "limit_steps": 60}
     paths = [tmp_path / "one", tmp_path / "other"]
     with pytest.raises(PreemptedError):
@@ -683,7 +704,9 @@ def test_workers_that_see_different_directories_say_so(inputs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(inputs, tmp_path, victim):
+def test_a_killed_worker_ends_the_others_and_all_continue_from_the_last_state(
+    inputs: Any, tmp_path: Path, victim: int
+) -> None:
     """As Slurm and Kubernetes do it: one process gone ends the job, and the same command starts all of them again."""
     run = inputs | {
         "dropout": 0.0,

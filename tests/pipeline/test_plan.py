@@ -23,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_the_plan_shows_buckets_padding_and_steps(data_dir: str, capsys: pytest.CaptureFixture[str]):
+def test_the_plan_shows_buckets_padding_and_steps(data_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = run(capsys, data_dir, "--batch_size", "2", "--seconds", "0")
     size = sum(path.stat().st_size for path in Path(data_dir).glob("train-*.tfrecord"))
     rows = [line.split() for line in printed.splitlines()]
@@ -39,7 +39,7 @@ def test_the_plan_shows_buckets_padding_and_steps(data_dir: str, capsys: pytest.
     assert "reader" not in printed
 
 
-def test_the_plan_is_of_the_split_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_plan_is_of_the_split_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splits = {"train": tiny_examples([4] * 9), "dev": tiny_examples([5] * 4 + [7] * 3)}
     write_tiny_dataset(tmp_path / "d", splits, max_len=8)
     train_size = (tmp_path / "d" / "train-00000-of-00001.tfrecord").stat().st_size
@@ -56,7 +56,7 @@ def test_the_plan_is_of_the_split_asked_for(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / "d" / "train-00000-of-00001.tfrecord").write_bytes(b"damaged".ljust(train_size))
 
 
-def test_every_option_changes_the_plan(data_dir: str, capsys: pytest.CaptureFixture[str]):
+def test_every_option_changes_the_plan(data_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     base = run(capsys, data_dir, "--seconds", "0")
     for arguments in (
         ("--batch_size", "3"),
@@ -71,7 +71,7 @@ def test_every_option_changes_the_plan(data_dir: str, capsys: pytest.CaptureFixt
         base = changed
 
 
-def test_the_reader_is_measured(data_dir: str, capsys: pytest.CaptureFixture[str]):
+def test_the_reader_is_measured(data_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = run(capsys, data_dir, "--batch_size", "2", "--seconds", "0.01")
     assert int(re.search(r"reader +([\d,]+) examples/s", printed)[1].replace(",", "")) > 0
 
@@ -89,6 +89,6 @@ def test_the_reader_is_measured(data_dir: str, capsys: pytest.CaptureFixture[str
 )
 def test_what_cannot_be_planned_is_one_line_and_status_2(
     data_dir: str, arguments: list[str], message: str, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     assert run_command(main, [data_dir, *arguments]) == 2
     assert message in caplog.text

@@ -41,7 +41,7 @@ from tests.support.corpora import (
 class _Upload(io.BytesIO):
     """An object that appears when its stream is closed."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ OPTIONS = (
 )
 
 
-def test_a_dry_run_translates_the_job_and_submits_nothing(gcs, local_dataset) -> None:
+def test_a_dry_run_translates_the_job_and_submits_nothing(gcs: Any, local_dataset: Any) -> None:
     corpus, vocab, _ = local_dataset
     upload(corpus, vocab, lambda key, data: gcs.blob(key).upload_from_string(data))
     before = {blob.name for blob in gcs.client.list_blobs("test-bucket")}
@@ -42,7 +43,9 @@ def test_a_dry_run_translates_the_job_and_submits_nothing(gcs, local_dataset) ->
     assert {blob.name for blob in gcs.client.list_blobs("test-bucket")} == before
 
 
-def test_a_submitted_job_runs_from_what_was_staged_and_gives_the_same_bytes(gcs, local_dataset, tmp_path: Path) -> None:
+def test_a_submitted_job_runs_from_what_was_staged_and_gives_the_same_bytes(
+    gcs: Any, local_dataset: Any, tmp_path: Path
+) -> None:
     corpus, vocab, expected = local_dataset
     upload(corpus, vocab, lambda key, data: gcs.blob(key).upload_from_string(data))
     paths = ["--input", "gs://test-bucket/corpus", "--vocab", "gs://test-bucket/vocab.txt", "--num_shards", "2"]

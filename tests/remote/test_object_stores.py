@@ -5,6 +5,7 @@ Run by `make test-remote` in an environment that has them; TensorFlow is not in 
 
 import importlib.util
 import os
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ pytestmark = [
 ]
 
 
-def test_s3_gives_the_same_bytes_as_local_disk(s3, local_dataset) -> None:
+def test_s3_gives_the_same_bytes_as_local_disk(s3: Any, local_dataset: Any) -> None:
     client, endpoint = s3
     corpus, vocab, expected = local_dataset
     upload(corpus, vocab, lambda key, data: client.put_object(Bucket="bucket", Key=key, Body=data))
@@ -32,7 +33,7 @@ def test_s3_gives_the_same_bytes_as_local_disk(s3, local_dataset) -> None:
     assert found == expected
 
 
-def test_google_cloud_storage_gives_the_same_bytes_as_local_disk(gcs, local_dataset) -> None:
+def test_google_cloud_storage_gives_the_same_bytes_as_local_disk(gcs: Any, local_dataset: Any) -> None:
     corpus, vocab, expected = local_dataset
     upload(corpus, vocab, lambda key, data: gcs.blob(key).upload_from_string(data))
     options = ("--no_auth", "--project", "offline-test")

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import keras_bert
 import numpy as np
@@ -39,17 +40,17 @@ HEADS = {"category": 5}
 
 
 @pytest.fixture(scope="module")
-def bert_dir(tmp_path_factory):
+def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_bert_dir(tmp_path_factory.mktemp("checkpoint") / "bert", SMALL, stddev=0.2)
 
 
 @pytest.fixture
-def broken_dir(bert_dir, tmp_path):
+def broken_dir(bert_dir: Path, tmp_path: Path) -> Any:
     """A copy to break."""
     return shutil.copytree(bert_dir, tmp_path / "broken")
 
 
-def encoder_weights(model, config):
+def encoder_weights(model: Any, config: Any) -> Any:
     """Return Google's variable name -> array of a model's encoder."""
     return {
         name: value
@@ -58,7 +59,7 @@ def encoder_weights(model, config):
     }
 
 
-def test_names_and_shapes_are_those_of_the_published_chinese_bert():
+def test_names_and_shapes_are_those_of_the_published_chinese_bert() -> None:
     config = BertConfig.from_file(real_data("bert_base_chinese", "bert_config.json"))
     published = {}
     for line in real_data("bert_base_chinese", "variables.tsv").read_text().splitlines():
@@ -69,7 +70,7 @@ def test_names_and_shapes_are_those_of_the_published_chinese_bert():
     assert ours | dict(pretraining_variables(config)) == published
 
 
-def test_a_checkpoint_with_optimizer_slots_and_global_step_loads():
+def test_a_checkpoint_with_optimizer_slots_and_global_step_loads() -> None:
     bert_dir = real_data("tiny_checkpoint")
     names = [name for name, _ in tf.train.list_variables(str(bert_dir / "bert_model.ckpt"))]
     assert "global_step" in names  # otherwise this test would show nothing
@@ -80,7 +81,7 @@ def test_a_checkpoint_with_optimizer_slots_and_global_step_loads():
 
 
 @pytest.mark.parametrize("encoder", ["fused", "keras_bert"])
-def test_our_loader_and_keras_berts_set_the_same_weights(bert_dir, encoder):
+def test_our_loader_and_keras_berts_set_the_same_weights(bert_dir: Path, encoder: str) -> None:
     ours, theirs = (build_classifier(bert_dir, HEADS, encoder=encoder, load_weights=False) for _ in range(2))
     load_encoder_weights(ours, bert_dir)
     config = json.loads((bert_dir / "bert_config.json").read_text())
@@ -90,7 +91,7 @@ def test_our_loader_and_keras_berts_set_the_same_weights(bert_dir, encoder):
 
 
 @pytest.mark.parametrize("encoder", ["fused", "keras_bert"])
-def test_what_we_save_keras_bert_loads_with_equal_outputs(bert_dir, tmp_path, encoder):
+def test_what_we_save_keras_bert_loads_with_equal_outputs(bert_dir: Path, tmp_path: Path, encoder: str) -> None:
     model = build_classifier(bert_dir, HEADS, encoder=encoder)
     for weight in model.weights:  # as if it had been trained
         weight.assign(weight + 0.01)
@@ -109,7 +110,7 @@ def test_what_we_save_keras_bert_loads_with_equal_outputs(bert_dir, tmp_path, en
     np.testing.assert_allclose(pooled_outputs(build_classifier(tmp_path / "saved", HEADS), batch), expected, atol=1e-5)
 
 
-def test_saving_and_loading_keeps_every_bit(bert_dir, tmp_path):
+def test_saving_and_loading_keeps_every_bit(bert_dir: Path, tmp_path: Path) -> None:
     model = build_classifier(bert_dir, HEADS)
     for name in ("a", "b"):
         save_bert_dir(model, bert_dir / "bert_config.json", bert_dir / "vocab.txt", tmp_path / name)
@@ -130,13 +131,13 @@ def test_saving_and_loading_keeps_every_bit(bert_dir, tmp_path):
         ("bert_model.ckpt.data-00000-of-00001", "bert_model.ckpt.data-00000-of-00001"),
     ],
 )
-def test_a_missing_file_is_named(broken_dir, name, named):
+def test_a_missing_file_is_named(broken_dir: Any, name: str, named: str) -> None:
     (broken_dir / name).unlink()
     with pytest.raises(MissingInputError, match=named):
         read_bert_dir(broken_dir)
 
 
-def test_a_missing_directory_is_named(tmp_path):
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="nowhere"):
         read_bert_dir(tmp_path / "nowhere")
     (tmp_path / "file").touch()
@@ -144,7 +145,7 @@ def test_a_missing_directory_is_named(tmp_path):
         read_bert_dir(tmp_path / "file")
 
 
-def test_a_vocabulary_of_another_size_is_refused_with_both_numbers(broken_dir):
+def test_a_vocabulary_of_another_size_is_refused_with_both_numbers(broken_dir: Any) -> None:
     with (broken_dir / "vocab.txt").open("a") as vocab:
         vocab.write("one\nmore\n")
     with pytest.raises(InputFormatError, match=r"62 entries.*is 60"):
@@ -165,7 +166,7 @@ def test_a_vocabulary_of_another_size_is_refused_with_both_numbers(broken_dir):
         ({"initializer_range": 0}, r"initializer_range must be between 0 and 1, got 0"),
     ],
 )
-def test_an_impossible_configuration_is_refused(broken_dir, change, message):
+def test_an_impossible_configuration_is_refused(broken_dir: Any, change: Any, message: str) -> None:
     path = broken_dir / "bert_config.json"
     fields = {k: v for k, v in (json.loads(path.read_text()) | change).items() if v is not None}
     path.write_text(json.dumps(fields))
@@ -174,13 +175,13 @@ def test_an_impossible_configuration_is_refused(broken_dir, change, message):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\ufffd"])
-def test_a_configuration_that_is_no_json_object_is_refused(broken_dir, text):
+def test_a_configuration_that_is_no_json_object_is_refused(broken_dir: Any, text: str) -> None:
     (broken_dir / "bert_config.json").write_text(text)
     with pytest.raises(InputFormatError, match=r"bert_config\.json"):
         read_bert_dir(broken_dir)
 
 
-def test_fields_of_no_use_are_left_aside_and_round_trips_are_exact():
+def test_fields_of_no_use_are_left_aside_and_round_trips_are_exact() -> None:
     config = BertConfig.from_file(real_data("bert_base_chinese", "bert_config.json"))
     assert (config.vocab_size, config.hidden_size, config.head_size) == (21128, 768, 64)
     assert json.loads(config.to_json())["max_position_embeddings"] == 512
@@ -188,7 +189,7 @@ def test_fields_of_no_use_are_left_aside_and_round_trips_are_exact():
         config.with_dropout(1.0)
 
 
-def rewrite_checkpoint(bert_dir, change):
+def rewrite_checkpoint(bert_dir: Path, change: Any) -> None:
     """Write the checkpoint of a directory anew, with its variables changed by a function."""
     variables = encoder_weights(build_classifier(bert_dir, HEADS), SMALL)
     change(variables)
@@ -201,14 +202,14 @@ def rewrite_checkpoint(bert_dir, change):
     )
 
 
-def test_a_checkpoint_without_a_variable_is_refused(broken_dir):
+def test_a_checkpoint_without_a_variable_is_refused(broken_dir: Any) -> None:
     name = "bert/encoder/layer_1/attention/self/key/bias"
     rewrite_checkpoint(broken_dir, lambda variables: variables.pop(name))
     with pytest.raises(InputFormatError, match=rf"no variable {name}; expected one of shape \(32,\)"):
         build_classifier(broken_dir, HEADS)
 
 
-def test_a_checkpoint_with_a_variable_of_another_shape_is_refused(broken_dir):
+def test_a_checkpoint_with_a_variable_of_another_shape_is_refused(broken_dir: Any) -> None:
     name = "bert/embeddings/position_embeddings"
     rewrite_checkpoint(broken_dir, lambda variables: variables.update({name: np.zeros([20, 32], np.float32)}))
     with pytest.raises(InputFormatError, match=rf"{name} has shape \(20, 32\).*asks for \(24, 32\)"):
@@ -217,7 +218,7 @@ def test_a_checkpoint_with_a_variable_of_another_shape_is_refused(broken_dir):
 
 @pytest.mark.parametrize("name", ["bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
-def test_a_damaged_checkpoint_is_refused(broken_dir, name, damage):
+def test_a_damaged_checkpoint_is_refused(broken_dir: Any, name: str, damage: str) -> None:
     path = broken_dir / name
     data = bytearray(path.read_bytes())
     if damage == "flip":
@@ -227,7 +228,7 @@ def test_a_damaged_checkpoint_is_refused(broken_dir, name, damage):
         build_classifier(broken_dir, HEADS)
 
 
-def test_an_existing_directory_is_kept_unless_told_otherwise(bert_dir, tmp_path):
+def test_an_existing_directory_is_kept_unless_told_otherwise(bert_dir: Path, tmp_path: Path) -> None:
     model = build_classifier(bert_dir, HEADS)
     arguments = (model, bert_dir / "bert_config.json", bert_dir / "vocab.txt")
     output = tmp_path / "out"
@@ -245,7 +246,7 @@ def test_an_existing_directory_is_kept_unless_told_otherwise(bert_dir, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
-def test_a_full_disk_leaves_what_was_there_before(bert_dir, tmp_path):
+def test_a_full_disk_leaves_what_was_there_before(bert_dir: Path, tmp_path: Path) -> None:
     model = build_classifier(bert_dir, HEADS)
     arguments = (model, bert_dir / "bert_config.json", bert_dir / "vocab.txt", tmp_path / "out")
     save_bert_dir(*arguments)
@@ -261,14 +262,16 @@ def test_a_full_disk_leaves_what_was_there_before(bert_dir, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_directory_that_cannot_be_replaced_is_put_back(bert_dir, tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_replaced_is_put_back(
+    bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_classifier(bert_dir, HEADS)
     arguments = (model, bert_dir / "bert_config.json", bert_dir / "vocab.txt", tmp_path / "out")
     save_bert_dir(*arguments)
     (tmp_path / "out" / "notes.txt").write_text("mine")
     rename = Path.rename
 
-    def refuse_the_new_one(self, target):
+    def refuse_the_new_one(self, target: Any) -> Any:
         if target.name == "out" and not (self / "notes.txt").exists():
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
@@ -280,14 +283,14 @@ def test_a_directory_that_cannot_be_replaced_is_put_back(bert_dir, tmp_path, mon
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_is_one_clear_error(bert_dir, tmp_path):
+def test_a_place_that_cannot_be_written_is_one_clear_error(bert_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     model = build_classifier(bert_dir, HEADS)
     with pytest.raises(OutputWriteError, match="could not be written"):
         save_bert_dir(model, bert_dir / "bert_config.json", bert_dir / "vocab.txt", tmp_path / "file" / "out")
 
 
-def test_random_weights_depend_on_name_and_seed_alone():
+def test_random_weights_depend_on_name_and_seed_alone() -> None:
     kernel = random_variable("a/kernel", (300, 40), stddev=0.02, seed=1)
     np.testing.assert_array_equal(kernel, random_variable("a/kernel", (300, 40), stddev=0.02, seed=1))
     assert not np.array_equal(kernel, random_variable("b/kernel", (300, 40), stddev=0.02, seed=1))

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,28 +23,28 @@ HEADS = {"category": 5}
 
 
 @pytest.fixture(scope="module")
-def bert_dir(tmp_path_factory):
+def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_bert_dir(tmp_path_factory.mktemp("dropout") / "bert", SMALL, stddev=0.2)
 
 
-def mask_at(seed, step, layer=0, shape=(40, 50), rate=0.5):
+def mask_at(seed: int, step: int, layer: Any = 0, shape: Any = (40, 50), rate: Any = 0.5) -> Any:
     """Draw one mask."""
     with dropout_rng(seed, step):
         return keep_mask(tf.constant(shape), rate=rate, layer_index=layer).numpy()
 
 
-def test_the_same_seed_step_and_layer_give_the_same_mask():
+def test_the_same_seed_step_and_layer_give_the_same_mask() -> None:
     np.testing.assert_array_equal(mask_at(7, 3, 2), mask_at(7, tf.Variable(3, dtype=tf.int64), 2))
 
 
 @pytest.mark.parametrize("other", [(8, 3, 2), (7, 4, 2), (7, 3, 1), (7 + 2**40, 3, 2), (7, 3 + 2**33, 2)])
-def test_another_seed_step_or_layer_gives_another_mask(other):
+def test_another_seed_step_or_layer_gives_another_mask(other: tuple[int, ...]) -> None:
     share_equal = np.mean(mask_at(7, 3, 2) == mask_at(*other))
     assert 0.4 < share_equal < 0.6  # independent fair coins agree half of the time
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9, 1e-9])
-def test_the_rate_is_right(rate):
+def test_the_rate_is_right(rate: float) -> None:
     assert abs(keep_probability(rate) - (1 - rate)) <= 2**-16
     kept = mask_at(0, 0, shape=(1000, 1000), rate=rate).mean()
     assert abs(kept - (1 - rate)) < 0.003  # six standard deviations at a rate of 0.5
@@ -53,7 +55,7 @@ def test_the_rate_is_right(rate):
 
 
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16, tf.float32])
-def test_dropout_keeps_the_mean_in_every_precision(dtype):
+def test_dropout_keeps_the_mean_in_every_precision(dtype: Any) -> None:
     """1 / 0.9 alone is 1.109 in bfloat16: scaled by that, means would be 0.16 % too small."""
     x = tf.cast(tf.random.stateless_uniform([1000, 1000], [1, 2], 0.5, 1.5), dtype)
     with dropout_rng(0, 0):
@@ -74,7 +76,7 @@ def test_dropout_keeps_the_mean_in_every_precision(dtype):
     )
 
 
-def test_a_mask_has_no_pattern_along_its_axes():
+def test_a_mask_has_no_pattern_along_its_axes() -> None:
     mask = mask_at(0, 0, shape=(512, 512), rate=0.5)
     for axis in (0, 1):
         assert np.abs(mask.mean(axis=axis) - 0.5).max() < 0.12
@@ -83,15 +85,15 @@ def test_a_mask_has_no_pattern_along_its_axes():
 
 
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_masks_come_in_any_shape(shape):
+def test_masks_come_in_any_shape(shape: Any) -> None:
     assert mask_at(1, 1, shape=shape).shape == tuple(shape)
 
 
-def test_a_model_gives_the_same_outputs_for_the_same_step_in_any_order(bert_dir):
+def test_a_model_gives_the_same_outputs_for_the_same_step_in_any_order(bert_dir: Path) -> None:
     classifier = build_classifier(bert_dir, HEADS)
     batch = [tf.constant(array) for array in random_batch(SMALL, [9, 5])]
 
-    def outputs(step):
+    def outputs(step: int) -> Any:
         with dropout_rng(11, step):
             return classifier(batch, training=True)["category"]
 
@@ -105,14 +107,14 @@ def test_a_model_gives_the_same_outputs_for_the_same_step_in_any_order(bert_dir)
         np.testing.assert_allclose(other_model(batch, training=True)["category"], forward[1], atol=1e-6)
 
 
-def test_every_dropout_of_a_model_has_a_noise_of_its_own(bert_dir):
+def test_every_dropout_of_a_model_has_a_noise_of_its_own(bert_dir: Path) -> None:
     classifier = build_classifier(bert_dir, HEADS, pooling="max")
     numbers = [layer.layer_index for layer in classifier.layers if hasattr(layer, "layer_index")]
     assert sorted(numbers) == list(range(1 + 3 * SMALL.num_hidden_layers))
 
 
 @pytest.mark.filterwarnings(KERAS_BERT_WARNING)
-def test_keras_berts_graph_drops_where_keras_bert_does_with_our_noise(bert_dir):
+def test_keras_berts_graph_drops_where_keras_bert_does_with_our_noise(bert_dir: Path) -> None:
     classifier = build_classifier(bert_dir, HEADS, encoder="keras_bert")
     names = [layer.name for layer in classifier.layers if isinstance(layer, SeededDropout)]
     halves = ("MultiHeadSelfAttention", "FeedForward")
@@ -123,12 +125,12 @@ def test_keras_berts_graph_drops_where_keras_bert_does_with_our_noise(bert_dir):
     assert np.abs(first - run_once(classifier, batch, step=6)).max() > 1e-4
 
 
-def run_once(classifier, batch, *, step):
+def run_once(classifier: Any, batch: Any, *, step: int) -> Any:
     with dropout_rng(0, step):
         return classifier(batch, training=True)["category"].numpy()
 
 
-def test_there_is_no_dropout_without_training_or_rate(bert_dir):
+def test_there_is_no_dropout_without_training_or_rate(bert_dir: Path) -> None:
     batch = random_batch(SMALL, [9, 5])
     classifier = build_classifier(bert_dir, HEADS)
     expected = classifier(batch)["category"].numpy()
@@ -138,7 +140,7 @@ def test_there_is_no_dropout_without_training_or_rate(bert_dir):
         np.testing.assert_allclose(without(batch, training=True)["category"], expected, atol=1e-6)
 
 
-def test_outside_the_context_noise_is_drawn_anew_each_time(bert_dir):
+def test_outside_the_context_noise_is_drawn_anew_each_time(bert_dir: Path) -> None:
     batch = random_batch(SMALL, [9, 5])
     classifier = build_classifier(bert_dir, HEADS)
     tf.random.set_seed(0)
@@ -146,7 +148,7 @@ def test_outside_the_context_noise_is_drawn_anew_each_time(bert_dir):
     assert np.abs(first - second).max() > 1e-4
 
 
-def test_the_context_ends_and_nests():
+def test_the_context_ends_and_nests() -> None:
     with dropout_rng(1, 1):
         outer = keep_mask(tf.constant([64]), rate=0.5, layer_index=0).numpy()
         with dropout_rng(1, 2):
@@ -156,25 +158,25 @@ def test_the_context_ends_and_nests():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
-def test_a_seed_out_of_range_is_refused(seed):
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(OptionError, match="seed"), dropout_rng(seed, 0):
         pass
 
 
 @pytest.mark.parametrize("with_dropout", [False, True])
-def test_the_hand_written_attention_gradient_is_the_derived_one(with_dropout):
+def test_the_hand_written_attention_gradient_is_the_derived_one(with_dropout: bool) -> None:
     generator = np.random.default_rng(0)
     query, key, value = (tf.constant(generator.normal(size=[2, 3, 5, 4]), tf.float32) for _ in range(3))
     bias = tf.constant([[0.0] * 5, [0.0] * 3 + [kernels.MASKED_SCORE] * 2])[:, tf.newaxis, tf.newaxis, :]
     keep = tf.constant(generator.random([2, 3, 5, 5]) < 0.7) if with_dropout else None
 
-    def plain(query, key, value):
+    def plain(query: Any, key: Any, value: Any) -> Any:
         probabilities = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) / 2.0 + bias)
         if keep is not None:
             probabilities = probabilities * tf.cast(keep, tf.float32) / 0.7
         return tf.matmul(probabilities, value)
 
-    def ours(query, key, value):
+    def ours(query: Any, key: Any, value: Any) -> Any:
         return kernels.attention(query, key, value, bias, keep_mask=keep, keep_probability=0.7)
 
     results = []
@@ -189,7 +191,7 @@ def test_the_hand_written_attention_gradient_is_the_derived_one(with_dropout):
 
 
 @pytest.mark.parametrize("common", [0.0, 3.0, 10.0])
-def test_attention_gradients_in_bfloat16_bear_a_common_component(common):
+def test_attention_gradients_in_bfloat16_bear_a_common_component(common: float) -> None:
     """Keys, and values, that share a large component: rounding of the softmax's gradient must not multiply it."""
     generator = np.random.default_rng(0)
     shape, scale = (2, 2, 64, 16), 16**-0.5
@@ -213,15 +215,15 @@ def test_attention_gradients_in_bfloat16_bear_a_common_component(common):
         assert error < 0.05, f"{name}: {error:.1%}"  # bfloat16 has 8 bits; without care it is 240 % of d_query
 
 
-def test_the_hand_written_activation_and_normalization_gradients_are_the_derived_ones():
+def test_the_hand_written_activation_and_normalization_gradients_are_the_derived_ones() -> None:
     x = tf.constant(np.random.default_rng(0).normal(0, 3, [6, 5]), tf.float32)
     gamma, beta = tf.linspace(0.5, 2.0, 5), tf.linspace(-1.0, 1.0, 5)
 
-    def plain_norm(x, gamma, beta):
+    def plain_norm(x: Any, gamma: Any, beta: Any) -> Any:
         mean, variance = tf.nn.moments(x, [-1], keepdims=True)
         return (x - mean) / tf.sqrt(variance + 1e-14) * gamma + beta
 
-    def our_norm(x, gamma, beta):
+    def our_norm(x: Any, gamma: Any, beta: Any) -> Any:
         return kernels.layer_norm(x, gamma, beta, epsilon=1e-14, output_dtype=tf.float32)
 
     pairs = [
@@ -277,7 +279,7 @@ print(json.dumps({
 """
 
 
-def test_every_replica_has_a_noise_of_its_own(bert_dir):
+def test_every_replica_has_a_noise_of_its_own(bert_dir: Path) -> None:
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES="-1")
     done = subprocess.run(
         [sys.executable, "-c", _TWO_REPLICAS, str(bert_dir)],

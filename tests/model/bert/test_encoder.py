@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import keras_bert
 import numpy as np
@@ -32,16 +34,16 @@ HEADS = {"category": 5, "second": 3}
 
 
 @pytest.fixture(scope="module")
-def small_dir(tmp_path_factory):
+def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_bert_dir(tmp_path_factory.mktemp("small") / "bert", SMALL, stddev=0.2)
 
 
 @pytest.fixture(scope="module")
-def base_width_dir(tmp_path_factory):
+def base_width_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_bert_dir(tmp_path_factory.mktemp("base") / "bert", BASE_WIDTH)
 
 
-def sequence_encoder(bert_dir, config, encode=encode_fused, policy="float32"):
+def sequence_encoder(bert_dir: Path, config: Any, encode: Any = encode_fused, policy: Any = "float32") -> Any:
     """Build an encoder without pooling and fill it from a directory."""
     inputs = [tf_keras.Input([None], dtype="int32", name=name) for name in ("indices", "segments")]
     model = tf_keras.Model(inputs, encode(*inputs, config, pooling=None, policy=policy))
@@ -49,7 +51,7 @@ def sequence_encoder(bert_dir, config, encode=encode_fused, policy="float32"):
     return model
 
 
-def expected_pooling(sequence, indices, pooling):
+def expected_pooling(sequence: Any, indices: Any, pooling: Any) -> Any:
     """Pool keras-bert's sequence [B, L, H] in NumPy."""
     if pooling == "cls":
         return sequence[:, 0]
@@ -57,7 +59,7 @@ def expected_pooling(sequence, indices, pooling):
 
 
 @pytest.mark.parametrize("lengths", [[64, 64], [64, 17, 1]], ids=["full", "padded"])
-def test_outputs_equal_keras_berts_at_base_width(base_width_dir, lengths):
+def test_outputs_equal_keras_berts_at_base_width(base_width_dir: Any, lengths: list[int]) -> None:
     batch = random_batch(BASE_WIDTH, lengths)
     expected = keras_bert_outputs(base_width_dir, batch)
     np.testing.assert_allclose(sequence_encoder(base_width_dir, BASE_WIDTH)(batch).numpy(), expected, atol=1e-5)
@@ -68,7 +70,7 @@ def test_outputs_equal_keras_berts_at_base_width(base_width_dir, lengths):
 
 @pytest.mark.parametrize("lengths", [[16, 16], [12, 5, 2]], ids=["full", "padded"])
 @pytest.mark.parametrize("encoder", ["fused", "keras_bert"])
-def test_outputs_equal_keras_berts_on_the_published_tiny_checkpoint(lengths, encoder):
+def test_outputs_equal_keras_berts_on_the_published_tiny_checkpoint(lengths: list[int], encoder: str) -> None:
     bert_dir = real_data("tiny_checkpoint")
     batch = random_batch(BertConfig.from_file(bert_dir / "bert_config.json"), lengths)
     expected = keras_bert_outputs(bert_dir, batch)
@@ -77,13 +79,13 @@ def test_outputs_equal_keras_berts_on_the_published_tiny_checkpoint(lengths, enc
         np.testing.assert_allclose(pooled, expected_pooling(expected, batch[0], pooling), atol=1e-5)
 
 
-def test_the_copied_keras_bert_graph_computes_what_keras_bert_does(small_dir):
+def test_the_copied_keras_bert_graph_computes_what_keras_bert_does(small_dir: Any) -> None:
     batch = random_batch(SMALL, [24, 9])
     copied = sequence_encoder(small_dir, SMALL, encode=encode_keras_bert)
     np.testing.assert_allclose(copied(batch).numpy(), keras_bert_outputs(small_dir, batch), atol=1e-6)
 
 
-def test_keras_berts_loader_fills_our_graph(small_dir):
+def test_keras_berts_loader_fills_our_graph(small_dir: Any) -> None:
     ours = sequence_encoder(small_dir, SMALL)
     batch = random_batch(SMALL, [24, 9])
     expected = ours(batch).numpy()
@@ -95,14 +97,14 @@ def test_keras_berts_loader_fills_our_graph(small_dir):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_the_last_layers_cls_row_alone_is_the_cls_row_of_the_whole_layer(small_dir, policy):
+def test_the_last_layers_cls_row_alone_is_the_cls_row_of_the_whole_layer(small_dir: Any, policy: str) -> None:
     batch = random_batch(SMALL, [24, 9, 3])
     whole = sequence_encoder(small_dir, SMALL, policy=policy)(batch).numpy().astype(np.float32)[:, 0]
     alone = pooled_outputs(build_classifier(small_dir, HEADS, policy=policy), batch)
     np.testing.assert_allclose(alone, whole, atol=1e-6 if policy == "float32" else 0.05)
 
 
-def loss_and_gradients(classifier, batch, labels):
+def loss_and_gradients(classifier: Any, batch: Any, labels: Any) -> tuple[Any, ...]:
     """Return the summed loss of both heads, and the gradient of every encoder weight by layer, then weight."""
     with tf.GradientTape() as tape:
         logits = logits_model(classifier)(batch, training=True)
@@ -112,7 +114,7 @@ def loss_and_gradients(classifier, batch, labels):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "max"])
-def test_gradients_equal_keras_berts(small_dir, pooling):
+def test_gradients_equal_keras_berts(small_dir: Any, pooling: str) -> None:
     batch = random_batch(SMALL, [24, 9, 3])
     labels = {"category": [0, 4, 2], "second": [2, 0, 1]}
     gradients = {}
@@ -130,14 +132,14 @@ def test_gradients_equal_keras_berts(small_dir, pooling):
         np.testing.assert_allclose(gradients["fused"][name] / scale, expected / scale, atol=1e-4, err_msg=name)
 
 
-def test_the_first_20_training_losses_equal_keras_berts(base_width_dir):
+def test_the_first_20_training_losses_equal_keras_berts(base_width_dir: Any) -> None:
     losses = {}
     for encoder in ("fused", "keras_bert"):
         classifier = build_classifier(base_width_dir, HEADS, encoder=encoder, dropout=0.0)
         optimizer = tf_keras.optimizers.Adam(1e-5, jit_compile=False)
 
         @tf.function
-        def train(batch, labels, classifier=classifier, optimizer=optimizer):
+        def train(batch: Any, labels: Any, classifier: Any = classifier, optimizer: Any = optimizer) -> Any:
             loss, gradients = loss_and_gradients(classifier, batch, labels)
             optimizer.apply_gradients(zip(gradients, classifier.trainable_variables, strict=True))
             return loss
@@ -154,7 +156,7 @@ def test_the_first_20_training_losses_equal_keras_berts(base_width_dir):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "max"])
-def test_padding_changes_nothing(small_dir, pooling):
+def test_padding_changes_nothing(small_dir: Any, pooling: str) -> None:
     classifier = build_classifier(small_dir, HEADS, pooling=pooling)
     short = random_batch(SMALL, [7, 7])
     long = [np.pad(array, [(0, 0), (0, 9)]) for array in short]
@@ -163,7 +165,7 @@ def test_padding_changes_nothing(small_dir, pooling):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("pooling", ["cls", "max"])
-def test_a_row_of_padding_alone_gives_finite_numbers(small_dir, policy, pooling):
+def test_a_row_of_padding_alone_gives_finite_numbers(small_dir: Any, policy: str, pooling: str) -> None:
     # Evaluation fills its last batch up with such rows; their results are thrown away, but must not poison a sum.
     classifier = build_classifier(small_dir, HEADS, pooling=pooling, policy=policy)
     batch = random_batch(SMALL, [5, 5])
@@ -173,7 +175,7 @@ def test_a_row_of_padding_alone_gives_finite_numbers(small_dir, policy, pooling)
 
 
 @pytest.mark.parametrize(("policy", "tolerance"), [("mixed_bfloat16", 0.15), ("mixed_float16", 0.02)])
-def test_mixed_precision_is_close_to_float32(small_dir, policy, tolerance):
+def test_mixed_precision_is_close_to_float32(small_dir: Any, policy: str, tolerance: float) -> None:
     batch = random_batch(SMALL, [24, 9, 3])
     mixed = build_classifier(small_dir, HEADS, policy=policy, dropout=0.0)
     exact = build_classifier(small_dir, HEADS, policy="float32", dropout=0.0)
@@ -191,7 +193,7 @@ def test_mixed_precision_is_close_to_float32(small_dir, policy, tolerance):
     assert np.linalg.norm(flat[0] - flat[1]) < tolerance * np.linalg.norm(flat[1])
 
 
-def test_xla_compiles_the_training_step(small_dir):
+def test_xla_compiles_the_training_step(small_dir: Any) -> None:
     classifier = build_classifier(small_dir, HEADS, dropout=0.0)
     batch = [tf.constant(array) for array in random_batch(SMALL, [24, 9])]
     labels = {"category": tf.constant([0, 4]), "second": tf.constant([2, 0])}
@@ -205,7 +207,7 @@ def test_xla_compiles_the_training_step(small_dir):
         )
 
 
-def test_the_activation_of_the_configuration_is_used(tmp_path):
+def test_the_activation_of_the_configuration_is_used(tmp_path: Path) -> None:
     batch = random_batch(SMALL, [6, 3])
     for activation in ("relu", "tanh", "linear"):
         config = BertConfig(
@@ -222,7 +224,7 @@ def test_the_activation_of_the_configuration_is_used(tmp_path):
         np.testing.assert_allclose(sequence_encoder(bert_dir, config)(batch).numpy(), expected, atol=1e-5)
 
 
-def test_the_exact_gelu_and_its_gradient():
+def test_the_exact_gelu_and_its_gradient() -> None:
     x = np.linspace(-6, 6, 241).astype(np.float32)
     expected = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x.tolist()]
     np.testing.assert_allclose(kernels.exact_gelu(tf.constant(x)), expected, atol=1e-6)
@@ -236,7 +238,7 @@ def test_the_exact_gelu_and_its_gradient():
 
 
 @pytest.mark.parametrize("epsilon", [1e-14, 1e-5, 0.1])
-def test_the_configurations_epsilon_is_used(tmp_path, epsilon):
+def test_the_configurations_epsilon_is_used(tmp_path: Path, epsilon: float) -> None:
     """The embeddings' normalization, computed in NumPy, is what a BERT without layers' weights returns."""
     config = dataclasses.replace(SMALL, layer_norm_eps=epsilon, num_hidden_layers=1)
     bert_dir = make_bert_dir(tmp_path / "bert", config, stddev=0.05)
@@ -250,7 +252,7 @@ def test_the_configurations_epsilon_is_used(tmp_path, epsilon):
     np.testing.assert_allclose(tf_keras.Model(model.inputs, norm.output)(batch), expected, atol=1e-4)
 
 
-def test_a_batch_longer_than_the_position_table_is_refused(small_dir):
+def test_a_batch_longer_than_the_position_table_is_refused(small_dir: Any) -> None:
     classifier = build_classifier(small_dir, HEADS)
     with pytest.raises(OptionError, match=r"length 25 does not fit max_position_embeddings 24"):
         classifier(random_batch(SMALL, [25]))
@@ -265,7 +267,7 @@ def test_a_batch_longer_than_the_position_table_is_refused(small_dir):
         ("float32", {"layer_norm_eps": 1e-5}),
     ],
 )
-def test_what_keras_bert_cannot_do_is_refused(tmp_path, policy, fields):
+def test_what_keras_bert_cannot_do_is_refused(tmp_path: Path, policy: str, fields: Any) -> None:
     config = BertConfig(vocab_size=9, hidden_size=4, num_attention_heads=2, **fields)
     (tmp_path / "bert_config.json").write_text(config.to_json())
     with pytest.raises(OptionError, match="--encoder fused"):

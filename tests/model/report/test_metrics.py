@@ -1,6 +1,7 @@
 """The figures of a report against values computed by hand, and where they could be undefined."""
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,27 +25,27 @@ from pipeline.errors import OptionError
 NAMES = ["体育", "财经/交易", "娱 乐"]
 
 
-def one_hot(predicted, size, confidence=1.0):
+def one_hot(predicted: Any, size: Any, confidence: Any = 1.0) -> Any:
     """Probabilities whose largest is `confidence`, at the predicted class."""
     probabilities = np.full((len(predicted), size), (1 - confidence) / (size - 1), np.float32)
     probabilities[np.arange(len(predicted)), predicted] = confidence
     return probabilities
 
 
-def measured(labels, predicted, names=NAMES):
+def measured(labels: Any, predicted: Any, names: Any = NAMES) -> Any:
     labels, predicted = np.array(labels), np.array(predicted)
     probabilities = one_hot(predicted, len(names), 0.75)
     keys = [f"document:{row}" for row in range(len(labels))]
     return measure_head(labels, predicted, probabilities, names=names, keys=keys)
 
 
-def through_json(measures):
+def through_json(measures: Any) -> Any:
     text = msgspec.json.encode(measures)
     assert b"null" not in text.replace(b'"confidence":null,"accuracy":null', b""), "a number is not finite"
     return msgspec.json.decode(text, type=Measures)
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     #               hits of 0: 2 of 3, of 1: 1 of 2, of 2: 0 of 1
     head = measured([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 1])
     assert head.accuracy == head.micro_f1 == 0.5
@@ -58,27 +59,27 @@ def test_by_hand():
     assert head.ece == pytest.approx(0.25)  # always 75 % sure, right in half of the cases
 
 
-def test_a_class_that_does_not_occur_counts_nowhere_but_keeps_its_row():
+def test_a_class_that_does_not_occur_counts_nowhere_but_keeps_its_row() -> None:
     head = measured([0, 0, 1], [0, 0, 1])
     assert head.macro_f1 == 1.0
     assert head.classes[2] == ClassMeasures(label=NAMES[2], precision=0.0, recall=0.0, f1=0.0, support=0, predicted=0)
     assert head.confusion_matrix[2] == [0, 0, 0]
 
 
-def test_a_class_that_is_only_predicted_counts_as_nothing_found():
+def test_a_class_that_is_only_predicted_counts_as_nothing_found() -> None:
     head = measured([0, 0, 1], [0, 2, 1])
     assert head.classes[2].predicted == 1
     assert head.macro_f1 == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
-def test_one_class_and_one_example():
+def test_one_class_and_one_example() -> None:
     head = measured([1], [1], NAMES[:2])
     assert (head.accuracy, head.macro_f1, head.mistakes) == (1.0, 1.0, ())
     head = measured([1, 1], [0, 0], NAMES[:2])
     assert (head.accuracy, head.macro_f1) == (0.0, 0.0)
 
 
-def test_ties_go_to_the_first_class():
+def test_ties_go_to_the_first_class() -> None:
     predictions = Predictions(
         labels={"second": np.array([0, 1])}, probabilities={"second": np.full((2, 2), 0.5, np.float32)}
     )
@@ -86,7 +87,7 @@ def test_ties_go_to_the_first_class():
     assert report.heads["second"].confusion_matrix == [[1, 0], [1, 0]]
 
 
-def test_calibration_by_hand():
+def test_calibration_by_hand() -> None:
     # Bins of 1/15: 0.95 and 1.0 share the last, (14/15, 1]; 0.5 is alone in (7/15, 8/15]; 0.0 falls into the first.
     confidence, right = np.array([0.95, 1.0, 0.5, 0.0]), np.array([True, False, True, False])
     error, bins = calibrate(confidence, right)
@@ -98,13 +99,13 @@ def test_calibration_by_hand():
     assert bins[1].accuracy is None
 
 
-def test_a_bin_holds_its_upper_edge():
+def test_a_bin_holds_its_upper_edge() -> None:
     edges = np.linspace(0, 1, NUM_BINS + 1)
     _, bins = calibrate(edges[1:], np.ones(NUM_BINS, bool))
     assert [bin_.count for bin_ in bins] == [1] * NUM_BINS
 
 
-def test_a_perfectly_calibrated_head():
+def test_a_perfectly_calibrated_head() -> None:
     confidence = np.repeat([0.2, 0.6, 1.0], 5)
     right = np.array([1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1], bool)
     error, _ = calibrate(confidence, right)
@@ -112,7 +113,7 @@ def test_a_perfectly_calibrated_head():
 
 
 @given(st.data())
-def test_calibration_in_general(data):
+def test_calibration_in_general(data: Any) -> None:
     confidence = data.draw(arrays.arrays(np.float64, st.integers(1, 50), elements=st.floats(0, 1)))
     right = data.draw(arrays.arrays(bool, confidence.shape))
     error, bins = calibrate(confidence, right)
@@ -123,7 +124,7 @@ def test_calibration_in_general(data):
     assert error >= abs(confidence.mean() - right.mean()) - 1e-9
 
 
-def test_confident_mistakes_come_first_and_name_their_document():
+def test_confident_mistakes_come_first_and_name_their_document() -> None:
     labels, predicted = np.array([0, 1, 0, 2, 0]), np.array([1, 1, 2, 0, 1])
     probabilities = np.array(
         [[0.3, 0.6, 0.1], [0.0, 1.0, 0.0], [0.05, 0.05, 0.9], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2]], np.float64
@@ -133,7 +134,7 @@ def test_confident_mistakes_come_first_and_name_their_document():
     assert mistakes[0] == Mistake(key="c", label=NAMES[0], label_probability=0.05, predicted=NAMES[2], probability=0.9)
 
 
-def test_not_every_mistake_is_listed():
+def test_not_every_mistake_is_listed() -> None:
     head = measured([0] * 50, [1] * 50)
     assert len(head.mistakes) == NUM_MISTAKES
 
@@ -150,7 +151,7 @@ PAIRS = np.array([[0, 0], [1, 1], [2, 1]])
 KEYS = ["a", "b", "c", "d"]
 
 
-def test_both_heads_together():
+def test_both_heads_together() -> None:
     report = measure(PREDICTIONS, labels=LABELS, keys=KEYS, pairs=PAIRS)
     assert (report.num_examples, report.decode, report.exact_match) == (4, "independent", 0.5)
     # The second text's (0, 1) does not occur in training, so its surer head decides: (1, 1), which is right.
@@ -164,7 +165,7 @@ def test_both_heads_together():
     assert through_json(report) == report
 
 
-def test_joint_decoding_is_what_all_figures_follow():
+def test_joint_decoding_is_what_all_figures_follow() -> None:
     report = measure(PREDICTIONS, labels=LABELS, keys=KEYS, pairs=PAIRS, decode="joint")
     independent = measure(PREDICTIONS, labels=LABELS, keys=KEYS, pairs=PAIRS)
     assert report.decoding == independent.decoding
@@ -176,7 +177,7 @@ def test_joint_decoding_is_what_all_figures_follow():
     assert independent.heads["category"].mistakes[0].key == "b"
 
 
-def test_one_head_has_no_pairs():
+def test_one_head_has_no_pairs() -> None:
     predictions = Predictions(
         labels={"second": PREDICTIONS.labels["second"]}, probabilities={"second": PREDICTIONS.probabilities["second"]}
     )
@@ -188,7 +189,7 @@ def test_one_head_has_no_pairs():
 
 
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(2, 5), st.integers(0, 2**32 - 1))
-def test_a_report_is_always_finite_json(num_examples, num_categories, num_seconds, seed):
+def test_a_report_is_always_finite_json(num_examples: Any, num_categories: Any, num_seconds: Any, seed: int) -> None:
     generator = np.random.default_rng(seed)
     sizes = {"category": num_categories, "second": num_seconds}
     predictions = Predictions(

@@ -4,6 +4,8 @@ import dataclasses
 import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,14 +32,14 @@ URL_ATTRIBUTES = {"src", "href", "xlink:href", "action", "data", "poster", "srcs
 class Page(HTMLParser):
     """Reads a page and keeps what tests ask for; end tags must match."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open, self.tags, self.urls, self.ids, self.words = [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: Any, attributes: Any) -> None:
         self.tags.append(tag)
         names = dict(attributes)
         self.urls += [value for name, value in attributes if name in URL_ATTRIBUTES]
@@ -46,19 +48,19 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
+    def handle_startendtag(self, tag: Any, attributes: Any) -> None:
         self.handle_starttag(tag, attributes)
         self.handle_endtag(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if "style" not in self.open:
             self.words.append(data)
 
 
-def examples(count=6):
+def examples(count: int = 6) -> Any:
     return [
         TinyExample(indices=[1, *[5] * (number + 1), 2], label=number % 3, second_label=int(number % 3 == 2), key=key)
         for number, key in zip(range(count), KEYS, strict=True)
@@ -66,12 +68,12 @@ def examples(count=6):
 
 
 @pytest.fixture
-def inputs(tmp_path):
+def inputs(tmp_path: Path) -> Any:
     """A run directory, a report and a dataset, with labels and keys as bad as can be."""
     return make_inputs(tmp_path)
 
 
-def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
+def make_inputs(path: Path, heads: Any = ("category", "second"), rows: Any = 3, max_len: Any = 16) -> tuple[Any, ...]:
     info = write_tiny_dataset(
         path / "data", {"train": examples(), "dev": [], "test": examples()}, max_len=16, labels=LABELS
     )
@@ -126,7 +128,7 @@ def make_inputs(path, heads=("category", "second"), rows=3, max_len=16):
     return run, report, info, str(path / "data")
 
 
-def check_self_contained(text):
+def check_self_contained(text: str) -> Any:
     page = Page(text)
     assert "http://" not in text
     assert "https://" not in text
@@ -139,7 +141,7 @@ def check_self_contained(text):
     return page
 
 
-def test_needs_nothing_but_itself_and_escapes_everything(inputs):
+def test_needs_nothing_but_itself_and_escapes_everything(inputs: Any) -> None:
     text = render_report(*inputs)
     page = check_self_contained(text)
     words = "".join(page.words)
@@ -151,7 +153,7 @@ def test_needs_nothing_but_itself_and_escapes_everything(inputs):
     assert {"h1", "h2", "table", "svg", "th", "style"} <= set(page.tags)
 
 
-def test_shows_what_the_report_says(inputs):
+def test_shows_what_the_report_says(inputs: Any) -> None:
     run, report, info, data_dir = inputs
     words = html.unescape(re.sub(r"\s+", " ", render_report(run, report, info, data_dir)))
     for head in ("category", "second"):
@@ -179,11 +181,11 @@ def test_shows_what_the_report_says(inputs):
     assert ">33.3%<" in words  # class balance
 
 
-def test_the_same_run_gives_the_same_page(inputs):
+def test_the_same_run_gives_the_same_page(inputs: Any) -> None:
     assert render_report(*inputs) == render_report(*inputs)
 
 
-def test_a_class_that_nobody_has_is_not_called_bad(inputs):
+def test_a_class_that_nobody_has_is_not_called_bad(inputs: Any) -> None:
     text = render_report(*inputs)
     row = re.search(r'<th scope="row" class="text">没有人</th>(.*?)</tr>', text)[1]
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
@@ -192,27 +194,27 @@ def test_a_class_that_nobody_has_is_not_called_bad(inputs):
 
 
 @pytest.mark.parametrize(("heads", "num_figures"), [(("category",), 3), (("second", "category"), 4)])
-def test_runs_with_other_heads(tmp_path, heads, num_figures):
+def test_runs_with_other_heads(tmp_path: Path, heads: tuple[str, ...], num_figures: int) -> None:
     page = check_self_contained(render_report(*make_inputs(tmp_path, heads)))
     assert page.tags.count("svg") == num_figures
     assert ("One label at a time, or the best pair" in "".join(page.words)) == (len(heads) == 2)
 
 
-def test_a_run_without_an_epoch_and_a_shorter_max_len(tmp_path):
+def test_a_run_without_an_epoch_and_a_shorter_max_len(tmp_path: Path) -> None:
     text = render_report(*make_inputs(tmp_path, rows=0, max_len=6))
     check_self_contained(text)
     assert "No epoch was finished" in text
     assert "Dotted: 6 tokens, where this run cuts texts: 33.3% of test are longer" in text  # lengths 3 to 8
 
 
-def test_damaged_run(inputs):
+def test_damaged_run(inputs: Any) -> None:
     run, *others = inputs
     run.bert_config.write_text("{")
     with pytest.raises(InputFormatError, match=r"bert_config\.json: expected the BERT's sizes"):
         render_report(run, *others)
 
 
-def test_classes_are_shown_by_parent():
+def test_classes_are_shown_by_parent() -> None:
     labels = {"category": ["b", "a", "c", "unseen"], "second": ["p", "q"]}
     orders = class_orders(labels, {"b": ["q"], "a": ["p"], "c": ["q"]})
     assert list(orders["category"].ids) == [1, 0, 2, 3]
@@ -225,7 +227,7 @@ def test_classes_are_shown_by_parent():
     assert class_orders({"category": ["a", "b"]}, None)["category"].groups is None
 
 
-def head_values(matrix):
+def head_values(matrix: Any) -> Any:
     figures = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
     return HeadMeasures(
         accuracy=0.0,
@@ -239,7 +241,7 @@ def head_values(matrix):
     )
 
 
-def test_a_matrix_keeps_every_example(inputs):
+def test_a_matrix_keeps_every_example(inputs: Any) -> None:
     generator = np.random.default_rng(0)
     matrix = generator.integers(0, 5, (100, 100))
     matrix[7] += 50  # the class with the most mistakes
@@ -258,7 +260,7 @@ def test_a_matrix_keeps_every_example(inputs):
     assert "classes with the most mistakes" in shown.note
 
 
-def test_shades_follow_the_share_of_the_row():
+def test_shades_follow_the_share_of_the_row() -> None:
     matrix = np.array([[9, 1, 0], [5, 5, 0], [0, 0, 0]])
     shown = shade_matrix(head_values(matrix), class_orders({"category": ["a", "b", "c"]}, None)["category"])
     assert [row.cells for row in shown.rows] == [
@@ -269,7 +271,7 @@ def test_shades_follow_the_share_of_the_row():
     assert frequent_confusions(head_values(matrix)) == [("c1", "c0", "5", "50.0%"), ("c0", "c1", "1", "10.0%")]
 
 
-def test_the_report_is_what_json_holds(inputs):
+def test_the_report_is_what_json_holds(inputs: Any) -> None:
     run, report, *others = inputs
     assert render_report(run, Report.from_json(report.to_json().encode()), *others) == render_report(
         run, report, *others

@@ -6,6 +6,8 @@ import fcntl
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,7 @@ DEVICES = dataclasses.replace(RESOLVED.devices, deterministic=True)
 BATCHES = ResolvedBatches(bucket_lengths=(8, 16), bucket_rows=(8, 4), steps_per_epoch=11)
 
 
-def describe(*, precision="float32", devices=DEVICES, batches=BATCHES, **options):
+def describe(*, precision: Any = "float32", devices: Any = DEVICES, batches: Any = BATCHES, **options: Any) -> Any:
     return RunDescription(
         config=tiny_config(**options),
         dataset=DatasetIdentity(fingerprint="a" * 64),
@@ -42,14 +44,14 @@ def describe(*, precision="float32", devices=DEVICES, batches=BATCHES, **options
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Any:
     run = RunDir(tmp_path / "run")
     with run.locked():
         run.write_config(describe())
     return run
 
 
-def test_a_new_or_empty_directory_is_no_run_yet(tmp_path):
+def test_a_new_or_empty_directory_is_no_run_yet(tmp_path: Path) -> None:
     assert not RunDir(tmp_path / "none").exists()
     run = RunDir(tmp_path)
     with run.locked():
@@ -58,7 +60,7 @@ def test_a_new_or_empty_directory_is_no_run_yet(tmp_path):
     assert not run.exists()
 
 
-def test_refuses_what_is_no_run(tmp_path):
+def test_refuses_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputExistsError, match=r"not a run \(it holds 'thesis.txt' but no config.json\)"):
         RunDir(tmp_path).exists()
@@ -68,11 +70,11 @@ def test_refuses_what_is_no_run(tmp_path):
         open_run_dir("gs://bucket/run")
 
 
-def test_the_same_command_may_continue(run):
+def test_the_same_command_may_continue(run: Any) -> None:
     assert run.check_resumable(describe(data_dir="moved", save_every=7, keep_states=1, log_every=1)) == []
 
 
-def test_other_devices_may_continue_with_a_warning(run, caplog):
+def test_other_devices_may_continue_with_a_warning(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     # Said otherwise, and the same here.
     assert run.check_resumable(describe(strategy="one_device", xla="off", deterministic="on")) == []
     assert caplog.messages == []
@@ -87,7 +89,7 @@ def test_other_devices_may_continue_with_a_warning(run, caplog):
     ]
 
 
-def test_what_auto_was_when_the_run_began_holds(tmp_path):
+def test_what_auto_was_when_the_run_began_holds(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_config(describe(precision="float16"))
     assert run.check_origin(describe()) == describe(precision="float16")
@@ -98,7 +100,7 @@ def test_what_auto_was_when_the_run_began_holds(tmp_path):
     run.check_resumable(dataclasses.replace(describe(precision="float16"), config=given))
 
 
-def test_refuses_other_batches(run):
+def test_refuses_other_batches(run: Any) -> None:
     """As --batch_tokens makes them with another number of replicas."""
     batches = dataclasses.replace(BATCHES, bucket_rows=(6, 3), steps_per_epoch=14)
     with pytest.raises(OptionError) as error:
@@ -115,7 +117,7 @@ def test_refuses_other_batches(run):
         ({"seed": 1, "dropout": 0.2}, "dropout: None -> 0.2; seed: 0 -> 1"),
     ],
 )
-def test_says_which_option_changed(run, options, change):
+def test_says_which_option_changed(run: Any, options: Any, change: str) -> None:
     with pytest.raises(OutputExistsError) as error:
         run.check_resumable(describe(**options))
     assert f"started with other options ({change})" in str(error.value)
@@ -125,7 +127,7 @@ def test_says_which_option_changed(run, options, change):
 @pytest.mark.parametrize(
     ("what", "field", "option"), [("dataset", "fingerprint", "--data"), ("bert", "vocab_sha256", "--bert")]
 )
-def test_says_which_input_changed(run, what, field, option):
+def test_says_which_input_changed(run: Any, what: str, field: str, option: str) -> None:
     new = describe()
     changed = dataclasses.replace(getattr(new, what), **{field: "f" * 64})
     new = dataclasses.replace(new, **{what: changed})
@@ -133,7 +135,7 @@ def test_says_which_input_changed(run, what, field, option):
         run.check_resumable(new)
 
 
-def test_a_run_is_told_from_all_with_another_result():
+def test_a_run_is_told_from_all_with_another_result() -> None:
     own = describe()
     moved = describe(data_dir="moved", output_dir="moved", save_every=7, cpu_replicas=2, strategy="mirrored")
     assert moved.run_id == own.run_id
@@ -144,7 +146,7 @@ def test_a_run_is_told_from_all_with_another_result():
     assert len({description.run_id for description in (own, *others)}) == 1 + len(others)
 
 
-def test_a_finished_run_is_not_trained_again(run):
+def test_a_finished_run_is_not_trained_again(run: Any) -> None:
     run.report.write_text("{}")
     with pytest.raises(OutputExistsError, match="this run is finished"):
         run.check_resumable(describe())
@@ -160,7 +162,7 @@ def test_a_finished_run_is_not_trained_again(run):
         ('{"run_format": 3, "config": {}}', "missing required field `paths` - at `$.config`"),
     ],
 )
-def test_refuses_a_damaged_config(run, text, message):
+def test_refuses_a_damaged_config(run: Any, text: str, message: str) -> None:
     run.config.write_text(text)
     with pytest.raises(InputFormatError, match="damaged, or not written by this version") as error:
         run.read_config()
@@ -168,7 +170,7 @@ def test_refuses_a_damaged_config(run, text, message):
     assert "\n" not in str(error.value)
 
 
-def changed(value, *path_and_new):
+def changed(value: Any, *path_and_new: Any) -> Any:
     """Return a JSON value with another one at a path."""
     if len(path_and_new) == 1:
         return path_and_new[0]
@@ -187,34 +189,34 @@ def changed(value, *path_and_new):
         (("label_pairs",), None, "label_pairs does not say which labels occur together"),
     ],
 )
-def test_says_which_field_of_a_config_is_wrong(run, path, value, message):
+def test_says_which_field_of_a_config_is_wrong(run: Any, path: tuple[str, ...], value: Any, message: str) -> None:
     run.config.write_text(json.dumps(changed(json.loads(run.config.read_text()), *path, value)))
     with pytest.raises(InputFormatError) as error:
         run.read_config()
     assert message in str(error.value)
 
 
-def test_a_description_survives_its_file(run):
+def test_a_description_survives_its_file(run: Any) -> None:
     description = describe(loss_weights={"second": 0.5}, buckets=(4, 8), dropout=0.0, learning_rate=1 / 3)
     run.write_config(description)
     assert run.read_config() == description
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"split": "test"}'])
-def test_refuses_a_damaged_report(run, content):
+def test_refuses_a_damaged_report(run: Any, content: bytes) -> None:
     run.report.write_bytes(content)
     with pytest.raises(InputFormatError, match=r"report\.json: damaged, or not written by this version"):
         run.read_report()
 
 
-def test_no_run_to_read(tmp_path):
+def test_no_run_to_read(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="no run here"):
         RunDir(tmp_path).read_config()
     with pytest.raises(MissingInputError, match="this run is not finished"):
         RunDir(tmp_path).read_report()
 
 
-def test_clear_removes_all_but_the_lock(run):
+def test_clear_removes_all_but_the_lock(run: Any) -> None:
     run.best_weights(3).parent.mkdir()
     run.best_weights(3).write_text("weights")
     with run.locked():
@@ -222,7 +224,9 @@ def test_clear_removes_all_but_the_lock(run):
         assert [path.name for path in run.path.iterdir()] == [".lock"]
 
 
-def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left(run, monkeypatch):
+def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [run.vocab, run.report, run.states / "step-00000001", run.weights]
     for path in files:
         path.parent.mkdir(exist_ok=True)
@@ -230,7 +234,7 @@ def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left
     for killed_after in range(10):
         removed = []
 
-        def remove_or_die(path, removed=removed, killed_after=killed_after):
+        def remove_or_die(path: Path, removed: Any = removed, killed_after: Any = killed_after) -> None:
             if len(removed) == killed_after:
                 raise KeyboardInterrupt
             removed.append(path)
@@ -248,7 +252,7 @@ def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left
     assert killed_after == 4
 
 
-def test_says_what_cannot_be_removed(run, monkeypatch):
+def test_says_what_cannot_be_removed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir, "remove", lambda path: None)
     run.vocab.touch()
     with pytest.raises(OutputWriteError, match=r"vocab\.txt: cannot remove what the last run wrote"):
@@ -256,7 +260,7 @@ def test_says_what_cannot_be_removed(run, monkeypatch):
     assert run.exists()
 
 
-def test_keeps_the_best_weights_alone(run):
+def test_keeps_the_best_weights_alone(run: Any) -> None:
     run.best_weights(1).parent.mkdir()
     for epoch in (1, 2, 3):
         run.best_weights(epoch).write_text("weights")
@@ -278,8 +282,8 @@ except OutputExistsError as error:
 """
 
 
-def test_a_second_process_is_refused(run):
-    def try_to_lock():
+def test_a_second_process_is_refused(run: Any) -> None:
+    def try_to_lock() -> Any:
         command = [sys.executable, "-c", TRIES_TO_LOCK, str(run.path)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -288,8 +292,10 @@ def test_a_second_process_is_refused(run):
     assert try_to_lock() == "locked\n"
 
 
-def test_a_file_system_without_locks_is_no_obstacle(run, monkeypatch, caplog):
-    def refuse(descriptor, operation):
+def test_a_file_system_without_locks_is_no_obstacle(
+    run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: Any, operation: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
@@ -297,6 +303,6 @@ def test_a_file_system_without_locks_is_no_obstacle(run, monkeypatch, caplog):
         assert "no locks on this file system (No locks available)" in caplog.text
 
 
-def test_configuration_is_written_for_people(run):
+def test_configuration_is_written_for_people(run: Any) -> None:
     assert json.loads(run.config.read_text())["config"]["batches"]["batch_size"] == 8
     assert run.config.read_text().count("\n") > 20

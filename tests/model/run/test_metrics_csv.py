@@ -1,12 +1,14 @@
 """`metrics.csv`: exact bytes, and damaged files."""
 
+from pathlib import Path
+
 import pytest
 
 from model.run.metrics_csv import read_metrics_csv, write_metrics_csv
 from pipeline.errors import InputFormatError
 
 
-def test_has_a_row_for_each_epoch(tmp_path):
+def test_has_a_row_for_each_epoch(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     write_metrics_csv(path, [])
     assert path.read_bytes() == b""
@@ -17,7 +19,7 @@ def test_has_a_row_for_each_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "epoch,loss\n1,much\n", "epoch,loss\n1\n"])
-def test_refuses_damaged_files(tmp_path, content):
+def test_refuses_damaged_files(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "metrics.csv").write_text(content)
     with pytest.raises(InputFormatError, match=r"metrics\.csv: expected a table"):

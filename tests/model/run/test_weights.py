@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from model.files import copy_file, remove_temporary, write_text
 from pipeline.errors import MissingInputError, OutputWriteError
 
 
-def test_a_copy_is_whole_or_not_there(tmp_path):
+def test_a_copy_is_whole_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(bytes(range(256)) * 100)
     copy_file(tmp_path / "source", tmp_path / "deep" / "copy")
     assert (tmp_path / "deep" / "copy").read_bytes() == (tmp_path / "source").read_bytes()
@@ -29,7 +30,7 @@ def test_a_copy_is_whole_or_not_there(tmp_path):
         copy_file(tmp_path / "none", tmp_path / "copy")
 
 
-def test_a_text_that_cannot_be_written_is_one_clear_error(tmp_path):
+def test_a_text_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "体育\n")
     assert (tmp_path / "file").read_bytes() == "体育\n".encode()
     for place in (tmp_path / "file" / "text", tmp_path / "none" / "text"):
@@ -37,7 +38,7 @@ def test_a_text_that_cannot_be_written_is_one_clear_error(tmp_path):
             write_text(place, "")
 
 
-def test_removes_what_a_killed_process_left_half_written(tmp_path):
+def test_removes_what_a_killed_process_left_half_written(tmp_path: Path) -> None:
     for name in (".weights.npz.1234abcd.tmp", "report.html.1234abcd.tmp", "weights.npz"):
         (tmp_path / name).touch()
     (tmp_path / ".bert.1234abcd.tmp" / "deep").mkdir(parents=True)

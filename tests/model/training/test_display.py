@@ -4,6 +4,7 @@ import logging
 import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -13,7 +14,9 @@ from model.training.display import EpochDisplay, TensorBoard, Throughput
 from pipeline.dataset.summary import format_seconds
 
 
-def test_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, caplog):
+def test_a_line_now_and_then_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(display_module, "SECONDS_BETWEEN_LINES", 0.0)
     display = EpochDisplay("epoch 2/3", first_step=10, num_steps=30, visible=True)
@@ -28,7 +31,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, caplog):
     assert caplog.messages == []
 
 
-def test_a_bar_on_a_terminal(monkeypatch, capsys):
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     display = EpochDisplay("epoch 1/3", first_step=0, num_steps=20, visible=True)
     time.sleep(0.11)  # tqdm draws ten times a second at most
@@ -43,11 +46,11 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.7, "1:00 min"), (42, "42 s"), (185, "3:05 min"), (7209, "2:00:09 h")]
 )
-def test_durations(seconds, text):
+def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_tensorboard_scalars_can_be_read_back(tmp_path):
+def test_tensorboard_scalars_can_be_read_back(tmp_path: Path) -> None:
     board = TensorBoard(tmp_path / "tensorboard")
     board.write("train", {"loss": 0.5, "learning_rate": 1e-3}, step=7)
     board.close()
@@ -61,7 +64,9 @@ def test_tensorboard_scalars_can_be_read_back(tmp_path):
     assert found == {"train/loss": (7, 0.5), "train/learning_rate": (7, pytest.approx(1e-3))}
 
 
-def test_goes_on_without_tensorboard_where_there_is_no_directory(tmp_path, caplog):
+def test_goes_on_without_tensorboard_where_there_is_no_directory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     board = TensorBoard(tmp_path / "file" / "tensorboard")
     board.write("train", {"loss": 0.5}, step=7)
@@ -71,7 +76,7 @@ def test_goes_on_without_tensorboard_where_there_is_no_directory(tmp_path, caplo
     assert "is not a directory" in message
 
 
-def test_goes_on_without_tensorboard_where_the_disk_is_full(tmp_path, caplog):
+def test_goes_on_without_tensorboard_where_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     board = TensorBoard(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

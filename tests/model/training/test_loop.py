@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,17 +43,17 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def course():
+def course() -> Iterator[Any]:
     """Give every training of this module the validation accuracies above, and note what happens."""
     noted = Course()
     real_validate, real_epoch = TrainingLoop._validate, TrainReader.epoch
 
-    def validate(loop):
+    def validate(loop: Any) -> dict[str, Any]:
         metrics = real_validate(loop)
         noted.weights.append({name: value.numpy() for name, value in named_variables(loop.model.weights).items()})
         return metrics | {"accuracy_mean": ACCURACIES[loop.progress.epoch]}
 
-    def read_epoch(reader, epoch, start_step=0):
+    def read_epoch(reader: Any, epoch: Any, start_step: Any = 0) -> Any:
         noted.batches.append((reader.seed, epoch, start_step))
         return real_epoch(reader, epoch, start_step)
 
@@ -61,7 +64,7 @@ def course():
 
 
 @pytest.fixture(scope="module")
-def stopped_early(course, tmp_path_factory):
+def stopped_early(course: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """A run that nothing interrupted, its result, and what happened in it."""
     path = tmp_path_factory.mktemp("stopped")
     run = RunDir(path / "run")
@@ -79,12 +82,12 @@ def stopped_early(course, tmp_path_factory):
     return config, run, report, Course(course.batches[:], course.weights[:])
 
 
-def test_each_epoch_gets_its_own_batches(stopped_early):
+def test_each_epoch_gets_its_own_batches(stopped_early: Any) -> None:
     _, _, _, course = stopped_early
     assert course.batches == [(5, epoch, 0) for epoch in range(NUM_EPOCHS)]
 
 
-def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
+def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early: Any) -> None:
     config, run, report, _ = stopped_early
     assert (report.training.epochs, report.training.early_stopped, report.training.steps) == (NUM_EPOCHS, True, 18)
     assert (report.training.best_epoch, report.training.best_value) == (1, 0.6)
@@ -93,7 +96,7 @@ def test_stops_when_nothing_improves_and_learns_slower_before(stopped_early):
     assert rates == pytest.approx([config.learning.learning_rate * factor for factor in (1, 1, 1, 0.5, 0.5, 0.25)])
 
 
-def test_the_result_has_the_best_epochs_weights(stopped_early):
+def test_the_result_has_the_best_epochs_weights(stopped_early: Any) -> None:
     _, run, _, course = stopped_early
     best, last = course.weights[0], course.weights[-1]
     found = dict(read_arrays(run.weights))
@@ -106,7 +109,9 @@ def test_the_result_has_the_best_epochs_weights(stopped_early):
             np.testing.assert_array_equal(bert[name].numpy(), expected, err_msg=name)
 
 
-def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(stopped_early, course, tmp_path):
+def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(
+    stopped_early: Any, course: Any, tmp_path: Path
+) -> None:
     """By then every counter counts: epochs without a better one, epochs on a plateau, and what the plateau has cut."""
     config, run, report, _ = stopped_early
     config = with_options(config, output_dir=str(tmp_path))
@@ -124,17 +129,19 @@ def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(st
 
 @pytest.mark.parametrize("worker_index", [0, 1])
 @pytest.mark.parametrize("asked", ["this one", "the other"])
-def test_of_several_workers_all_stop_after_the_same_step(tmp_path, monkeypatch, worker_index, asked):
+def test_of_several_workers_all_stop_after_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_index: int, asked: str
+) -> None:
     """One process that thinks there is a second one, which computes nothing."""
     config = tiny_config(**make_inputs(tmp_path), **IN_PROCESS, output_dir=str(tmp_path / "run"), save_every=100)
     devices = dataclasses.replace(open_devices(config), num_workers=2, worker_index=worker_index, num_replicas=2)
     real_make_train_step = model.trainer.make_train_step
     stops = []
 
-    def make_train_step(*arguments, **options):
+    def make_train_step(*arguments: Any, **options: Any) -> Any:
         step = real_make_train_step(*arguments, **options)
 
-        def step_fn(batch, number, learning_rate, stop):
+        def step_fn(batch: Any, number: Any, learning_rate: Any, stop: Any) -> Any:
             outcome = step(batch, number, learning_rate, stop)
             if tf.reduce_sum(batch[2]) == 0:  # made to be compiled
                 return outcome

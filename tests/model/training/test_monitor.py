@@ -1,5 +1,7 @@
 """Best epoch, plateau and early stopping, compared with Keras's callbacks."""
 
+from typing import Any
+
 import pytest
 import tf_keras
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from model.training.monitor import Monitor
 class _LearningRateHolder:
     """What a Keras callback needs of a model."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.optimizer = tf_keras.optimizers.SGD(learning_rate=1.0)
         self.stop_training = False
 
@@ -24,7 +26,7 @@ class _LearningRateHolder:
     patience=st.integers(1, 3),
     factor=st.sampled_from([0.5, 0.25]),
 )
-def test_decides_as_keras_callbacks_do(values, monitor, patience, factor):
+def test_decides_as_keras_callbacks_do(values: Any, monitor: Any, patience: Any, factor: Any) -> None:
     learning = LearningConfig(
         monitor=monitor, early_stopping_patience=patience, plateau_patience=patience, plateau_factor=factor
     )
@@ -47,7 +49,7 @@ def test_decides_as_keras_callbacks_do(values, monitor, patience, factor):
             return
 
 
-def test_patience_zero_never_stops():
+def test_patience_zero_never_stops() -> None:
     monitor = Monitor()
     for epoch in range(1, 10):
         monitor = monitor.after(epoch, 0.5, LearningConfig(early_stopping_patience=0))
@@ -57,7 +59,7 @@ def test_patience_zero_never_stops():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
-def test_only_the_plateau_schedule_reacts_to_a_plateau(schedule):
+def test_only_the_plateau_schedule_reacts_to_a_plateau(schedule: str) -> None:
     monitor = Monitor()
     for epoch in range(1, 10):
         monitor = monitor.after(epoch, 0.5, LearningConfig(schedule=schedule))

@@ -1,6 +1,8 @@
 """One batch: losses, sums and gradients."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +28,11 @@ LABEL_COUNTS = {"category": [40, 30, 13], "second": [70, 13]}
 
 
 @pytest.fixture(scope="module")
-def bert_dir(tmp_path_factory):
+def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_bert_dir(tmp_path_factory.mktemp("steps") / "bert")
 
 
-def make_batch(num_real=8, num_padded=0, seed=0):
+def make_batch(num_real: Any = 8, num_padded: Any = 0, seed: int = 0) -> tuple[Any, ...]:
     generator = np.random.default_rng(seed)
     rows = num_real + num_padded
     indices = generator.integers(1, TINY_BERT.vocab_size, (rows, 7)).astype(np.int32)
@@ -41,7 +43,9 @@ def make_batch(num_real=8, num_padded=0, seed=0):
     return inputs, {head: tf.constant(values) for head, values in labels.items()}, tf.constant(weights)
 
 
-def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options):
+def make_steps(
+    bert_dir: Path, loss_scale: Any = None, xla: Any = False, policy: Any = "float32", **options: Any
+) -> tuple[Any, ...]:
     config = tiny_config(**options)
     devices = open_devices(config)
     model = build_classifier(bert_dir, HEADS, dropout=config.model.dropout, policy=policy)
@@ -50,30 +54,30 @@ def make_steps(bert_dir, loss_scale=None, xla=False, policy="float32", **options
     losses = head_losses(config, LABEL_COUNTS)
     step_fn = make_train_step(logits, optimizer, losses, devices, config, xla=xla, loss_scale=loss_scale)
 
-    def step(batch, number=0, learning_rate=0.01):
+    def step(batch: Any, number: Any = 0, learning_rate: Any = 0.01) -> Any:
         vector = step_fn(batch, tf.constant(number, tf.int64), tf.constant(learning_rate), tf.constant(0.0))
         return Outcome.fetch(vector, config)
 
     eval_step_fn = make_eval_step(logits, config, devices, xla=xla)
 
-    def eval_step(batch, stop=0.0):
+    def eval_step(batch: Any, stop: Any = 0.0) -> Any:
         return Outcome.fetch(eval_step_fn(batch, tf.constant(stop)), config)
 
     return model, step, eval_step, optimizer
 
 
-def assert_close(outcome, other):
+def assert_close(outcome: Any, other: Any) -> None:
     np.testing.assert_allclose(outcome.sums, other.sums, rtol=1e-5)
     assert outcome.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
 
 
-def weights_after(bert_dir, batch, **options):
+def weights_after(bert_dir: Path, batch: Any, **options: Any) -> tuple[Any, ...]:
     model, step, _, _ = make_steps(bert_dir, **options)
     outcome = step(batch)
     return outcome, model.get_weights()
 
 
-def test_sums_are_those_of_the_probabilities(bert_dir):
+def test_sums_are_those_of_the_probabilities(bert_dir: Path) -> None:
     model, _, eval_step, _ = make_steps(bert_dir)
     inputs, labels, weights = make_batch(num_real=6, num_padded=2)
     outputs = model([inputs["indices"], inputs["segments"]])
@@ -89,7 +93,9 @@ def test_sums_are_those_of_the_probabilities(bert_dir):
     )
 
 
-def loss_by_hand(model, batch, *, loss_weights=None, label_smoothing=None, balance_classes=()):
+def loss_by_hand(
+    model: Any, batch: Any, *, loss_weights: Any = None, label_smoothing: Any = None, balance_classes: Any = ()
+) -> tuple[Any, ...]:
     """Return each head's summed loss and the mean loss's gradient, from the formulas in float64."""
     inputs, labels, weights = batch
     with tf.GradientTape() as tape:
@@ -121,7 +127,7 @@ LOSSES["all"] = LOSSES["loss_weights"] | LOSSES["label_smoothing"] | LOSSES["bal
 
 
 @pytest.mark.parametrize("options", LOSSES.values(), ids=LOSSES)
-def test_the_gradient_is_that_of_the_loss_by_hand(bert_dir, options):
+def test_the_gradient_is_that_of_the_loss_by_hand(bert_dir: Path, options: Any) -> None:
     model, step, _, optimizer = make_steps(bert_dir, dropout=0.0, clip_norm=0.0, **options)
     momentums = [np.zeros(variable.shape) for variable in optimizer.variables]
     for number, batch in enumerate([make_batch(seed=1), make_batch(num_real=6, num_padded=2, seed=2)]):
@@ -139,13 +145,13 @@ def test_the_gradient_is_that_of_the_loss_by_hand(bert_dir, options):
             np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-def test_a_wish_to_stop_comes_with_every_outcome(bert_dir):
+def test_a_wish_to_stop_comes_with_every_outcome(bert_dir: Path) -> None:
     _, _, eval_step, _ = make_steps(bert_dir)
     batch = make_batch()
     assert [eval_step(batch, stop).num_stopping for stop in (0.0, 1.0)] == [0, 1]
 
 
-def test_padded_rows_change_nothing(bert_dir):
+def test_padded_rows_change_nothing(bert_dir: Path) -> None:
     inputs, labels, weights = make_batch(num_real=6, num_padded=2)
     whole, whole_weights = weights_after(bert_dir, (inputs, labels, weights), dropout=0.0)
     real = tf.nest.map_structure(lambda tensor: tensor[:6], (inputs, labels, weights))
@@ -155,7 +161,7 @@ def test_padded_rows_change_nothing(bert_dir):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_batch_in_parts_is_the_same_update(bert_dir):
+def test_a_batch_in_parts_is_the_same_update(bert_dir: Path) -> None:
     batch = make_batch(num_real=7, num_padded=1)
     whole, whole_weights = weights_after(bert_dir, batch, dropout=0.0)
     parts, parts_weights = weights_after(bert_dir, batch, dropout=0.0, accumulate_steps=4)
@@ -164,7 +170,7 @@ def test_a_batch_in_parts_is_the_same_update(bert_dir):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_loss_scale_changes_nothing_in_float32(bert_dir):
+def test_loss_scale_changes_nothing_in_float32(bert_dir: Path) -> None:
     batch = make_batch()
     plain, plain_weights = weights_after(bert_dir, batch, dropout=0.0)
     scaled, scaled_weights = weights_after(bert_dir, batch, dropout=0.0, loss_scale=LossScale())
@@ -173,20 +179,20 @@ def test_loss_scale_changes_nothing_in_float32(bert_dir):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_dropout_depends_on_the_step_alone(bert_dir):
+def test_dropout_depends_on_the_step_alone(bert_dir: Path) -> None:
     _, step, _, _ = make_steps(bert_dir)
     batch = make_batch()
     losses = [step(batch, number, learning_rate=0.0).sums[NUM_COMMON_SUMS] for number in (5, 6, 5)]
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_dropout_depends_on_the_seed(bert_dir):
+def test_dropout_depends_on_the_seed(bert_dir: Path) -> None:
     # The same weights each time: what the seed draws of them is not asked for here.
     losses = [make_steps(bert_dir, seed=seed)[1](make_batch(), 5).sums[3] for seed in (0, 1)]
     assert losses[0] != losses[1]
 
 
-def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir):
+def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir: Path) -> None:
     loss_scale = LossScale()
     model, step, _, optimizer = make_steps(
         bert_dir, loss_scale=loss_scale, policy="mixed_float16", dropout=0.0, clip_norm=0.0
@@ -217,7 +223,7 @@ def test_float16_learns_and_leaves_out_updates_that_overflow(bert_dir):
     assert losses[-1] < outcome.sums[3] / 2
 
 
-def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):
+def test_weights_stay_where_the_gradient_is_not_finite(bert_dir: Path) -> None:
     loss_scale = LossScale()
     model, step, _, optimizer = make_steps(bert_dir, loss_scale=loss_scale)
     before = model.get_weights()
@@ -233,7 +239,7 @@ def test_weights_stay_where_the_gradient_is_not_finite(bert_dir):
         np.testing.assert_array_equal(a, b)
 
 
-def test_every_weight_learns(bert_dir):
+def test_every_weight_learns(bert_dir: Path) -> None:
     model, step, _, _ = make_steps(bert_dir)
     before = model.get_weights()
     step(make_batch())
@@ -245,7 +251,7 @@ def test_every_weight_learns(bert_dir):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_head_loss_is_keras_cross_entropy(smoothing):
+def test_head_loss_is_keras_cross_entropy(smoothing: float) -> None:
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(5, 4)).astype(np.float32), np.array([0, 1, 2, 3, 1], np.int32)
     reference = tf_keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction="none")
@@ -256,7 +262,7 @@ def test_head_loss_is_keras_cross_entropy(smoothing):
     np.testing.assert_allclose(weighted(labels, logits), expected, rtol=1e-5)
 
 
-def test_balanced_classes_weigh_one_on_average():
+def test_balanced_classes_weigh_one_on_average() -> None:
     config = tiny_config(balance_classes=("category",), loss_weights={"second": 0.5})
     losses = head_losses(config, {"category": [30, 10, 0], "second": [20, 20]})
     # As scikit-learn's "balanced"; a class without examples keeps 1.
@@ -265,7 +271,7 @@ def test_balanced_classes_weigh_one_on_average():
     assert (losses["category"].weight, losses["second"].weight) == (1.0, 0.5)
 
 
-def test_metrics_divide_sums_once():
+def test_metrics_divide_sums_once() -> None:
     config = tiny_config(loss_weights={"second": 0.5})
     metrics = metrics_from_sums([4.0, 100.0, 1.0, 8.0, 2.0, 4.0, 3.0], config)
     assert metrics == {

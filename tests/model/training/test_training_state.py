@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ PROGRESS = Progress(
 )
 
 
-def make_variables(seed=0):
+def make_variables(seed: int = 0) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     return {
         "weights/a/kernel": tf.Variable(generator.normal(size=(30, 20)).astype(np.float32)),
@@ -52,15 +53,15 @@ def make_variables(seed=0):
     }
 
 
-def values(variables):
+def values(variables: Any) -> Any:
     return {name: variable.numpy().tolist() for name, variable in variables.items()}
 
 
-def restore(states_dir, variables, best_weights=None):
+def restore(states_dir: Any, variables: Any, best_weights: Any = None) -> Any:
     return restore_newest(states_dir, variables, run_id=PROGRESS.run_id, best_weights=best_weights)
 
 
-def test_everything_comes_back_bit_by_bit(tmp_path):
+def test_everything_comes_back_bit_by_bit(tmp_path: Path) -> None:
     saved = make_variables()
     path = save_state(tmp_path / "state", PROGRESS, saved, keep=2)
     assert path.name == "step-00000500"
@@ -69,11 +70,11 @@ def test_everything_comes_back_bit_by_bit(tmp_path):
     assert values(restored) == values(saved)
 
 
-def test_no_state_is_no_error(tmp_path):
+def test_no_state_is_no_error(tmp_path: Path) -> None:
     assert restore(tmp_path / "nothing", make_variables()) is None
 
 
-def test_keeps_the_newest_states_in_order(tmp_path):
+def test_keeps_the_newest_states_in_order(tmp_path: Path) -> None:
     for step, epoch_step in ((8, 8), (9, 9), (10, 10), (10, 0), (11, 1), (100_000_000, 5)):
         progress = dataclasses.replace(PROGRESS, step=step, epoch_step=epoch_step)
         save_state(tmp_path, progress, make_variables(), keep=4)
@@ -86,7 +87,9 @@ def test_keeps_the_newest_states_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("name", [ARRAYS_NAME, STATE_NAME])
-def test_falls_back_from_a_damaged_state_whatever_byte_it_is(tmp_path, name, caplog):
+def test_falls_back_from_a_damaged_state_whatever_byte_it_is(
+    tmp_path: Path, name: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     good, bad = make_variables(0), make_variables(1)
     save_state(tmp_path, PROGRESS, good, keep=2)
     path = save_state(tmp_path, dataclasses.replace(PROGRESS, step=501), bad, keep=2) / name
@@ -113,26 +116,26 @@ def test_falls_back_from_a_damaged_state_whatever_byte_it_is(tmp_path, name, cap
     assert restore(tmp_path, make_variables(2)) == PROGRESS
 
 
-def test_says_so_when_all_states_are_damaged(tmp_path):
+def test_says_so_when_all_states_are_damaged(tmp_path: Path) -> None:
     path = save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     (path / STATE_NAME).write_text("{}")
     with pytest.raises(InputFormatError, match="none of the 1 saved states can be read"):
         restore(tmp_path, make_variables())
 
 
-def test_a_damaged_state_is_written_again(tmp_path):
+def test_a_damaged_state_is_written_again(tmp_path: Path) -> None:
     path = save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     (path / ARRAYS_NAME).write_bytes(b"")
     save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     assert restore(tmp_path, make_variables(1)) == PROGRESS
 
 
-def test_a_good_state_is_written_again_and_never_lost(tmp_path, monkeypatch):
+def test_a_good_state_is_written_again_and_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = make_variables()
     save_state(tmp_path, PROGRESS, good, keep=1)
     rename = Path.rename
 
-    def refuse_final_name(self, target):
+    def refuse_final_name(self, target: Any) -> Any:
         # The new state cannot take its name, the old one can take it back.
         if target.name == "step-00000500" and (self / ARRAYS_NAME).read_bytes() != saved:
             raise OSError(errno.EIO, "Input/output error")
@@ -150,14 +153,14 @@ def test_a_good_state_is_written_again_and_never_lost(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000500"]
 
 
-def test_falls_back_from_a_state_whose_best_weights_are_gone(tmp_path, caplog):
+def test_falls_back_from_a_state_whose_best_weights_are_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     best = Monitor(best=0.5, best_epoch=1)
     for step, monitor in ((400, Monitor()), (500, best), (600, dataclasses.replace(best, best_epoch=2))):
         progress = dataclasses.replace(PROGRESS, step=step, monitor=monitor)
         save_state(tmp_path / "state", progress, make_variables(), keep=3)
     assert best_epochs(tmp_path / "state") == {0, 1, 2}
 
-    def restored_step():
+    def restored_step() -> Any:
         return restore(tmp_path / "state", make_variables(), lambda epoch: tmp_path / f"{epoch}.npz").step
 
     (tmp_path / "1.npz").touch()
@@ -170,13 +173,13 @@ def test_falls_back_from_a_state_whose_best_weights_are_gone(tmp_path, caplog):
     assert restored_step() == 400  # from the first epoch
 
 
-def test_refuses_the_state_of_another_model(tmp_path):
+def test_refuses_the_state_of_another_model(tmp_path: Path) -> None:
     save_state(tmp_path, PROGRESS, make_variables(), keep=1)
     with pytest.raises(InputFormatError, match=r"lacks weights/b/kernel; it belongs to another model"):
         restore(tmp_path, make_variables() | {"weights/b/kernel": tf.Variable(1.0)})
 
 
-def test_refuses_the_state_of_another_run_of_the_same_shape(tmp_path):
+def test_refuses_the_state_of_another_run_of_the_same_shape(tmp_path: Path) -> None:
     own, foreign = make_variables(0), make_variables(1)
     save_state(tmp_path, PROGRESS, own, keep=2)
     path = save_state(tmp_path, dataclasses.replace(PROGRESS, step=501, run_id="b" * 64), foreign, keep=2)
@@ -191,7 +194,7 @@ def test_refuses_the_state_of_another_run_of_the_same_shape(tmp_path):
     assert restore(tmp_path, make_variables(2)) == PROGRESS
 
 
-def test_a_full_disk_leaves_the_state_before(tmp_path):
+def test_a_full_disk_leaves_the_state_before(tmp_path: Path) -> None:
     """A real write that fails half-way: the process may not write files beyond a few kilobytes."""
     good = make_variables()
     save_state(tmp_path, PROGRESS, good, keep=1)
@@ -226,7 +229,7 @@ while True:
 """
 
 
-def test_kill_while_saving_leaves_a_whole_state(tmp_path):
+def test_kill_while_saving_leaves_a_whole_state(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for _ in range(3):
         command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)]
@@ -248,7 +251,7 @@ def test_kill_while_saving_leaves_a_whole_state(tmp_path):
             path.rmdir()
 
 
-def test_equal_arrays_make_equal_files(tmp_path):
+def test_equal_arrays_make_equal_files(tmp_path: Path) -> None:
     arrays = [("layer/kernel", np.eye(3, dtype=np.float32)), ("step", np.int64(7))]
     write_arrays(tmp_path / "a.npz", arrays)
     time.sleep(2.1)  # a zip archive counts time in steps of two seconds
@@ -258,7 +261,7 @@ def test_equal_arrays_make_equal_files(tmp_path):
         assert archive["layer/kernel"].tolist() == np.eye(3).tolist()
 
 
-def test_never_unpickles(tmp_path):
+def test_never_unpickles(tmp_path: Path) -> None:
     path = tmp_path / "objects.npz"
     np.savez(path, a=np.array([object()], dtype=object))
     with pytest.raises(InputFormatError, match="damaged, or no file of named arrays"):
@@ -267,8 +270,8 @@ def test_never_unpickles(tmp_path):
         list(read_arrays(tmp_path / "none.npz"))
 
 
-def test_weights_of_a_model_come_back_and_not_into_another(tmp_path):
-    def make_model(units):
+def test_weights_of_a_model_come_back_and_not_into_another(tmp_path: Path) -> None:
+    def make_model(units: Any) -> Any:
         inputs = tf_keras.Input([3])
         return tf_keras.Model(inputs, tf_keras.layers.Dense(units, name="dense")(inputs))
 

@@ -2,6 +2,7 @@
 
 import itertools
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def fewest_positions(histogram: list[int], max_edges: int, multiple: int) -> int
 
 
 @given(histograms, st.integers(1, 4), st.integers(1, 4))
-def test_edges_need_as_few_positions_as_the_best_of_all(histogram: list[int], max_edges: int, multiple: int):
+def test_edges_need_as_few_positions_as_the_best_of_all(histogram: list[int], max_edges: int, multiple: int) -> None:
     histogram = [0, *histogram[1:]]
     edges = choose_edges(histogram, max_edges=max_edges, multiple=multiple)
     assert len(edges) <= max_edges
@@ -47,7 +48,7 @@ def test_edges_need_as_few_positions_as_the_best_of_all(histogram: list[int], ma
     assert positions_needed(histogram, edges) == fewest_positions(histogram, max_edges, multiple)
 
 
-def test_edges_are_multiples_of_eight_where_that_is_cheap():
+def test_edges_are_multiples_of_eight_where_that_is_cheap() -> None:
     lengths = np.random.default_rng(0).integers(40, 513, 20_000)
     histogram = np.bincount(lengths, minlength=513)
     edges = automatic_edges(histogram)
@@ -56,7 +57,7 @@ def test_edges_are_multiples_of_eight_where_that_is_cheap():
     assert positions_needed(histogram, edges) <= 1.01 * positions_needed(histogram, choose_edges(histogram))
 
 
-def test_of_very_many_lengths_coarser_multiples_are_tried():
+def test_of_very_many_lengths_coarser_multiples_are_tried() -> None:
     """All lengths that a dataset may have, for which a table of all pairs would take 34 GB."""
     histogram = np.ones(65_536, np.int64)
     histogram[0] = 0
@@ -70,7 +71,7 @@ def test_of_very_many_lengths_coarser_multiples_are_tried():
     assert edges[:3] == [16_384, 32_768, 49_152]
 
 
-def test_edges_are_exact_where_rounding_would_cost():
+def test_edges_are_exact_where_rounding_would_cost() -> None:
     histogram = np.zeros(129, np.int64)
     histogram[[9, 12, 17, 20]] = 1000
     assert automatic_edges(histogram) == [9, 12, 17, 20]
@@ -92,7 +93,14 @@ def test_edges_are_exact_where_rounding_would_cost():
         (BatchOptions(global_batch_size=3, max_len=5), (4, 5), (3, 3), (3, 7), ((1, 1),), 4),
     ],
 )
-def test_a_plan_is_what_one_counts_by_hand(options, edges, rows, counts, tail, steps):
+def test_a_plan_is_what_one_counts_by_hand(
+    options: Any,
+    edges: tuple[int, ...],
+    rows: tuple[int, ...],
+    counts: tuple[int, ...],
+    tail: tuple[tuple[int, ...], ...],
+    steps: int,
+) -> None:
     histogram = [0, 0, 0, 0, 3, 0, 5, 0, 2]
     plan = plan_batches(histogram, options)
     assert (plan.edges, plan.rows, plan.counts, plan.tail) == (edges, rows, counts, tail)
@@ -100,7 +108,7 @@ def test_a_plan_is_what_one_counts_by_hand(options, edges, rows, counts, tail, s
     assert plan.num_examples == 10
 
 
-def test_padding_shares_count_positions():
+def test_padding_shares_count_positions() -> None:
     # 3 × 4 + 5 × 6 + 2 × 8 = 58 tokens; batches of 2: one of 4, two of 6, one of 8, and a tail of one 6 and one 4.
     plan = plan_batches([0, 0, 0, 0, 3, 0, 5, 0, 2], BatchOptions(global_batch_size=2))
     assert plan.num_tokens == 58
@@ -111,13 +119,13 @@ def test_padding_shares_count_positions():
     assert plan.full_rows(num_workers=2) == {4: 1, 6: 1, 8: 1}
 
 
-def test_cutting_moves_longer_examples_to_max_len():
+def test_cutting_moves_longer_examples_to_max_len() -> None:
     assert cut_histogram([0, 0, 1, 2, 3, 4], 3).tolist() == [0, 0, 1, 9]
     plan = plan_batches([0, 0, 0, 2, 3, 4], BatchOptions(global_batch_size=9, max_len=3))
     assert (plan.num_cut, plan.num_tokens, plan.max_len) == (7, 27, 3)
 
 
-def test_per_batch_padding_pads_to_the_longest_of_each_batch():
+def test_per_batch_padding_pads_to_the_longest_of_each_batch() -> None:
     # (3, 5) → 10, (4, 4) → 8, (9 cut to 6) → 6: 24 positions for 22 tokens.
     lengths = np.array([3, 5, 4, 4, 9], np.uint16)
     assert per_batch_padding_share(lengths, global_batch_size=2, max_len=6) == pytest.approx(1 - 22 / 24)
@@ -141,7 +149,7 @@ def test_per_batch_padding_pads_to_the_longest_of_each_batch():
         ({"batch_tokens": 15, "batch_multiple": 2}, ["15", "16"]),
     ],
 )
-def test_options_that_make_no_batch_are_refused_with_the_numbers(options: dict, words: list[str]):
+def test_options_that_make_no_batch_are_refused_with_the_numbers(options: dict, words: list[str]) -> None:
     with pytest.raises(OptionError) as caught:
         plan_batches([0, 0, 0, 0, 3, 0, 5, 0, 2], BatchOptions(**options))
     assert all(word in str(caught.value) for word in words), caught.value

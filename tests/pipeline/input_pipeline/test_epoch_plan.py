@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def random_lengths(num_examples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, MAX_LEN + 1, num_examples).astype(np.uint16)
 
 
-def batch_plan(lengths: np.ndarray, **options) -> BatchPlan:
+def batch_plan(lengths: np.ndarray, **options: Any) -> BatchPlan:
     return plan_batches(np.bincount(lengths, minlength=MAX_LEN + 1), BatchOptions(**options))
 
 
@@ -81,8 +82,8 @@ def join_parts(
     st.data(),
 )
 def test_every_example_once_for_all_seeds_epochs_workers_and_starts(
-    dataset, seed, epoch, num_workers, options, window_records, data
-):
+    dataset: Any, seed: int, epoch: Any, num_workers: Any, options: Any, window_records: Any, data: Any
+) -> None:
     shard_sizes, lengths_seed = dataset
     lengths = random_lengths(sum(shard_sizes), lengths_seed)
     batches = batch_plan(lengths, global_batch_size=4, batch_multiple=num_workers, **options)
@@ -113,7 +114,9 @@ def test_every_example_once_for_all_seeds_epochs_workers_and_starts(
 
 @settings(deadline=None)
 @given(datasets, st.sampled_from([1, 2, 4]), st.integers(1, 9), st.sampled_from([7, 1000]))
-def test_evaluation_keeps_the_stored_order(dataset, num_workers, per_worker, window_records):
+def test_evaluation_keeps_the_stored_order(
+    dataset: Any, num_workers: Any, per_worker: Any, window_records: Any
+) -> None:
     shard_sizes, lengths_seed = dataset
     lengths = random_lengths(sum(shard_sizes), lengths_seed)
     batch_size = per_worker * num_workers
@@ -135,7 +138,7 @@ def test_evaluation_keeps_the_stored_order(dataset, num_workers, per_worker, win
     assert all(np.minimum(lengths[rows], 20).max() <= length <= 20 for rows, length in together)
 
 
-def test_one_golden_order():
+def test_one_golden_order() -> None:
     """Pinned: a change of this order breaks the promise that an interrupted run ends as if nothing had happened."""
     lengths = (np.arange(40) * 7 % 11 + 3).astype(np.uint16)
     plan = plan_training_epoch(
@@ -165,14 +168,14 @@ GOLDEN_BATCHES = [
 ]
 
 
-def test_the_order_of_a_large_epoch_is_pinned_too():
+def test_the_order_of_a_large_epoch_is_pinned_too() -> None:
     lengths = random_lengths(100_000, 0)
     plan = plan_training_epoch(batch_plan(lengths), lengths=lengths, shard_sizes=[10_000] * 10, seed=7, epoch=2)
     digest = hashlib.sha256(plan.examples.astype("<i4").tobytes() + plan.row_splits.astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "ca786cd4751f8eb5"
 
 
-def test_another_seed_or_epoch_is_another_order():
+def test_another_seed_or_epoch_is_another_order() -> None:
     lengths = random_lengths(500, 0)
     batches = batch_plan(lengths)
     orders = {
@@ -187,7 +190,7 @@ def test_another_seed_or_epoch_is_another_order():
     assert len(orders) == 9
 
 
-def test_two_epochs_are_nearly_independent():
+def test_two_epochs_are_nearly_independent() -> None:
     """Rank correlation of an example's place in two epochs; a full permutation of 64,000 stays below 0.02."""
     lengths = random_lengths(64_000, 0)
     batches = batch_plan(lengths)
@@ -207,7 +210,7 @@ def test_two_epochs_are_nearly_independent():
         ({"num_workers": 3}, ["8", "3"]),
     ],
 )
-def test_a_step_or_worker_that_does_not_exist_is_refused(arguments: dict, words: list[str]):
+def test_a_step_or_worker_that_does_not_exist_is_refused(arguments: dict, words: list[str]) -> None:
     lengths = random_lengths(100, 0)
     plan = plan_training_epoch(
         batch_plan(lengths, global_batch_size=8), lengths=lengths, shard_sizes=[100], seed=0, epoch=0
@@ -218,7 +221,7 @@ def test_a_step_or_worker_that_does_not_exist_is_refused(arguments: dict, words:
 
 
 @pytest.mark.parametrize("numbers", [{"seed": -1, "epoch": 0}, {"seed": 0, "epoch": -1}])
-def test_negative_seeds_and_epochs_are_refused(numbers: dict):
+def test_negative_seeds_and_epochs_are_refused(numbers: dict) -> None:
     lengths = random_lengths(100, 0)
     with pytest.raises(OptionError, match="at least 0"):
         plan_training_epoch(batch_plan(lengths), lengths=lengths, shard_sizes=[100], **numbers)

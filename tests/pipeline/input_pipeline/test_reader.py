@@ -5,6 +5,7 @@ import gc
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def read_with(data_dir: Path, options: BatchOptions, *, window_records: int, **p
 # Delivery
 
 
-def test_elements_are_what_the_design_promises(dataset: Path):
+def test_elements_are_what_the_design_promises(dataset: Path) -> None:
     inputs, labels = next(iter(train_dataset(str(dataset), 8)))
     assert set(inputs) == {"indices", "segments"}
     assert set(labels) == {"category", "second"}
@@ -104,7 +105,7 @@ def test_elements_are_what_the_design_promises(dataset: Path):
     assert not inputs["segments"].numpy().any()
 
 
-def test_batches_are_the_planned_ones(dataset: Path):
+def test_batches_are_the_planned_ones(dataset: Path) -> None:
     info = read_dataset_info(str(dataset))
     plan = plan_batches(info.split("train").length_histogram, BatchOptions(global_batch_size=8))
     delivered = train_dataset(str(dataset), 8)
@@ -126,30 +127,30 @@ def test_batches_are_the_planned_ones(dataset: Path):
     ],
 )
 @pytest.mark.parametrize("window_records", [16, 1000])
-def test_every_example_once_with_its_labels(dataset: Path, options: BatchOptions, window_records: int):
+def test_every_example_once_with_its_labels(dataset: Path, options: BatchOptions, window_records: int) -> None:
     batches = read_with(dataset, options, window_records=window_records)
     assert sorted(itertools.chain(*batches)) == sorted(stored_rows(examples_of(NUM_TRAIN)))
 
 
-def test_compressed_shards_give_the_same_batches(dataset: Path, tmp_path: Path):
+def test_compressed_shards_give_the_same_batches(dataset: Path, tmp_path: Path) -> None:
     compressed = write_dataset(tmp_path / "gzip", "gzip")
     assert batches_of(train_dataset(str(compressed), 8)) == batches_of(train_dataset(str(dataset), 8))
     assert read_keys(str(compressed), "dev") == read_keys(str(dataset), "dev")
 
 
-def test_without_buckets_every_batch_is_padded_to_max_len(dataset: Path):
+def test_without_buckets_every_batch_is_padded_to_max_len(dataset: Path) -> None:
     delivered = train_dataset(str(dataset), 8, buckets="off")
     assert {inputs[INDICES].shape[1] for inputs, _ in delivered} == {MAX_LEN}
 
 
-def test_training_continues_at_any_step(dataset: Path):
+def test_training_continues_at_any_step(dataset: Path) -> None:
     whole = batches_of(train_dataset(str(dataset), 8, seed=1, epoch=2))
     for start_step in (1, 13, len(whole) - 1, len(whole)):
         rest = train_dataset(str(dataset), 8, seed=1, epoch=2, start_step=start_step)
         assert batches_of(rest) == whole[start_step:]
 
 
-def test_a_reader_delivers_any_epoch_from_any_step_with_one_tracing(dataset: Path):
+def test_a_reader_delivers_any_epoch_from_any_step_with_one_tracing(dataset: Path) -> None:
     stored = open_split(str(dataset), "train")
     num_traced = 0
 
@@ -166,7 +167,7 @@ def test_a_reader_delivers_any_epoch_from_any_step_with_one_tracing(dataset: Pat
     assert num_traced == 1
 
 
-def test_epochs_of_a_reader_do_not_disturb_each_other(dataset: Path):
+def test_epochs_of_a_reader_do_not_disturb_each_other(dataset: Path) -> None:
     """Each reads its own plan, though both are read at the same time."""
     stored = open_split(str(dataset), "train")
     batches = plan_batches(stored.length_histogram, BatchOptions(global_batch_size=8))
@@ -178,7 +179,7 @@ def test_epochs_of_a_reader_do_not_disturb_each_other(dataset: Path):
 
 
 @pytest.mark.parametrize("num_taken", [0, 3, None])
-def test_a_reader_may_go_at_any_time(dataset: Path, num_taken: int | None):
+def test_a_reader_may_go_at_any_time(dataset: Path, num_taken: int | None) -> None:
     """Its iterator waits for another plan, or still reads, when the garbage collector finds it."""
     stored = open_split(str(dataset), "train")
     reader = TrainReader(stored, plan_batches(stored.length_histogram, BatchOptions(global_batch_size=8)))
@@ -201,7 +202,7 @@ def test_a_reader_may_go_at_any_time(dataset: Path, num_taken: int | None):
     assert num_taken is None or len(taken) == num_taken
 
 
-def test_training_continues_inside_small_windows(dataset: Path):
+def test_training_continues_inside_small_windows(dataset: Path) -> None:
     options = BatchOptions(global_batch_size=4)
     whole = read_with(dataset, options, window_records=16)
     for start_step in (1, 9, 30):
@@ -220,7 +221,7 @@ def shapes_of(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("num_workers", [2, 4])
 @pytest.mark.parametrize("split", ["train", "dev"])
-def test_workers_divide_the_same_global_batches(dataset: Path, split: str, num_workers: int):
+def test_workers_divide_the_same_global_batches(dataset: Path, split: str, num_workers: int) -> None:
     """Row for row, and padded alike: workers whose lengths differ would wait for each other in every step."""
 
     def read(**part: int) -> tf.data.Dataset:
@@ -241,7 +242,7 @@ def test_workers_divide_the_same_global_batches(dataset: Path, split: str, num_w
 
 
 @pytest.mark.parametrize("num_replicas", [2, 4])
-def test_replicas_get_the_same_global_batches(dataset: Path, num_replicas: int):
+def test_replicas_get_the_same_global_batches(dataset: Path, num_replicas: int) -> None:
     whole = train_dataset(str(dataset), 8)
     replicated = train_dataset(str(dataset), 8, batch_multiple=num_replicas)
     assert batches_of(replicated) == batches_of(whole)
@@ -250,7 +251,7 @@ def test_replicas_get_the_same_global_batches(dataset: Path, num_replicas: int):
     assert all(num_rows % num_replicas == 0 for num_rows, _ in shapes[:-1])
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(dataset: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_order_depends_on_seed_and_epoch_alone(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = batches_of(train_dataset(str(dataset), 8, seed=5, epoch=1))
     # Another autotuning budget, another machine.
     options = input_pipeline.read_options()
@@ -266,7 +267,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(dataset: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("max_len", [3, 10, 23, 24])
-def test_cutting_gives_what_tokenizing_with_that_max_len_gives(dataset: Path, max_len: int):
+def test_cutting_gives_what_tokenizing_with_that_max_len_gives(dataset: Path, max_len: int) -> None:
     def cut(row: Row) -> Row:
         tokens = row[0]
         return (tokens if len(tokens) <= max_len else (*tokens[: max_len - 1], SEP), *row[1:])
@@ -277,7 +278,7 @@ def test_cutting_gives_what_tokenizing_with_that_max_len_gives(dataset: Path, ma
     assert list(itertools.chain(*evaluated)) == [cut(row) for row in stored_rows(examples_of(NUM_DEV, seed=1))]
 
 
-def test_segments_other_than_zero_are_delivered_with_their_rows(tmp_path: Path):
+def test_segments_other_than_zero_are_delivered_with_their_rows(tmp_path: Path) -> None:
     examples = [
         # One in three has a second segment; id 300 needs two bytes.
         dataclasses.replace(example, segments=[0] * 2 + [300 if number % 6 else 1] * (len(example.indices) - 2))
@@ -306,7 +307,7 @@ def test_segments_other_than_zero_are_delivered_with_their_rows(tmp_path: Path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 37, 64])
-def test_evaluation_is_in_stored_order_and_drops_nothing(dataset: Path, batch_size: int):
+def test_evaluation_is_in_stored_order_and_drops_nothing(dataset: Path, batch_size: int) -> None:
     batches = batches_of(eval_dataset(str(dataset), "dev", batch_size))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (
         NUM_DEV // batch_size - (NUM_DEV % batch_size == 0)
@@ -314,12 +315,12 @@ def test_evaluation_is_in_stored_order_and_drops_nothing(dataset: Path, batch_si
     assert list(itertools.chain(*batches)) == stored_rows(examples_of(NUM_DEV, seed=1))
 
 
-def test_keys_are_in_the_order_of_evaluation(dataset: Path):
+def test_keys_are_in_the_order_of_evaluation(dataset: Path) -> None:
     assert read_keys(str(dataset), "dev") == [f"document:{number}" for number in range(NUM_DEV)]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_masked_evaluation_counts_every_example_once(dataset: Path, num_workers: int):
+def test_masked_evaluation_counts_every_example_once(dataset: Path, num_workers: int) -> None:
     rows: list[Row] = []
     parts = [
         list(
@@ -339,7 +340,7 @@ def test_masked_evaluation_counts_every_example_once(dataset: Path, num_workers:
     assert rows == stored_rows(examples_of(NUM_DEV, seed=1))
 
 
-def test_masking_knows_the_full_size_of_each_length(dataset: Path):
+def test_masking_knows_the_full_size_of_each_length(dataset: Path) -> None:
     info = read_dataset_info(str(dataset))
     options = BatchOptions(batch_tokens=100, batch_multiple=2)
     plan = plan_batches(info.split("train").length_histogram, options)
@@ -365,7 +366,7 @@ def shard(data_dir: Path, index: int) -> Path:
     return data_dir / f"train-{index:05d}-of-00003.tfrecord"
 
 
-def describe_again(data_dir: Path, index: int, **changes) -> None:
+def describe_again(data_dir: Path, index: int, **changes: Any) -> None:
     """Make `dataset.json` agree with a shard that was replaced, but for what the test is about."""
     info = read_dataset_info(str(data_dir))
     split = info.splits["train"]
@@ -386,13 +387,13 @@ def offset_of(records: list[bytes], number: int) -> int:
     return sum(len(record) + 16 for record in records[:number])
 
 
-def test_a_missing_shard_is_refused_before_reading(small: Path):
+def test_a_missing_shard_is_refused_before_reading(small: Path) -> None:
     shard(small, 1).unlink()
     with pytest.raises(CorruptShardError, match=r"train-00001-of-00003.*not there"):
         train_dataset(str(small), 8)
 
 
-def test_a_truncated_shard_is_refused_before_reading(small: Path):
+def test_a_truncated_shard_is_refused_before_reading(small: Path) -> None:
     content = shard(small, 2).read_bytes()
     shard(small, 2).write_bytes(content[:-1])
     with pytest.raises(
@@ -401,7 +402,7 @@ def test_a_truncated_shard_is_refused_before_reading(small: Path):
         train_dataset(str(small), 8)
 
 
-def test_a_changed_lengths_file_is_refused_before_reading(small: Path):
+def test_a_changed_lengths_file_is_refused_before_reading(small: Path) -> None:
     path = small / "train-lengths.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -410,28 +411,28 @@ def test_a_changed_lengths_file_is_refused_before_reading(small: Path):
         train_dataset(str(small), 8)
 
 
-def test_a_foreign_schema_is_refused_before_reading(small: Path):
+def test_a_foreign_schema_is_refused_before_reading(small: Path) -> None:
     path = small / DATASET_INFO_NAME
     path.write_text(path.read_text(encoding="utf-8").replace('"fingerprint": "', '"fingerprint": "0'), encoding="utf-8")
     with pytest.raises(SchemaMismatchError, match="another schema"):
         train_dataset(str(small), 8)
 
 
-def test_what_is_no_dataset_or_has_no_such_split_is_refused(small: Path, tmp_path: Path):
+def test_what_is_no_dataset_or_has_no_such_split_is_refused(small: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="no such dataset"):
         train_dataset(str(tmp_path / "nothing"), 8)
     with pytest.raises(EmptySplitError, match="'dev'"):
         eval_dataset(str(small), "dev")
 
 
-def test_a_larger_max_len_than_stored_is_refused_with_both_numbers(small: Path):
+def test_a_larger_max_len_than_stored_is_refused_with_both_numbers(small: Path) -> None:
     for make in (train_dataset, eval_dataset):
         with pytest.raises(OptionError, match=r"25.*24"):
             make(str(small), **({"split": "train"} if make is eval_dataset else {}), max_len=25)
 
 
 @pytest.mark.parametrize("number", [0, 4, 9])
-def test_a_flipped_bit_is_located(small: Path, number: int):
+def test_a_flipped_bit_is_located(small: Path, number: int) -> None:
     records = serialize(examples_of(30))[10:20]
     offset = offset_of(records, number)
     content = bytearray(shard(small, 1).read_bytes())
@@ -443,7 +444,7 @@ def test_a_flipped_bit_is_located(small: Path, number: int):
     assert (caught.value.record, caught.value.offset) == (number, offset)
 
 
-def test_a_cut_inside_a_record_is_located_where_the_size_was_not_told(small: Path):
+def test_a_cut_inside_a_record_is_located_where_the_size_was_not_told(small: Path) -> None:
     records = serialize(examples_of(30))[:10]
     shard(small, 0).write_bytes(shard(small, 0).read_bytes()[:-5])
     describe_again(small, 0)
@@ -453,7 +454,7 @@ def test_a_cut_inside_a_record_is_located_where_the_size_was_not_told(small: Pat
 
 
 @pytest.mark.parametrize("count", [9, 11])
-def test_another_number_of_records_is_found(small: Path, count: int):
+def test_another_number_of_records_is_found(small: Path, count: int) -> None:
     records = serialize(examples_of(31))[:count]
     shard(small, 0).write_bytes(frame_records(records))
     describe_again(small, 0)
@@ -461,7 +462,7 @@ def test_another_number_of_records_is_found(small: Path, count: int):
         consume(small)
 
 
-def test_records_of_another_order_are_found(small: Path):
+def test_records_of_another_order_are_found(small: Path) -> None:
     records = serialize(examples_of(30))[:10]
     shard(small, 0).write_bytes(frame_records(records[::-1]))
     describe_again(small, 0)
@@ -469,7 +470,7 @@ def test_records_of_another_order_are_found(small: Path):
         consume(small)
 
 
-def test_a_record_without_a_feature_is_located(small: Path):
+def test_a_record_without_a_feature_is_located(small: Path) -> None:
     records = serialize(examples_of(30))[:10]
     example = tf.train.Example.FromString(records[3])
     del example.features.feature[LABEL]
@@ -481,7 +482,7 @@ def test_a_record_without_a_feature_is_located(small: Path):
     assert (caught.value.record, caught.value.offset) == (3, offset_of(records, 3))
 
 
-def test_a_record_that_is_no_example_is_located(small: Path):
+def test_a_record_that_is_no_example_is_located(small: Path) -> None:
     """Well framed, but cut; its bytes are no text, which makes an exception of Python out of TensorFlow's own."""
     records = serialize(examples_of(30))[:10]
     records[4] = records[4][:40] + b"\xff"
@@ -492,7 +493,7 @@ def test_a_record_that_is_no_example_is_located(small: Path):
     assert (caught.value.record, caught.value.offset) == (4, offset_of(records, 4))
 
 
-def test_segments_of_another_length_are_located(small: Path):
+def test_segments_of_another_length_are_located(small: Path) -> None:
     examples = examples_of(30)[:10]
     records = serialize(examples)
     example = tf.train.Example.FromString(records[2])
@@ -509,6 +510,6 @@ def test_segments_of_another_length_are_located(small: Path):
     assert caught.value.record == 2
 
 
-def test_errors_that_no_shard_explains_stay_what_they_are(small: Path):
+def test_errors_that_no_shard_explains_stay_what_they_are(small: Path) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError, match="of the model"), explain_read_errors(str(small), "train"):
         raise tf.errors.InvalidArgumentError(None, None, "an error of the model")

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,8 +70,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     made = FakeClock()
     list_chunks, read, serialize = TreeSource.chunks, ReferenceReader.read, dry_run.serialize_documents
 
-    def slowly(seconds: float, function):
-        def call(*arguments, **options):
+    def slowly(seconds: float, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             made.seconds += seconds
             return function(*arguments, **options)
 
@@ -154,7 +155,7 @@ def test_of_a_large_corpus_little_is_held(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("pipeline.corpus.streams.BYTES_PER_CHUNK", 200)
     most = []
 
-    def chunks(self: TableSource, index: int, list_chunks=TableSource.chunks) -> Iterator[Chunk]:
+    def chunks(self: TableSource, index: int, list_chunks: Any = TableSource.chunks) -> Iterator[Chunk]:
         for chunk in list_chunks(self, index):
             yield chunk._replace(items=Block(chunk.items))
             most.append(Block.num_alive)
@@ -170,7 +171,7 @@ class Block(bytes):
 
     num_alive = 0
 
-    def __init__(self, _: bytes):
+    def __init__(self, _: bytes) -> None:
         Block.num_alive += 1
 
     def __del__(self) -> None:
@@ -178,7 +179,7 @@ class Block(bytes):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_the_lines_of_a_large_table_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack) -> None:
+def test_the_lines_of_a_large_table_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any) -> None:
     """From lines of one length the estimate is exact; of a small table each line is read and counted."""
     content = "".join(f"{'山水'[number % 2]}{number:03d}\t体育\n" for number in range(600)).encode()
     path = tmp_path / "t.tsv"
