@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset.files import LENGTHS_DTYPE, npy_bytes
+from pipeline.dataset.files import LENGTHS_DTYPE, REJECTED_NAME, npy_bytes
 from pipeline.dataset.info import DATASET_INFO_NAME, VOCAB_NAME, DatasetInfo, DocumentCounts, FileInfo, SplitInfo
 from pipeline.dataset.labels import LabelMap
 from pipeline.dataset.schema import CATEGORY_HEAD, INDICES, KEY, LABEL, SECOND_HEAD, SECOND_LABEL, SEGMENTS
 from pipeline.dataset.shards import auto_num_shards, shard_name
 from pipeline.dataset.tfexample import frame_records, serialize_examples
-from pipeline.job.output_dir import REJECTED_NAME
 
 # As many as THUCNews has.
 NUM_LABELS = {CATEGORY_HEAD: 14, SECOND_HEAD: 3}

@@ -15,35 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.dataset import write_dataset
 from benchmarks.measure import describe_machine, median
 from benchmarks.results import Comparison, add_results_option, record
 from pipeline.command_line import num_cores
-from pipeline.dataset.files import REJECTED_NAME
-from pipeline.dataset.info import read_dataset_info
-from pipeline.dataset.shards import auto_num_shards
-from tests.support.tiny_dataset import CLS, SEP, TinyExample, write_tiny_dataset
+from pipeline.dataset.info import DatasetInfo
 
 VOCAB_SIZE = 21_128
+CLS, SEP = 1, 2
 MEAN_LENGTH = 420  # of THUCNews under max_len 512
 
 
-def make_dataset(directory: Path, num_examples: int) -> None:
+def make_dataset(directory: Path, num_examples: int) -> DatasetInfo:
     """Write examples as long as articles are, with ids spread as those of Chinese text are: most below 8,105."""
     draw = np.random.default_rng(0)
     lengths = np.minimum(draw.geometric(1 / MEAN_LENGTH, num_examples) + 100, 512)
-    examples = [
-        TinyExample(
-            indices=[CLS, *np.minimum(SEP + 2 + draw.zipf(1.1, length - 2) % 8_000, VOCAB_SIZE - 1).tolist(), SEP],
-            label=int(draw.integers(3)),
-            second_label=int(draw.integers(2)),
-            key=f"体育/{number}.txt",
-        )
-        for number, length in enumerate(lengths.tolist())
-    ]
-    vocab = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(VOCAB_SIZE - 4)))
-    num_shards = auto_num_shards(num_examples, 512)
-    write_tiny_dataset(directory, {"train": examples}, max_len=512, num_shards=num_shards, vocab=vocab)
-    (directory / REJECTED_NAME).touch()
+    rows = [[CLS, *(SEP + 2 + draw.zipf(1.1, length - 2) % 8_000).tolist(), SEP] for length in lengths.tolist()]
+    return write_dataset(directory, rows, max_len=512, vocab_size=VOCAB_SIZE)
 
 
 def timed(command: list[str]) -> float:
@@ -72,8 +60,7 @@ def main() -> int:
     cores = num_cores()
     with tempfile.TemporaryDirectory() as work:
         directory = Path(work) / "dataset"
-        make_dataset(directory, args.examples)
-        info = read_dataset_info(str(directory))
+        info = make_dataset(directory, args.examples)
         shards = [str(directory / shard.name) for shard in info.splits["train"].shards]
         num_bytes = sum(os.path.getsize(shard) for shard in shards)
         ways: dict[str, Callable[[], float]] = {

@@ -74,8 +74,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "pandas.tsv").write_bytes(quoted("\t", *((label, body) for label, _, body in rows)))
     features = {"label": {"names": list(CATEGORIES), "_type": "ClassLabel"}, "sentence": {"dtype": "string"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    for name, part in (("train-00000-of-00001", slice(0, 8)), ("validation-00000-of-00001", slice(8, None))):
-        columns = {"sentence": TITLES[part], "label": [CATEGORIES.index(label) for label in LABELS[part]]}
+    for name, rows_of in (("train-00000-of-00001", slice(0, 8)), ("validation-00000-of-00001", slice(8, None))):
+        columns = {"sentence": TITLES[rows_of], "label": [CATEGORIES.index(label) for label in LABELS[rows_of]]}
         (root / "data").mkdir(exist_ok=True)
         table = pyarrow.table(columns).replace_schema_metadata(metadata)
         pyarrow.parquet.write_table(table, root / "data" / f"{name}.parquet", row_group_size=3)

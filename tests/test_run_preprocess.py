@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -354,7 +355,7 @@ class StartedError(Exception):
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[object, ...]]:
+def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, ...]]:
     """Return a function that starts the command with some options, and tells which function was given what."""
 
     def intercept(name: str) -> None:
@@ -366,7 +367,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[object, ...]
     for name in ("pipeline.job.preprocess.run", "pipeline.job.preprocess.dry_run"):
         intercept(name)
 
-    def start_with(*options: str) -> tuple[object, ...]:
+    def start_with(*options: str) -> tuple[Any, ...]:
         with pytest.raises(StartedError) as caught:
             run_preprocess.main(["--input", "a", "--vocab", "v", "--output", "o", *options])
         return caught.value.args
@@ -374,7 +375,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[object, ...]
     return start_with
 
 
-def test_every_option_reaches_the_engine(started: Callable[..., tuple[object, ...]]) -> None:
+def test_every_option_reaches_the_engine(started: Callable[..., tuple[Any, ...]]) -> None:
     """As above, for what says where the job runs; Beam's own options go on as they are."""
     changes = {
         "runner": ["--runner", "FlinkRunner"],
@@ -383,7 +384,7 @@ def test_every_option_reaches_the_engine(started: Callable[..., tuple[object, ..
         "beam_args": ["--job_name", "x", "--direct_runner_bundle_repeat=2"],
     }
     assert set(changes) == {field.name for field in dataclasses.fields(EngineOptions)}
-    values = {"runner": "FlinkRunner", "num_workers": 3, "running_mode": "multi_threading"}
+    values: dict[str, Any] = {"runner": "FlinkRunner", "num_workers": 3, "running_mode": "multi_threading"}
     values["beam_args"] = ("--job_name", "x", "--direct_runner_bundle_repeat=2")
     for name, options in changes.items():
         function, config, engine = started(*options)
@@ -391,7 +392,7 @@ def test_every_option_reaches_the_engine(started: Callable[..., tuple[object, ..
         assert engine == dataclasses.replace(EngineOptions(), **{name: values[name]})
 
 
-def test_a_dry_run_starts_no_job(started: Callable[..., tuple[object, ...]]) -> None:
+def test_a_dry_run_starts_no_job(started: Callable[..., tuple[Any, ...]]) -> None:
     for options in ([], ["--direct_num_workers", "3"], ["--runner", "DataflowRunner", "--project", "p"]):
         function, *arguments = started(*options)
         assert function == "pipeline.job.preprocess.run"
@@ -531,7 +532,7 @@ def test_full_disk(workshop: Workshop, small_disk: Path, workers: str) -> None:
     workshop.make("--output", output)
     before = digest_files(small_disk)
     write_tree(workshop.corpus, {f"体育/long{i}.txt": made_up_text(100 + i, 500) for i in range(200)})
-    options = ["--output", output, "--overwrite"]
+    options = ["--output", str(output), "--overwrite"]
     failed = workshop.run(*options, "--direct_num_workers", workers)
     only_error(failed, "cannot write: No space left on device; free some space", status=1)
     assert digest_files(small_disk) == before

@@ -238,6 +238,7 @@ def test_three_kills_at_random_moments_and_a_polite_request(inputs: Any, tmp_pat
     stopped = re.fullmatch(
         r"error: stopped by SIGTERM after step (\d+); the state is saved, .*", errors.splitlines()[-1]
     )
+    assert stopped
     assert int(stopped[1]) == newest_step(run) >= 45
     finish(start(disturbed))
     assert_same_results(run, tmp_path / "undisturbed")

@@ -1,6 +1,5 @@
 """The package as it is installed: its commands anywhere, and workers that another process starts from it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +35,7 @@ def test_the_installed_package_is_complete(commands: Path) -> None:
 
 def test_the_installed_command_does_the_job_anywhere(commands: Path, small: Expected) -> None:
     task = small.task("command")
-    command = [
+    command: list[str | Path] = [
         commands / "two-headed-bert-preprocess",
         "--input",
         task.corpus,
@@ -46,7 +45,7 @@ def test_the_installed_command_does_the_job_anywhere(commands: Path, small: Expe
         "dataset",
     ]
     process = subprocess.Popen(
-        [*map(os.fspath, command), "--num_shards", "8", "--direct_num_workers", "2"],
+        [*map(str, command), "--num_shards", "8", "--direct_num_workers", "2"],
         cwd=task.output.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

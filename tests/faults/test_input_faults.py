@@ -132,7 +132,10 @@ def test_one_file_of_all_documents_that_changes_between_the_passes(
     path = workshop.root / f"corpus.{kind}"
     made = write_lines(path, lines) if kind == "tsv" else write_zip(path, made_up_documents(12))
     content = made.read_bytes()
-    changes = {"vanishes": path.unlink, "is cut": lambda: path.write_bytes(content[: len(content) // 2])}
+    changes: dict[str, Callable[[], object]] = {
+        "vanishes": path.unlink,
+        "is cut": lambda: path.write_bytes(content[: len(content) // 2]),
+    }
     config = make_config(workshop.root, path, max_rejected_fraction=1.0)
     info = run_by_hand(config, changes.get(change, lambda: path.write_bytes(bytes(len(content)))))
     assert info.documents.read == 12 > info.documents.written
@@ -391,7 +394,7 @@ def test_a_document_of_200_megabytes(workshop: Workshop, note: Note, kind: str) 
     else:
         path = write_lines(workshop.root / "t.tsv", ["山水\t科技", f"{text}\t体育"])
     del text
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         "run_preprocess.py",
         "--input",

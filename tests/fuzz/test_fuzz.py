@@ -68,7 +68,7 @@ def bent(kind: str) -> st.SearchStrategy[bytes]:
 
 def read(content: bytes, name: str) -> tuple[list[bytes], bool]:
     """Return the records up to the first damage, and whether there is any."""
-    records = []
+    records: list[bytes] = []
     try:
         records += (record for _, record in read_records(io.BytesIO(content), name))
     except CorruptShardError:

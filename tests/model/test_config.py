@@ -76,7 +76,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("linear", 0.0, 0.0),
     ],
 )
-def test_warmup_depends_on_the_schedule_unless_it_is_given(schedule: str, warmup: float | None, share: float) -> None:
+def test_warmup_depends_on_the_schedule_unless_it_is_given(schedule: Any, warmup: float | None, share: float) -> None:
     assert LearningConfig(schedule=schedule, warmup=warmup).warmup_share == share
 
 

@@ -92,7 +92,7 @@ def test_pairs_of_a_split_and_back_again(tmp_path: Path) -> None:
         TinyExample(indices=[1, 5, 2], label=label, second_label=second)
         for label, second in [(2, 0), (0, 1), (2, 0), (2, 1)]
     ]
-    info = write_tiny_dataset(tmp_path, {"train": examples}, max_len=8, labels=tuple(LABELS.values()))
+    info = write_tiny_dataset(tmp_path, {"train": examples}, max_len=8, labels=(LABELS["category"], LABELS["second"]))
     pairs = observed_pairs(info.split("train"))
     assert pairs.tolist() == [[0, 1], [2, 0], [2, 1]]
     named = name_pairs(pairs, LABELS)

@@ -285,7 +285,7 @@ def test_refuses_outputs_and_options_that_cannot_work(run: Any, tmp_path: Path) 
     with pytest.raises(OptionError, match=r"exp\[1\].*cannot load a model from there"):
         export_run(str(run), str(tmp_path / "exp[1]" / "1"))
     for option, value in (("data", "data"), ("decode", "joint"), ("precision", "bfloat16")):
-        options = {"data_dir" if option == "data" else option: value}
+        options: dict[str, Any] = {"data_dir" if option == "data" else option: value}
         with pytest.raises(OptionError, match=f"--{option}: only used with --format saved_model, not hf"):
             export_run(str(run), str(tmp_path / "hf"), form="hf", **options)
     assert list(tmp_path.iterdir()) == []

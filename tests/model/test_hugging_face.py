@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.errors import InputFormatError
 from tests.support.berts import pooled_outputs, random_batch
 from tests.support.real_data import NEEDS_TRANSFORMERS
 from tests.support.runs import IN_PROCESS, TINY_BERT, VOCAB, make_data_dir, tiny_config
+from tests.support.search import first_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of another library are its own
 
@@ -123,7 +123,7 @@ def test_the_loader_in_the_exports_readme(transformers: Any, tmp_path: Path, poo
     train_and_evaluate(tiny_config(**options))
     export_run(str(tmp_path / "run"), str(tmp_path / "out"), form="hf")
     readme = (tmp_path / "out" / "README.md").read_text("utf-8")
-    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    code = first_group(r"(?s)```python\n(.*?)```", readme)
     assert len(code.strip().splitlines()) <= 14
     text = "w3 w7 w7 w20"
     done = subprocess.run(

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 import model.predict
-from model.predict import PredictConfig, main, parse_line, predict_lines, read_blocks
+from model.predict import BadLine, PredictConfig, main, parse_line, predict_lines, read_blocks
 from model.run.finished import load_finished_run
 from model.serving.predictor import Predictor, predict_split
 from pipeline.command_line import run_command
@@ -130,12 +130,12 @@ def test_joint_decoding_answers_with_pairs_of_the_training_split(
             for pair in allowed
         }
         assert list(answer) == ["line", "category", "second", "top"]
-        best = max(scores, key=scores.get)
+        best = max(scores, key=scores.__getitem__)
         for head, name, known in zip(("category", "second"), best, ids, strict=True):
             probability = pytest.approx(float(expected[head][number][known[name]]), abs=1e-6)
             assert answer[head] == {"label": name, "probability": probability}
         ranked = [(entry["category"], entry["second"]) for entry in answer["top"]]
-        assert ranked == sorted(allowed, key=scores.get, reverse=True)[:3]
+        assert ranked == sorted(allowed, key=scores.__getitem__, reverse=True)[:3]
         assert [entry["probability"] for entry in answer["top"]] == pytest.approx(
             [float(scores[pair]) for pair in ranked], abs=1e-6
         )
@@ -276,7 +276,7 @@ def test_probabilities_are_written_as_they_are(predictor: Any) -> None:
     (answer,) = predict_lines(predictor, ["你好".encode()], top_k=3)
     written = [entry["probability"] for entry in answer["category"]["top"]]
     values = predictor.predict(["你好"]).probabilities["category"][0]
-    assert np.array_equal(np.float32(sorted(written)), np.sort(values))
+    assert np.array_equal(np.array(sorted(written), np.float32), np.sort(values))
     assert max(len(str(probability)) for probability in written) <= 14
 
 
@@ -312,7 +312,9 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
     lines = [line for block in read_blocks(stream) for line in block]
     assert [(line[:1], len(line)) for line in lines] == [(b"a", 1), (b"x", 16), (b"b", 10), (b"z", 11)]
     assert [isinstance(parse_line(line, None), str) for line in lines] == [True, False, True, False]
-    assert "longer than 10 bytes" in parse_line(lines[1], None).error
+    refused = parse_line(lines[1], None)
+    assert isinstance(refused, BadLine)
+    assert "longer than 10 bytes" in refused.error
 
 
 @pytest.mark.parametrize(
@@ -357,6 +359,8 @@ def test_standard_input(run: Any, expected: Any) -> None:
         command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     with process:
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(TEXTS[0].encode() + b"\n")
         process.stdin.flush()
         # The answer comes while the input is still open.

@@ -25,7 +25,7 @@ SIZES = ["--layers", "1", "--hidden", "8", "--heads", "2", "--intermediate", "12
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> str:
+def corpus(tmp_path: Path) -> Path:
     """A THUCNews-shaped tree of two documents."""
     for category, text in (("体育", "今天天气好\n\u3000\u3000ＡＢ！今天Éclair\n"), ("财经", "天上，今\u2028Ωω")):
         (tmp_path / "corpus" / category).mkdir(parents=True)

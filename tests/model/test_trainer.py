@@ -63,6 +63,7 @@ from tests.support.runs import (
     tiny_config,
     with_options,
 )
+from tests.support.search import first_group
 from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 
@@ -127,7 +128,7 @@ def test_leaves_what_one_needs(finished: Any) -> None:
 
 def test_logs_scalars_by_step(finished: Any) -> None:
     _, run, _ = finished
-    steps = {}
+    steps: dict[str, list[int]] = {}
     for path in (run / "tensorboard").iterdir():
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
@@ -287,7 +288,8 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
     inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Continuing meets the same batch again: it must neither end the run for good, nor count in any mean."""
-    real_make_train_step, steps = model.trainer.make_train_step, []
+    real_make_train_step = model.trainer.make_train_step
+    steps: list[int] = []
 
     def make_train_step(*arguments: Any, **options: Any) -> Any:
         step = real_make_train_step(*arguments, **options)
@@ -452,7 +454,7 @@ def test_says_at_the_start_what_it_will_do(
         "steps        11 per epoch, 15 at most = 1.364 epochs, 3 of them warm-up",
     ]
     found = [line for line in lines if not is_about_options(line)]
-    share = re.search(r"([\d.]+%) of positions", found[-2])[1]
+    share = first_group(r"([\d.]+%) of positions", found[-2])
     assert found == [line.replace("PART", share) for line in expected]
     assert 0 < float(share[:-1]) < 100 * (1 - train_tokens / (83 * 16))
 
@@ -678,7 +680,7 @@ def test_workers_stop_together_and_continue(inputs: Any, tmp_path: Path, asked: 
     for index in asked:
         workers[index].send_signal(signal.SIGTERM)
     said = wait_for(*workers, status=75)
-    (step,) = {re.search(r"stopped by SIGTERM after step (\d+); the state is saved", errors)[1] for errors in said}
+    (step,) = {first_group(r"stopped by SIGTERM after step (\d+); the state is saved", errors) for errors in said}
     assert 4 <= int(step) < 60
     assert list_states(states)[-1].name.startswith(f"step-{int(step):08d}")
     assert not (tmp_path / "workers" / "report.json").exists()

@@ -1,12 +1,12 @@
 """The printed plan of an epoch."""
 
-import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.command_line import run_command
 from pipeline.plan import main
+from tests.support.search import first_group
 from tests.support.tiny_dataset import tiny_examples, write_tiny_dataset
 
 
@@ -73,7 +73,7 @@ def test_every_option_changes_the_plan(data_dir: str, capsys: pytest.CaptureFixt
 
 def test_the_reader_is_measured(data_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = run(capsys, data_dir, "--batch_size", "2", "--seconds", "0.01")
-    assert int(re.search(r"reader +([\d,]+) examples/s", printed)[1].replace(",", "")) > 0
+    assert int(first_group(r"reader +([\d,]+) examples/s", printed).replace(",", "")) > 0
 
 
 @pytest.mark.parametrize(

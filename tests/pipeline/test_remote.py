@@ -313,7 +313,7 @@ def test_remote_archive_with_a_damaged_member(objects: dict[str, bytes], tmp_pat
 def test_remote_tables_and_globs(objects: dict[str, bytes], tmp_path: Path) -> None:
     lines = [f"山水{number}\t{('体育', '科技')[number % 2]}" for number in range(6)]
     table = write_lines(tmp_path / "t.tsv", lines)
-    digests = []
+    digests: list[Any] = []
     for root in (str(tmp_path / "in"), "mem://b/in"):
         for name, content in {"1.tsv": table.read_bytes(), "2.tsv": gzip.compress(table.read_bytes())}.items():
             filesystem.make_directory(root)

@@ -254,7 +254,7 @@ def read_dataset(directory: Path) -> tuple[DatasetInfo, dict[str, Stored]]:
         for shard in split_info.shards:
             with open(directory / shard.name, "rb") as stream:
                 for _, record in read_records(stream, shard.name):
-                    features = parse_example(record)
+                    features: dict[str, Any] = {**parse_example(record)}
                     key = features["key"][0].decode()
                     assert key not in examples, f"{key} is stored twice"
                     examples[key] = Stored(split, shard.name, features)

@@ -23,6 +23,7 @@ from pipeline.dataset.shards import shard_name
 from pipeline.dataset.tfexample import compress, frame_records, serialize_examples
 
 CLS, SEP = 1, 2
+VOCAB = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(46)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def write_tiny_dataset(
     num_shards: int | Mapping[str, int] = 1,
     compression: str = "none",
     labels: tuple[Sequence[str], Sequence[str]] = (("a", "b", "c"), ("x", "y")),
-    vocab: Sequence[str] = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(46))),
+    vocab: Sequence[str] = VOCAB,
     shard_sizes: Mapping[str, Sequence[int]] | None = None,
     cased: bool = False,
 ) -> DatasetInfo:

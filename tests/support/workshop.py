@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import signal
@@ -69,7 +70,8 @@ def make_workshop(root: Path) -> Workshop:
 
 
 def start(workshop: Workshop, *options: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, REPOSITORY / "run_preprocess.py", "--input", workshop.corpus, "--vocab", workshop.vocab]
+    script = REPOSITORY / "run_preprocess.py"
+    command: list[str | Path] = [sys.executable, script, "--input", workshop.corpus, "--vocab", workshop.vocab]
     return subprocess.Popen(
         [*command, "--output", workshop.output, *options],
         cwd=workshop.root,
@@ -88,6 +90,14 @@ def _stat(process_id: int) -> tuple[str, int]:
         return "Z", 0
     state, parent = stat.rsplit(")", 1)[1].split()[:2]
     return state, int(parent)
+
+
+def _is_stopped(process: subprocess.Popen[str]) -> bool:
+    return process.poll() is not None or _stat(process.pid)[0] == "T"
+
+
+def _are_stopped(workers: list[int]) -> bool:
+    return all(_stat(worker)[0] in "TZ" for worker in workers)
 
 
 def workers_of(job: int) -> list[int]:
@@ -171,7 +181,7 @@ def stop_job(
     wait_fn: Callable[[subprocess.Popen[str], int], None],
     is_moment_fn: Callable[[], bool],
 ) -> StoppedJob:
-    """Start a job and stop it in the middle of its work; if it is quicker, start it anew.
+    """Start a job and stop it in the middle of its work; if it is quicker, start another.
 
     Args:
         start_fn: starts it.
@@ -183,9 +193,9 @@ def stop_job(
         wait_fn(process, num_missed)
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.killpg(process.pid, signal.SIGSTOP)
-        wait_for(lambda process=process: process.poll() is not None or _stat(process.pid)[0] == "T", "a job that stops")
+        wait_for(functools.partial(_is_stopped, process), "a job that stops")
         workers = workers_of(process.pid)
-        wait_for(lambda workers=workers: all(_stat(worker)[0] in "TZ" for worker in workers), "workers that stop")
+        wait_for(functools.partial(_are_stopped, workers), "workers that stop")
         stopped = StoppedJob(process, workers)
         if process.poll() is None and is_moment_fn():
             return stopped

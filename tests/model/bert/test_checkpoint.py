@@ -271,7 +271,7 @@ def test_a_directory_that_cannot_be_replaced_is_put_back(
     (tmp_path / "out" / "notes.txt").write_text("mine")
     rename = Path.rename
 
-    def refuse_the_new_one(self, target: Any) -> Any:
+    def refuse_the_new_one(self: Path, target: Path) -> Path:
         if target.name == "out" and not (self / "notes.txt").exists():
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)

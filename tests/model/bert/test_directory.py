@@ -258,7 +258,7 @@ def _(directory: Path) -> None:
     tensors = hugging_face(directory, prefix="bert.")
     (directory / "model.safetensors").unlink()
     names = sorted(tensors)
-    files = {}
+    files: dict[str, str] = {}
     for number in (1, 2):
         name = f"model-0000{number}-of-00002.safetensors"
         part = names[number - 1 :: 2]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,9 @@ def test_attention_gradients_in_bfloat16_bear_a_common_component(common: float) 
     expected = d_scores @ key * scale, d_scores.swapaxes(-1, -2) @ query * scale
     with tf.GradientTape() as tape:
         tape.watch(tensors[:3])
-        output = kernels.attention(*tensors[:3], tf.zeros([2, 1, 1, 64]), keep_mask=None, keep_probability=1.0)
+        output = kernels.attention(
+            tensors[0], tensors[1], tensors[2], tf.zeros([2, 1, 1, 64]), keep_mask=None, keep_probability=1.0
+        )
     found = tape.gradient(output, tensors[:2], output_gradients=tensors[3])
     for name, ours, exact in zip(("query", "key"), found, expected, strict=True):
         error = np.linalg.norm(tf.cast(ours, tf.float64).numpy() - exact) / np.linalg.norm(exact)
@@ -226,7 +229,7 @@ def test_the_hand_written_activation_and_normalization_gradients_are_the_derived
     def our_norm(x: Any, gamma: Any, beta: Any) -> Any:
         return kernels.layer_norm(x, gamma, beta, epsilon=1e-14, output_dtype=tf.float32)
 
-    pairs = [
+    pairs: list[tuple[Callable[..., Any], Callable[..., Any], list[Any]]] = [
         (lambda x: tf.nn.gelu(x, approximate=True), kernels.gelu, [x]),
         (plain_norm, our_norm, [x, gamma, beta]),
     ]

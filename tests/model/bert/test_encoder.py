@@ -133,7 +133,7 @@ def test_gradients_equal_keras_berts(small_dir: Any, pooling: str) -> None:
 
 
 def test_the_first_20_training_losses_equal_keras_berts(base_width_dir: Any) -> None:
-    losses = {}
+    losses: dict[str, list[float]] = {}
     for encoder in ("fused", "keras_bert"):
         classifier = build_classifier(base_width_dir, HEADS, encoder=encoder, dropout=0.0)
         optimizer = tf_keras.optimizers.Adam(1e-5, jit_compile=False)

@@ -209,5 +209,7 @@ def test_a_report_is_always_finite_json(num_examples: Any, num_categories: Any, 
         values = report.heads[head]
         assert math.isclose(values.accuracy, np.trace(values.confusion_matrix) / num_examples)
         assert math.isclose(values.accuracy, values.micro_f1)
+    assert report.decoding is not None
+    assert report.unseen_pairs is not None
     assert report.decoding["joint"].impossible_pairs == 0.0
     assert report.decoding["joint"].exact_match <= 1 - report.unseen_pairs + 1e-9

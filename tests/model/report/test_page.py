@@ -20,6 +20,7 @@ from model.run.metrics_csv import write_metrics_csv
 from model.run.report import ClassMeasures, Evaluation, HeadMeasures, Report, TrainingSummary
 from pipeline.errors import InputFormatError
 from tests.support.runs import RESOLVED, TINY_BERT, tiny_config
+from tests.support.search import first_group
 from tests.support.tiny_dataset import TinyExample, write_tiny_dataset
 
 HOSTILE = "</td><script>alert(1)</script>\"'&amp;"
@@ -34,7 +35,11 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.urls, self.ids, self.words = [], [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.urls: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -187,7 +192,7 @@ def test_the_same_run_gives_the_same_page(inputs: Any) -> None:
 
 def test_a_class_that_nobody_has_is_not_called_bad(inputs: Any) -> None:
     text = render_report(*inputs)
-    row = re.search(r'<th scope="row" class="text">没有人</th>(.*?)</tr>', text)[1]
+    row = first_group(r'<th scope="row" class="text">没有人</th>(.*?)</tr>', text)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
     _, training, support, _, _, recall, *_ = cells
     assert (training, support, recall) == ("0", "0", "–")
@@ -228,7 +233,7 @@ def test_classes_are_shown_by_parent() -> None:
 
 
 def head_values(matrix: Any) -> Any:
-    figures = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
+    figures: dict[str, Any] = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
     return HeadMeasures(
         accuracy=0.0,
         macro_f1=0.0,

@@ -232,9 +232,9 @@ def test_whatever_clear_had_removed_when_it_was_killed_an_unfinished_run_is_left
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
     for killed_after in range(10):
-        removed = []
+        removed: list[Path] = []
 
-        def remove_or_die(path: Path, removed: Any = removed, killed_after: Any = killed_after) -> None:
+        def remove_or_die(path: Path, removed: list[Path] = removed, killed_after: int = killed_after) -> None:
             if len(removed) == killed_after:
                 raise KeyboardInterrupt
             removed.append(path)

@@ -37,7 +37,7 @@ from tests.support.runs import (
 REPOSITORY = Path(__file__).parents[3]
 # Rounding is not what it is about: bfloat16 has 8 bits, and 20 steps multiply what one rounds away.
 TOLERANCES = {"float32": 1e-4, "mixed_bfloat16": 5e-2}
-ALL_WAYS = [
+ALL_WAYS: list[dict[str, Any]] = [
     *(
         {"policy": policy, "dropout": dropout, "accumulate_steps": parts, "num_replicas": replicas}
         for policy, dropout, parts, replicas in itertools.product(

@@ -121,7 +121,7 @@ def test_an_interruption_long_after_the_best_epoch_does_not_change_the_result(
     again = train_and_evaluate(config)
     assert_same_results(tmp_path, run.path)
     assert again.evaluation.heads == report.evaluation.heads
-    timeless = {"seconds": 0.0, "clock_seconds": 0.0}
+    timeless: dict[str, Any] = {"seconds": 0.0, "clock_seconds": 0.0}
     assert dataclasses.replace(again.training, **timeless) == dataclasses.replace(report.training, **timeless)
     before, after = [(5, epoch, 0) for epoch in range(5)], [(5, 4, 1), (5, 5, 0)]
     assert course.batches == before + after

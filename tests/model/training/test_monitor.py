@@ -59,7 +59,7 @@ def test_patience_zero_never_stops() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
-def test_only_the_plateau_schedule_reacts_to_a_plateau(schedule: str) -> None:
+def test_only_the_plateau_schedule_reacts_to_a_plateau(schedule: Any) -> None:
     monitor = Monitor()
     for epoch in range(1, 10):
         monitor = monitor.after(epoch, 0.5, LearningConfig(schedule=schedule))

@@ -40,7 +40,7 @@ def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_bert_dir(tmp_path_factory.mktemp("bert") / "bert")
 
 
-def refuse(error_type: type[PipelineError], data_dir: Path, bert_dir: Path, **options: Any) -> Any:
+def refuse(error_type: type[PipelineError], data_dir: Path | str, bert_dir: Path, **options: Any) -> str:
     with pytest.raises(error_type) as error:
         read_run_inputs(tiny_config(data_dir=str(data_dir), bert_dir=str(bert_dir), **options))
     message = str(error.value)

@@ -118,7 +118,7 @@ def loss_by_hand(
     return sums, [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
 
 
-LOSSES = {
+LOSSES: dict[str, dict[str, Any]] = {
     "loss_weights": {"loss_weights": {"category": 2.0, "second": 0.25}},
     "label_smoothing": {"label_smoothing": {"category": 0.1, "second": 0.4}},
     "balance_classes": {"balance_classes": ("category", "second")},

@@ -46,6 +46,7 @@ TWO_WORKERS = {"worker": ["10.0.0.1:1234", "10.0.0.2:1234"]}
 def test_reads_tf_config(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any], index: int, count: int) -> None:
     monkeypatch.setenv("TF_CONFIG", json.dumps(content))
     cluster = Cluster.from_environment()
+    assert cluster is not None
     assert (cluster.index, len(cluster.addresses)) == (index, count)
 
 
@@ -229,7 +230,7 @@ def test_says_what_trains_where_xla_cannot_compile(message: str) -> None:
         ((12, 0), "mixed_bfloat16", True),
     ],
 )
-def test_auto_is_right_for_each_kind_of_gpu(capability: tuple[int, ...], policy: str, tf32: bool) -> None:
+def test_auto_is_right_for_each_kind_of_gpu(capability: tuple[int, int], policy: str, tf32: bool) -> None:
     devices = dataclasses.replace(open_devices(tiny_config()), on_gpu=True, compute_capability=capability)
     assert resolve_policy(tiny_config(), devices) == policy
     assert resolve_policy(tiny_config(encoder="keras_bert"), devices) == "float32"

@@ -135,7 +135,7 @@ def test_a_good_state_is_written_again_and_never_lost(tmp_path: Path, monkeypatc
     save_state(tmp_path, PROGRESS, good, keep=1)
     rename = Path.rename
 
-    def refuse_final_name(self, target: Any) -> Any:
+    def refuse_final_name(self: Path, target: Path) -> Path:
         # The new state cannot take its name, the old one can take it back.
         if target.name == "step-00000500" and (self / ARRAYS_NAME).read_bytes() != saved:
             raise OSError(errno.EIO, "Input/output error")
@@ -234,6 +234,7 @@ def test_kill_while_saving_leaves_a_whole_state(tmp_path: Path) -> None:
     for _ in range(3):
         command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
             process.stdout.readline()
             time.sleep(generator.uniform(0.0, 0.1))
             process.kill()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.corpus.archive import TarSource, ZipSource
-from pipeline.corpus.documents import Note
+from pipeline.corpus.documents import Note, RawDocument
 from pipeline.corpus.inputs import Source, open_sources
 from pipeline.corpus.options import InputSpec
 from pipeline.corpus.parquet import ParquetSource
@@ -39,7 +39,8 @@ def pack(path: Path, tree: Path) -> Path:
             for name in sorted(tree.rglob("*")):
                 archive.write(name, name.relative_to(tree))
     else:
-        with tarfile.open(path, "w:" + {".gz": "gz", ".xz": "xz", ".bz2": "bz2"}.get(path.suffix, "")) as made:
+        mode: Any = "w:" + {".gz": "gz", ".xz": "xz", ".bz2": "bz2"}.get(path.suffix, "")
+        with tarfile.open(path, mode) as made:
             made.add(tree, ".")
     return path
 
@@ -108,7 +109,7 @@ def test_levels_decide_what_is_around_the_categories(tmp_path: Path) -> None:
     for path in [tree, *(pack(tmp_path / name, tree) for name in ARCHIVES)]:
         (source,) = open_all(tmp_path, path, levels=("second", "category"))
         items = [item for chunk in source.chunks(0) for item in source.read(chunk)]
-        assert sorted((item.key, item.second, item.category) for item in items if hasattr(item, "second")) == [
+        assert sorted((item.key, item.second, item.category) for item in items if isinstance(item, RawDocument)) == [
             ("新闻/体育/1.txt", "新闻", "体育"),
             ("新闻/科技/1.txt", "新闻", "科技"),
         ]
@@ -136,8 +137,8 @@ def test_tables_in_a_directory_or_an_archive_are_tables(
             ("train", "cnews.train.txt"),
         }
         assert any("splits as the names say" in message for message in caplog.messages)
-        texts = [item.content for source in found for chunk in source.chunks(0) for item in source.read(chunk)]
-        assert sorted(texts) == sorted(text.encode() for text in "山水云")
+        items: list[Any] = [item for source in found for chunk in source.chunks(0) for item in source.read(chunk)]
+        assert sorted(item.content for item in items) == sorted(text.encode() for text in "山水云")
         assert {source.split for source in open_all(tmp_path, path, glob="*val*")} == {None}, "one alone is divided"
 
 

@@ -354,8 +354,13 @@ def test_lines_of_fasttext(tmp_path: Path) -> None:
 
 
 def test_litter_is_no_document_and_counted(tmp_path: Path) -> None:
-    litter = {"体育/Thumbs.db": b"\xd0", "科技/desktop.ini": "[x]", "科技/~$a.txt": "x", "体育/.DS_Store": b"\0"}
-    documents = {"体育/1.txt": "山", "科技/2.txt": "水", "科技/notes.md": "云"}
+    litter: dict[str, str | bytes] = {
+        "体育/Thumbs.db": b"\xd0",
+        "科技/desktop.ini": "[x]",
+        "科技/~$a.txt": "x",
+        "体育/.DS_Store": b"\0",
+    }
+    documents: dict[str, str | bytes] = {"体育/1.txt": "山", "科技/2.txt": "水", "科技/notes.md": "云"}
     tree = write_tree(tmp_path / "t", documents | litter)
     for path in (tree, write_zip(tmp_path / "a.zip", documents | litter), tar(tmp_path / "a.tar", documents | litter)):
         found, rejections, notes = read(tmp_path, path)

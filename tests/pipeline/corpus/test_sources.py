@@ -184,6 +184,7 @@ def test_files_that_vanish_between_listing_and_reading(tmp_path: Path) -> None:
     (tmp_path / "体育" / "1.txt").unlink()
     first, second = source.read(chunk)
     assert first == Rejection("体育/1.txt", "unreadable", "No such file or directory")
+    assert isinstance(second, RawDocument)
     assert second.key == "体育/2.txt"
 
 

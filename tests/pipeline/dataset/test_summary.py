@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_every_number_of_a_description() -> None:
         ({"in_several_splits": 1_234}, "in more than one split: 1,234 texts, as the tokenizer sees them"),
     ],
 )
-def test_lines_about_documents(changes: dict[str, object], line: str) -> None:
+def test_lines_about_documents(changes: dict[str, Any], line: str) -> None:
     assert "in more than one" not in describe_dataset(INFO, "x")
     said = describe_dataset(dataclasses.replace(INFO, documents=dataclasses.replace(INFO.documents, **changes)), "x")
     assert any(found.startswith(line) for found in said.split("\n"))

@@ -17,6 +17,7 @@ from pipeline.corpus.tree import TreeSource
 from pipeline.job import dry_run
 from pipeline.job.config import PreprocessConfig
 from pipeline.job.dry_run import describe_dry_run
+from pipeline.job.job import Job
 from pipeline.job.preprocess import prepare
 from pipeline.job.references import ReferenceReader
 from tests.support.corpora import (
@@ -46,7 +47,7 @@ def known_corpus(root: Path, **changes: object) -> PreprocessConfig:
     # 3,250 of 325,000 tokens are not in the vocabulary.
     train["体育/7.txt"] = "龙" * 3_250 + train["体育/7.txt"][3_250:]
     dev = {f"科技/{number}.txt": text_of(length, number + 50) for number, length in enumerate(LENGTHS["dev"])}
-    unusable = {"体育/bad.txt": b"\xff", "体育/dropped.txt": "\u200b"}
+    unusable: dict[str, str | bytes] = {"体育/bad.txt": b"\xff", "体育/dropped.txt": "\u200b"}
     inputs = [
         InputSpec(str(write_tree(root / "train", train | unusable)), "train"),
         InputSpec(str(write_tree(root / "dev", dev)), "dev"),
@@ -81,7 +82,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(ReferenceReader, "read", slowly(240, read))
     monkeypatch.setattr(dry_run, "serialize_documents", slowly(1_560, serialize))
     # What every worker does once is no part of what a document costs.
-    monkeypatch.setattr(dry_run, "Tokenizer", slowly(7_777, dry_run.Tokenizer))
+    monkeypatch.setattr(Job, "make_tokenizer", slowly(7_777, Job.make_tokenizer))
     monkeypatch.setattr(dry_run, "time", made)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     return made

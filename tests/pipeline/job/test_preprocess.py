@@ -244,7 +244,12 @@ def test_dataflow_takes_no_files_of_this_machine(tmp_path: Path, runner: str) ->
 def test_a_dry_run_on_dataflow_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tmp_path, "gs://b/corpus", output_dir="gs://b/dataset")
     given: list[EngineOptions] = []
-    monkeypatch.setattr(preprocess, "_translate", lambda _, engine: given.append(engine) or 42)
+
+    def translate(_: PreprocessConfig, engine: EngineOptions) -> int:
+        given.append(engine)
+        return 42
+
+    monkeypatch.setattr(preprocess, "_translate", translate)
     said = dry_run(config, EngineOptions(runner="DataflowRunner", beam_args=("--project", "p")))
     assert said == "Dataflow takes this job: 42 transforms; nothing was submitted"
     assert given == [EngineOptions(runner="DataflowRunner", beam_args=("--project", "p", "--dry_run=True"))]

@@ -128,7 +128,8 @@ def run_on_terminal(workshop: Workshop, *options: str) -> tuple[str, str]:
     """Run the command with a terminal for its stderr; return its stdout and all that the terminal got."""
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
-    command = [sys.executable, REPOSITORY / "run_preprocess.py", "--input", workshop.corpus, "--vocab", workshop.vocab]
+    script = REPOSITORY / "run_preprocess.py"
+    command: list[str | Path] = [sys.executable, script, "--input", workshop.corpus, "--vocab", workshop.vocab]
     process = subprocess.Popen(
         [*command, "--output", workshop.output, *options], stdout=subprocess.PIPE, stderr=end, text=True
     )

@@ -71,7 +71,7 @@ def stage(config: PreprocessConfig, name: str) -> tuple[str, Callable[[], str]]:
     staging_dir.mkdir(parents=True)
     job = prepare(config)
     batches = first_pass(job)
-    where = {"plan": make_plan(batches, job), "job": job, "staging_dir": str(staging_dir)}
+    where: dict[str, Any] = {"plan": make_plan(batches, job), "job": job, "staging_dir": str(staging_dir)}
     return str(staging_dir), functools.partial(publish_dataset, second_pass(batches, **where), **where)
 
 

@@ -20,7 +20,8 @@ from tests.support.corpora import first_pass, made_up_documents, make_config, wr
 
 def read(job: Job) -> tuple[dict[str, tuple[str, Reference]], dict[str, Rejection]]:
     """Return key → (split, reference) and key → rejection."""
-    references, rejections = {}, {}
+    references: dict[str, tuple[str, Reference]] = {}
+    rejections: dict[str, Rejection] = {}
     for batch in first_pass(job):
         assert batch.num_documents == sum(map(len, batch.by_split.values())) + len(batch.rejections)
         for split, found in batch.by_split.items():

@@ -241,7 +241,7 @@ def test_a_table_that_changes_between_the_passes(tmp_path: Path) -> None:
 
 
 def test_all_kinds_of_input_in_one_job(tmp_path: Path) -> None:
-    inputs = [
+    inputs: list[Path | InputSpec] = [
         write_tree(tmp_path / "tree", {"体育/1.txt": "一山"}),
         InputSpec(str(write_zip(tmp_path / "a.zip", {"科技/1.txt": "二山"})), "dev"),
         write_lines(tmp_path / "t.tsv", ["三山\t股票"]),

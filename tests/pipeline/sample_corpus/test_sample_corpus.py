@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -204,7 +205,7 @@ def test_sections_and_neighbours_name_real_topics() -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_documents": 0}, {"num_documents": 5, "seed": -1}, {"num_workers": 0}])
-def test_bad_numbers_are_refused(tmp_path: Path, options: dict[str, int]) -> None:
+def test_bad_numbers_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected a number of at least"):
         write_sample_corpus(str(tmp_path / "corpus"), **{"num_documents": 5, **options})
     assert os.listdir(tmp_path) == []
@@ -287,7 +288,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pyt
 
 def test_command_with_several_workers(tmp_path: Path) -> None:
     """As a process of its own, whose workers must find what they run."""
-    command = [sys.executable, "-m", "pipeline.sample_corpus", "--output", tmp_path / "corpus", "--documents", "30"]
-    subprocess.run([*command, "--workers", "2"], cwd=REPOSITORY, check=True)
+    command = [sys.executable, "-m", "pipeline.sample_corpus", "--output", str(tmp_path / "corpus")]
+    subprocess.run([*command, "--documents", "30", "--workers", "2"], cwd=REPOSITORY, check=True)
     write_sample_corpus(str(tmp_path / "alone"), num_documents=30)
     assert read_tree(tmp_path / "corpus") == read_tree(tmp_path / "alone")

@@ -566,7 +566,7 @@ def test_a_closed_pipe_does_not_make_a_damaged_dataset_clean(plain: Path) -> Non
     shards_of(plain)[0].write_bytes(b"")
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "pipeline.verify", plain]
+    command = [sys.executable, "-m", "pipeline.verify", str(plain)]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
