@@ -15,12 +15,13 @@ class Job:
     """One job: its options and what they refer to; workers get it with their steps.
 
     Attributes:
-        config: the options, with the absolute path of the output, and `cased` resolved.
+        config: the options, with the absolute path of the output.
         sources: where documents come from, with absolute paths.
         taxonomy: category → parent, with `--second_label taxonomy`.
         category_names: the categories in id order, where they are given.
         vocab_content: bytes of the vocabulary, so that workers need no file.
         vocab_size: number of its tokens.
+        cased: whether letter case and accents are kept.
     """
 
     config: PreprocessConfig
@@ -29,6 +30,7 @@ class Job:
     category_names: LabelMap | None
     vocab_content: bytes
     vocab_size: int
+    cased: bool
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -42,4 +44,4 @@ class Job:
     def make_tokenizer(self) -> Tokenizer:
         """Return the job's tokenizer; building its tables takes a third of a second."""
         vocab = parse_vocab(self.vocab_content, self.config.vocab_path)
-        return Tokenizer(vocab, max_len=self.config.max_len, cased=bool(self.config.cased))
+        return Tokenizer(vocab, max_len=self.config.max_len, cased=self.cased)

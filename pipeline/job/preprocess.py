@@ -56,12 +56,13 @@ def prepare(config: PreprocessConfig) -> Job:
     sources = open_sources(config.corpus, output_dir=config.output_dir, needs_second=config.second_label == "column")
     return Job(
         # Workers may have another current directory.
-        config=dataclasses.replace(config, cased=cased, output_dir=_absolute(config.output_dir)),
+        config=dataclasses.replace(config, output_dir=_absolute(config.output_dir)),
         sources=tuple(dataclasses.replace(source, path=_absolute(source.path)) for source in sources),
         taxonomy=read_taxonomy(config.taxonomy_path) if config.second_label == "taxonomy" else None,
         category_names=read_category_names(config.category_names_path) if config.category_names_path else None,
         vocab_content=file.content,
         vocab_size=len(vocab),
+        cased=cased,
     )
 
 

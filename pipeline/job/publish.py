@@ -75,7 +75,7 @@ def publish_dataset(reports: Sequence[ShardReport], *, plan: DatasetPlan, job: J
         compression=config.compression,
         vocab_sha256=FileInfo.of(VOCAB_NAME, 0, job.vocab_content).sha256,
         vocab_size=job.vocab_size,
-        cased=bool(config.cased),
+        cased=job.cased,
         labels=plan.labels,
         splits=splits,
         documents=DocumentCounts(

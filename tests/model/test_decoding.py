@@ -96,7 +96,7 @@ def test_pairs_of_a_split_and_back_again(tmp_path: Path) -> None:
     pairs = observed_pairs(info.split("train"))
     assert pairs.tolist() == [[0, 1], [2, 0], [2, 1]]
     named = name_pairs(pairs, LABELS)
-    assert named == {"a/b": ["y"], "c": ["x", "y"]}
+    assert named == {"a/b": ("y",), "c": ("x", "y")}
     assert index_pairs(named, LABELS).tolist() == pairs.tolist()
 
 

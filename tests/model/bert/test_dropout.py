@@ -249,6 +249,7 @@ _TWO_REPLICAS = """
 import json, sys
 import model
 import tensorflow as tf
+import tf_keras
 from model.classifier import build_classifier
 from model.bert.dropout import dropout_rng, keep_mask
 
