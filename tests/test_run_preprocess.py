@@ -284,7 +284,7 @@ def test_letter_case(
     write_lines(workshop.vocab, CASED_VOCAB)
     if tokenizer_config is not None:
         (workshop.root / "tokenizer_config.json").write_text(tokenizer_config)
-    write_tree(workshop.root / "cased", {"体育/1.txt": "NBA Lakers在Zürich夺冠"})
+    write_tree(workshop.root / "cased", {"体育/1.txt": "NBA Lakers在Zürich夺冠", "娱乐/1.txt": "在夺冠"})
     outcome = workshop.run(*options, "--split_weights", "train=1", inputs=(workshop.root / "cased",))
     assert outcome.status == 0
     assert (CAPITALS_WARNING in outcome.stderr) == warns == bool(outcome.stderr)
@@ -606,8 +606,10 @@ def check_after_kill(made: Workshop, former: dict[str, str]) -> None:
     made.make("--overwrite")
     assert read_dataset_info(str(made.output)).documents.read == 12_000
     assert [name for name in os.listdir(made.output) if name.startswith(".") or name.endswith(".tmp")] == []
-    # Beam leaves an empty directory of its own where temporary files go; we leave nothing.
-    assert [name for name in os.listdir(made.root / "tmp") if not name.startswith("beam-")] == []
+    # Beam leaves an empty directory where temporary files go, and a job that SIGKILL ends leaves its counts.
+    left = [name for name in os.listdir(made.root / "tmp") if not name.startswith("beam-")]
+    assert all(name.startswith("two-headed-bert-job-") for name in left)
+    assert len(left) <= 1
 
 
 @pytest.fixture(scope="module")

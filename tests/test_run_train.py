@@ -265,7 +265,7 @@ def test_mistakes_are_one_line_and_status_2(inputs: Any, tmp_path: Path) -> None
         (["--bert", str(foreign)], "the BERT directory has no vocab.txt"),
         (["--output", str(foreign)], "not a run (it holds 'thesis.txt'"),
         (["--strategy", "mirrored"], "TensorFlow sees no GPU"),
-        (["--strategy", "multi_worker"], "TF_CONFIG is not set"),
+        (["--strategy", "multi_worker"], "TF_CONFIG names no cluster"),
         (["--precision", "float16"], "--precision float16"),
     ]
     commands = [command(inputs, tmp_path / "run", *more)[2:] for more, _ in mistakes]

@@ -29,8 +29,8 @@ model.fit(train_dataset(data_dir, global_batch_size=8, seed=0, epoch=0), verbose
 from model.config import TrainConfig
 from model.trainer import train_and_evaluate
 
-config = TrainConfig(data_dir=data_dir, bert_dir=bert_dir, output_dir=output_dir, limit_steps=2)
-print(train_and_evaluate(config)["steps"])
+config = TrainConfig.from_options(data_dir=data_dir, bert_dir=bert_dir, output_dir=output_dir, limit_steps=2)
+print(train_and_evaluate(config).training.steps)
 
 from pipeline.errors import OptionError
 
