@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_installed_package_is_complete(commands: Path) -> None:
-    """Both rooms, the taxonomy and the commands' modules; nothing of the tests, and no TensorFlow."""
+    """Both packages with their data files, and the modules of the commands; no tests, and no TensorFlow."""
     found = subprocess.run(
         [commands / "python", "-m", "pip", "show", "--files", "two-headed-bert"],
         check=True,
@@ -23,12 +23,14 @@ def test_the_installed_package_is_complete(commands: Path) -> None:
         text=True,
     ).stdout
     installed = {line.strip() for line in found.split("Files:")[1].splitlines()}
-    ours = [
+    ours = {
         path.relative_to(REPOSITORY).as_posix()
-        for room in ("pipeline", "model")
-        for path in (REPOSITORY / room).glob("*.py")
-    ]
-    assert {*ours, "pipeline/thucnews_taxonomy.tsv", "run_preprocess.py", "run_train.py"} <= installed
+        for package in ("pipeline", "model")
+        for path in (REPOSITORY / package).rglob("*.*")
+        if path.suffix != ".pyc"
+    }
+    assert {"pipeline/dataset/thucnews_taxonomy.tsv", "model/report/page.css"} <= ours
+    assert {*ours, "run_preprocess.py", "run_train.py"} <= installed
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in installed)
     assert subprocess.run([commands / "python", "-c", "import tensorflow"], stderr=subprocess.DEVNULL).returncode == 1
 
