@@ -1,1 +1,1 @@
-"""The training loop and its parts: steps, optimizer, strategy, state. Imports all of `model` but the commands."""
+"""The training loop and its parts: steps, optimizer, strategy, state. Imports `model.report` and what is below it."""
